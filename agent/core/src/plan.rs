@@ -1,0 +1,171 @@
+//! Everything that should be: the *level* that reconcile brings the kernel to.
+//!
+//! A plan says what should be, never what to do. It is plain data that compares and prints, so that
+//! tests compare values and a dry run shows it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Serialize;
+use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, PolicyEntry};
+
+use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId, TableId};
+
+/// What should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Programs that should be attached.
+    pub hooks: BTreeSet<Hook>,
+    /// Interfaces that should have the guard.
+    pub guards: BTreeSet<IfIndex>,
+    /// Interfaces whose incoming packets get a mark (overlapping addresses), and which.
+    pub ingress_marks: BTreeMap<IfIndex, u32>,
+    /// Policy in force for each cgroup.
+    pub cgroups: BTreeMap<CgroupId, CgroupEntry>,
+    /// Kernel policies.
+    pub policies: BTreeMap<PolicyId, PolicyEntry>,
+    /// Choices.
+    pub choices: BTreeMap<ChoiceId, ChoiceEntry>,
+    /// Domains.
+    pub domains: BTreeMap<DomainIndex, DomainEntry>,
+    /// Addresses of each domain.
+    pub sources: BTreeSet<(DomainIndex, IpAddr)>,
+    /// On-link prefixes and own addresses of the host.
+    pub locals: BTreeMap<IpNet, Local>,
+    /// Rules, in the kernel's order.
+    pub rules: BTreeSet<Rule>,
+    /// Routes of the domains' tables.
+    pub routes: BTreeSet<TableRoute>,
+    /// Settings under /proc/sys that the configuration asks for, by path below it
+    /// (`net/ipv4/tcp_fwmark_accept`).
+    pub sysctls: BTreeMap<String, String>,
+}
+
+/// A kernel program that is attached once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hook {
+    /// `cgroup/sock_create`.
+    SockCreate,
+    /// `cgroup/connect4`.
+    Connect4,
+    /// `cgroup/connect6`.
+    Connect6,
+    /// `cgroup/sendmsg4`.
+    Sendmsg4,
+    /// `cgroup/sendmsg6`.
+    Sendmsg6,
+    /// `cgroup/post_bind4`.
+    PostBind4,
+    /// `cgroup/post_bind6`.
+    PostBind6,
+    /// `cgroup/bind4`.
+    Bind4,
+    /// `cgroup/bind6`.
+    Bind6,
+    /// `cgroup/setsockopt`.
+    Setsockopt,
+    /// `tp_btf/cgroup_mkdir`.
+    CgroupMkdir,
+    /// `tp_btf/cgroup_rmdir`.
+    CgroupRmdir,
+}
+
+/// An on-link prefix, or an address of the host itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Local {
+    /// An address of the host: never steered.
+    pub host: bool,
+    /// Domains on whose own link the prefix is.
+    pub domains: DomainSet,
+    /// Address of the interface that holds the prefix: source of passed datagrams.
+    pub source: Option<IpAddr>,
+}
+
+/// Address family of a rule or route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+/// A policy rule of ours (`RTM_NEWRULE`, protocol [`ROUTE_PROTOCOL`]). Its order in a set is its
+/// order in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Rule {
+    /// Family.
+    pub family: Family,
+    /// Priority.
+    pub priority: u32,
+    /// Source prefix it matches.
+    pub from: Option<IpNet>,
+    /// Destination prefix it matches.
+    pub to: Option<IpNet>,
+    /// Mark and mask it matches.
+    pub fwmark: Option<(u32, u32)>,
+    /// UDP source and destination port it matches (DHCP).
+    pub udp_ports: Option<(u16, u16)>,
+    /// What it does.
+    pub action: RuleAction,
+}
+
+/// What a rule of ours does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleAction {
+    /// Looks a table up.
+    Lookup {
+        /// The table.
+        table: TableId,
+        /// Results with a prefix this short or shorter do not count (`suppress_prefixlength`).
+        suppress_prefix_len: Option<u32>,
+    },
+    /// Goes on at a later priority.
+    Goto(u32),
+    /// Does nothing: a target for [`RuleAction::Goto`].
+    Nop,
+    /// Refuses with `ENETUNREACH`.
+    Unreachable,
+}
+
+/// A route in a domain's table (protocol [`ROUTE_PROTOCOL`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct TableRoute {
+    /// The domain's table.
+    pub table: TableId,
+    /// Destination.
+    pub destination: IpNet,
+    /// Metric.
+    pub metric: u32,
+    /// Where it leads.
+    pub target: RouteTarget,
+}
+
+/// Where a route of ours leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RouteTarget {
+    /// Out of an interface.
+    Unicast {
+        /// The interface.
+        interface: IfIndex,
+        /// Gateway; none: on-link.
+        gateway: Option<IpAddr>,
+        /// Take the gateway for on-link.
+        onlink: bool,
+        /// Preferred source.
+        prefsrc: Option<IpAddr>,
+        /// Path MTU, if set.
+        mtu: Option<u32>,
+    },
+    /// `unreachable`.
+    Unreachable,
+}
+
+/// Routing protocol number that marks the agent's own rules and routes (`RTA_PROTOCOL`,
+/// `FRA_PROTOCOL`): free in iproute2's `rt_protos`.
+pub const ROUTE_PROTOCOL: u8 = 83;

@@ -1,0 +1,44 @@
+//! Types that both sides of a kernel map share, and nothing else.
+//!
+//! Every type is plain old data without padding: the agent writes it with [`bytemuck`], the kernel
+//! programs read it in place. Integers are in host byte order, addresses in network byte order.
+//! A change of any layout here changes [`LAYOUT_VERSION`], and with it the directory of the pins.
+#![cfg_attr(not(feature = "std"), no_std)]
+
+mod event;
+mod flow;
+mod mark;
+mod policy;
+
+pub use event::{CgroupEvent, EventKind, GuardEvent, NAME_LEN, guard_reason};
+pub use flow::{FlowState, flow_flags};
+pub use mark::{MarkMask, MarkMaskError};
+pub use policy::{
+    CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, IFNAME_LEN, LocalEntry, LocalKey4, LocalKey6,
+    PolicyEntry, SourceKey, cgroup_flags, counter, domain_flags, local_flags, policy_flags,
+    verdict,
+};
+
+/// Version of every layout in this crate; part of the pin path.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Cgroups that may have an entry at one time (`CGROUPS`).
+pub const MAX_CGROUPS: u32 = 262_144;
+/// Kernel policies, index 0 unused (`POLICIES`).
+pub const MAX_POLICIES: u32 = 131_072;
+/// Choices, index 0 unused (`CHOICES`).
+pub const MAX_CHOICES: u32 = 131_072;
+/// Domain indices, 0 unused (`DOMAINS`). A [`DomainSet`] has one bit for each.
+pub const MAX_DOMAINS: u32 = 256;
+/// Pairs of domain and source address (`SOURCES`).
+pub const MAX_SOURCES: u32 = 8_192;
+/// On-link prefixes and own addresses of the host, each family (`LOCALS4`, `LOCALS6`).
+pub const MAX_LOCALS: u32 = 8_192;
+/// Bytes of the event ring (`EVENTS`).
+pub const EVENT_RING_BYTES: u32 = 1 << 20;
+
+/// Errno that a refused flow sees when no domain fits: `ENETUNREACH`, the same that an
+/// `unreachable` rule gives.
+pub const ERRNO_NO_DOMAIN: i32 = 101;
+/// Errno that a refused operation sees when the policy does not allow it: `EPERM`.
+pub const ERRNO_NOT_ALLOWED: i32 = 1;

@@ -1,0 +1,201 @@
+//! What the maps say: cgroup -> policy -> choice -> domain.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Length of an interface's name with its terminating zero (`IFNAMSIZ`).
+pub const IFNAME_LEN: usize = 16;
+
+/// Value of `CGROUPS` (hash; key: cgroup id, `u64`): the policy in force for a cgroup.
+///
+/// Every cgroup below one with a policy has an entry of its own, so the datapath looks one id up and
+/// never walks ancestors. A new cgroup gets its parent's entry in the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct CgroupEntry {
+    /// Index into `POLICIES`; 0: no policy.
+    pub policy: u32,
+    /// Bits of [`cgroup_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`CgroupEntry::flags`].
+pub mod cgroup_flags {
+    /// The agent has not decided yet: the cgroup is closed.
+    pub const UNDECIDED: u32 = 1 << 0;
+    /// A strict glob may match a child: a new child starts [`UNDECIDED`] and [`CHILDREN_UNDECIDED`]
+    /// is not inherited.
+    pub const CHILDREN_UNDECIDED: u32 = 1 << 1;
+    /// As [`CHILDREN_UNDECIDED`], at any depth below (`**`): inherited.
+    pub const DESCENDANTS_UNDECIDED: u32 = 1 << 2;
+    /// The agent's own cgroup: exempt, and its children inherit nothing.
+    pub const EXEMPT: u32 = 1 << 3;
+}
+
+/// Value of `POLICIES` (array).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct PolicyEntry {
+    /// Index into `CHOICES`; 0: none, treated as [`verdict::PASS`], or closed when strict.
+    pub choice: u32,
+    /// Bits of [`policy_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`PolicyEntry::flags`].
+pub mod policy_flags {
+    /// Flows leave by the policy's domains or not at all.
+    pub const STRICT: u32 = 1 << 0;
+    /// Destinations on-link at another interface are left to the host's routing
+    /// (`local-networks = "pass"`).
+    pub const LOCAL_PASS: u32 = 1 << 1;
+}
+
+/// Value of `CHOICES` (array): what was decided for every policy with the same inputs to selection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ChoiceEntry {
+    /// One of [`verdict`].
+    pub verdict: u32,
+    /// Index into `DOMAINS`. With [`verdict::BLOCK`] the domain whose mark new sockets get all the
+    /// same (its table says unreachable), or 0.
+    pub domain: u32,
+}
+
+/// Values of [`ChoiceEntry::verdict`].
+pub mod verdict {
+    /// Left to the host's ordinary routing.
+    pub const PASS: u32 = 0;
+    /// Put on the domain.
+    pub const STEER: u32 = 1;
+    /// Refused at once.
+    pub const BLOCK: u32 = 2;
+}
+
+/// Value of `DOMAINS` (array): where a domain's flows go.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct DomainEntry {
+    /// The domain's mark, inside the mask.
+    pub mark: u32,
+    /// Its interface; 0: gone.
+    pub ifindex: u32,
+    /// Bits of [`domain_flags`].
+    pub flags: u32,
+    /// Preferred IPv4 source, network byte order.
+    pub source4: [u8; 4],
+    /// Preferred IPv6 source, network byte order.
+    pub source6: [u8; 16],
+    /// Name of the interface, zero-terminated.
+    pub ifname: [u8; IFNAME_LEN],
+}
+
+/// Bits of [`DomainEntry::flags`].
+pub mod domain_flags {
+    /// The domain has an IPv4 source and a table.
+    pub const IPV4: u32 = 1 << 0;
+    /// The domain has an IPv6 source and a table.
+    pub const IPV6: u32 = 1 << 1;
+}
+
+/// Key of `SOURCES` (hash; value: `u8`, always 1): an address that belongs to a domain.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+pub struct SourceKey {
+    /// Index of the domain.
+    pub domain: u32,
+    /// The address in network byte order; IPv4 as v4-mapped IPv6.
+    pub address: [u8; 16],
+}
+
+/// Key of `LOCALS4` (LPM trie), as the kernel lays it out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+pub struct LocalKey4 {
+    /// Length of the prefix in bits.
+    pub prefix_len: u32,
+    /// Network byte order.
+    pub address: [u8; 4],
+}
+
+/// Key of `LOCALS6` (LPM trie), as the kernel lays it out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+pub struct LocalKey6 {
+    /// Length of the prefix in bits.
+    pub prefix_len: u32,
+    /// Network byte order.
+    pub address: [u8; 16],
+}
+
+/// Value of `LOCALS4` and `LOCALS6`: an on-link prefix or an address of the host itself.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct LocalEntry {
+    /// Domains on whose own link the prefix is too: their flows are steered.
+    pub domains: DomainSet,
+    /// Bits of [`local_flags`].
+    pub flags: u32,
+    /// Source for datagrams of marked sockets to this prefix that are passed: the holding interface's
+    /// address (IPv4 in the first four bytes), or zero.
+    pub source: [u8; 16],
+}
+
+/// Bits of [`LocalEntry::flags`].
+pub mod local_flags {
+    /// The destination is the host itself: never steered.
+    pub const HOST: u32 = 1 << 0;
+}
+
+/// A set of domain indices, one bit each.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct DomainSet(pub [u32; 8]);
+
+impl DomainSet {
+    /// Adds `index`; indices from 256 on do not exist and are ignored.
+    pub const fn insert(&mut self, index: u16) {
+        if index < 256 {
+            self.0[(index >> 5) as usize] |= 1 << (index & 31);
+        }
+    }
+
+    /// Whether `index` is in the set.
+    pub const fn contains(&self, index: u16) -> bool {
+        self.0[(index as usize >> 5) & 7] >> (index & 31) & 1 == 1
+    }
+}
+
+/// Slots of `COUNTERS` (per-CPU array of `u64`).
+pub mod counter {
+    /// Flows put on a domain by `connect`.
+    pub const CONNECT_STEERED: u32 = 0;
+    /// Flows refused by `connect` or `sendmsg`: no domain fits.
+    pub const REFUSED: u32 = 1;
+    /// `bpf_bind` failed: the source could not be set.
+    pub const SOURCE_FAILED: u32 = 2;
+    /// Options and binds that a strict policy refused.
+    pub const NOT_ALLOWED: u32 = 3;
+    /// Packets of strict policies that the guard let through.
+    pub const GUARD_PASSED: u32 = 4;
+    /// Packets of strict policies that the guard dropped.
+    pub const GUARD_DROPPED: u32 = 5;
+    /// Events that did not fit the ring.
+    pub const EVENTS_LOST: u32 = 6;
+    /// Socket storage that could not be had.
+    pub const STORAGE_FAILED: u32 = 7;
+    /// New cgroups whose entry could not be written (the map is full).
+    pub const CGROUPS_FULL: u32 = 8;
+    /// Number of counters.
+    pub const COUNT: u32 = 16;
+}
+
+const _: () = {
+    assert!(size_of::<CgroupEntry>() == 8);
+    assert!(size_of::<PolicyEntry>() == 8);
+    assert!(size_of::<ChoiceEntry>() == 8);
+    assert!(size_of::<DomainEntry>() == 48);
+    assert!(size_of::<SourceKey>() == 20);
+    assert!(size_of::<LocalKey4>() == 8);
+    assert!(size_of::<LocalKey6>() == 20);
+    assert!(size_of::<LocalEntry>() == 52);
+};

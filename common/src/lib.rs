@@ -34,6 +34,8 @@ pub const MAX_DOMAINS: u32 = 256;
 pub const MAX_SOURCES: u32 = 8_192;
 /// On-link prefixes and own addresses of the host, each family (`LOCALS4`, `LOCALS6`).
 pub const MAX_LOCALS: u32 = 8_192;
+/// Interfaces whose packets are marked on arrival (`INGRESS`).
+pub const MAX_INGRESS: u32 = 1_024;
 /// Bytes of the event ring (`EVENTS`).
 pub const EVENT_RING_BYTES: u32 = 1 << 20;
 

@@ -1,2 +1,50 @@
-//! x
-fn main(){}
+//! steer's development commands: `cargo xtask COMMAND`.
+//!
+//! One module per command; this file only tells them apart.
+
+mod bench;
+mod build;
+mod cargo;
+mod conformance;
+mod demo;
+mod lint;
+mod process;
+mod progress;
+mod setup;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about = "steer's development commands")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find or install what building and testing need
+    Setup,
+    /// Build the release binary, kernel programs embedded
+    Build,
+    /// Steer real programs in a small internet of network namespaces
+    Demo,
+    /// Run every test on the real kernel and write docs/conformance.md
+    Test(test::Args),
+    /// Check format, lints, docs, kernel programs, module borders and links
+    Lint(lint::Args),
+    /// Measure steer beside the unsteered host and write docs/benchmarks.md
+    Bench(bench::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Setup => setup::run(),
+        Command::Build => build::run().map(drop),
+        Command::Demo => demo::run(),
+        Command::Test(args) => test::run(&args),
+        Command::Lint(args) => lint::run(&args),
+        Command::Bench(args) => bench::run(&args),
+    }
+}

@@ -1,0 +1,297 @@
+//! The difference between what is and what should be, in an order that leaks nothing on the way.
+//!
+//! What flows need is there before anything sends them to it: routes, rules and domains, then
+//! choices and policies, then programs, then cgroups. What goes, goes in the reverse order. So a
+//! reconcile that is cut short at any step leaves every flow on its old decision or on its new one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, PolicyEntry};
+
+use crate::engine::Changes;
+use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId, TableId};
+use crate::plan::{Hook, Local, Plan, Rule, TableRoute};
+
+/// One idempotent change of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Writes a setting below /proc/sys.
+    SetSysctl(String, String),
+    /// Gives a setting its old value back.
+    RestoreSysctl(String),
+    /// Adds a route, or replaces the one with its table, destination and metric.
+    AddRoute(TableRoute),
+    /// Removes a route.
+    DeleteRoute(TableRoute),
+    /// Adds a rule.
+    AddRule(Rule),
+    /// Removes a rule.
+    DeleteRule(Rule),
+    /// Adds an address of a domain.
+    AddSource(DomainIndex, IpAddr),
+    /// Removes an address of a domain.
+    RemoveSource(DomainIndex, IpAddr),
+    /// Writes an on-link prefix.
+    SetLocal(IpNet, Local),
+    /// Removes an on-link prefix.
+    RemoveLocal(IpNet),
+    /// Writes a domain.
+    SetDomain(DomainIndex, DomainEntry),
+    /// Clears a domain.
+    ClearDomain(DomainIndex),
+    /// Writes a choice.
+    SetChoice(ChoiceId, ChoiceEntry),
+    /// Clears a choice.
+    ClearChoice(ChoiceId),
+    /// Writes a policy.
+    SetPolicy(PolicyId, PolicyEntry),
+    /// Clears a policy.
+    ClearPolicy(PolicyId),
+    /// Attaches a program.
+    Attach(Hook),
+    /// Detaches a program.
+    Detach(Hook),
+    /// Attaches the guard to an interface.
+    Guard(IfIndex),
+    /// Detaches the guard from an interface.
+    Unguard(IfIndex),
+    /// Marks what comes in by an interface.
+    MarkIngress(IfIndex, u32),
+    /// Marks it no longer.
+    UnmarkIngress(IfIndex),
+    /// Writes the policy in force for a cgroup.
+    SetCgroup(CgroupId, CgroupEntry),
+    /// Removes a cgroup's entry.
+    RemoveCgroup(CgroupId),
+}
+
+/// What a comparison looks at.
+#[derive(Clone, Copy, Debug)]
+pub enum Scope<'a> {
+    /// Every object.
+    All,
+    /// The objects that may have changed.
+    Changed(&'a Changes),
+}
+
+/// The steps from `is` to `wanted`, in order. Empty if and only if the two are equal within `scope`.
+pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Vec<Step> {
+    let mut grow = Vec::new();
+    let mut shrink = Vec::new();
+    let network = match scope {
+        Scope::All => true,
+        Scope::Changed(changes) => changes.network,
+    };
+
+    if network {
+        for (path, value) in changed(&is.sysctls, &wanted.sysctls) {
+            grow.push(Step::SetSysctl(path.clone(), value.clone()));
+        }
+        grow.extend(wanted.routes.difference(&is.routes).copied().map(Step::AddRoute));
+        grow.extend(wanted.rules.difference(&is.rules).copied().map(Step::AddRule));
+        for &(domain, ip) in wanted.sources.difference(&is.sources) {
+            grow.push(Step::AddSource(domain, ip));
+        }
+        for (&prefix, &local) in changed(&is.locals, &wanted.locals) {
+            grow.push(Step::SetLocal(prefix, local));
+        }
+        for (&index, &entry) in changed(&is.domains, &wanted.domains) {
+            grow.push(Step::SetDomain(index, entry));
+        }
+    }
+
+    let (set, gone) = match scope {
+        Scope::All => compare_all(&is.choices, &wanted.choices),
+        Scope::Changed(c) => compare(&is.choices, &wanted.choices, &c.choices),
+    };
+    grow.extend(set.into_iter().map(|(id, entry)| Step::SetChoice(id, entry)));
+    let gone_choices = gone;
+    let (set, gone) = match scope {
+        Scope::All => compare_all(&is.policies, &wanted.policies),
+        Scope::Changed(c) => compare(&is.policies, &wanted.policies, &c.policies),
+    };
+    grow.extend(set.into_iter().map(|(id, entry)| Step::SetPolicy(id, entry)));
+    let gone_policies = gone;
+
+    if network {
+        for (&interface, &mark) in changed(&is.ingress_marks, &wanted.ingress_marks) {
+            grow.push(Step::MarkIngress(interface, mark));
+        }
+        grow.extend(wanted.guards.difference(&is.guards).copied().map(Step::Guard));
+        grow.extend(wanted.hooks.difference(&is.hooks).copied().map(Step::Attach));
+    }
+
+    let (set, gone) = match scope {
+        Scope::All => compare_all(&is.cgroups, &wanted.cgroups),
+        Scope::Changed(c) => compare(&is.cgroups, &wanted.cgroups, &c.cgroups),
+    };
+    grow.extend(set.into_iter().map(|(id, entry)| Step::SetCgroup(id, entry)));
+    shrink.extend(gone.into_iter().map(Step::RemoveCgroup));
+
+    if network {
+        shrink.extend(is.hooks.difference(&wanted.hooks).copied().map(Step::Detach));
+        shrink.extend(is.guards.difference(&wanted.guards).copied().map(Step::Unguard));
+        for &interface in missing(&is.ingress_marks, &wanted.ingress_marks) {
+            shrink.push(Step::UnmarkIngress(interface));
+        }
+    }
+    shrink.extend(gone_policies.into_iter().map(Step::ClearPolicy));
+    shrink.extend(gone_choices.into_iter().map(Step::ClearChoice));
+    if network {
+        for &index in missing(&is.domains, &wanted.domains) {
+            shrink.push(Step::ClearDomain(index));
+        }
+        for &prefix in missing(&is.locals, &wanted.locals) {
+            shrink.push(Step::RemoveLocal(prefix));
+        }
+        for &(domain, ip) in is.sources.difference(&wanted.sources) {
+            shrink.push(Step::RemoveSource(domain, ip));
+        }
+        shrink.extend(is.rules.difference(&wanted.rules).copied().map(Step::DeleteRule));
+        // A route with the key of a wanted one was replaced by it: the kernel compares no more than
+        // the key and the next hop when it deletes (ip6_route_del), so deleting it by name would hit
+        // its successor.
+        let kept: BTreeSet<_> = wanted.routes.iter().map(route_key).collect();
+        for &route in is.routes.difference(&wanted.routes) {
+            if !kept.contains(&route_key(&route)) {
+                shrink.push(Step::DeleteRoute(route));
+            }
+        }
+        for path in missing(&is.sysctls, &wanted.sysctls) {
+            shrink.push(Step::RestoreSysctl(path.clone()));
+        }
+    }
+    grow.append(&mut shrink);
+    grow
+}
+
+impl Plan {
+    /// What is, after `step` was done.
+    pub fn record(&mut self, step: &Step) {
+        match step {
+            Step::SetSysctl(path, value) => {
+                self.sysctls.insert(path.clone(), value.clone());
+            }
+            Step::RestoreSysctl(path) => {
+                self.sysctls.remove(path);
+            }
+            Step::AddRoute(route) => {
+                let key = route_key(route);
+                self.routes.retain(|r| route_key(r) != key);
+                self.routes.insert(*route);
+            }
+            Step::DeleteRoute(route) => {
+                self.routes.remove(route);
+            }
+            Step::AddRule(rule) => {
+                self.rules.insert(*rule);
+            }
+            Step::DeleteRule(rule) => {
+                self.rules.remove(rule);
+            }
+            Step::AddSource(domain, ip) => {
+                self.sources.insert((*domain, *ip));
+            }
+            Step::RemoveSource(domain, ip) => {
+                self.sources.remove(&(*domain, *ip));
+            }
+            Step::SetLocal(prefix, local) => {
+                self.locals.insert(*prefix, *local);
+            }
+            Step::RemoveLocal(prefix) => {
+                self.locals.remove(prefix);
+            }
+            Step::SetDomain(index, entry) => {
+                self.domains.insert(*index, *entry);
+            }
+            Step::ClearDomain(index) => {
+                self.domains.remove(index);
+            }
+            Step::SetChoice(id, entry) => {
+                self.choices.insert(*id, *entry);
+            }
+            Step::ClearChoice(id) => {
+                self.choices.remove(id);
+            }
+            Step::SetPolicy(id, entry) => {
+                self.policies.insert(*id, *entry);
+            }
+            Step::ClearPolicy(id) => {
+                self.policies.remove(id);
+            }
+            Step::Attach(hook) => {
+                self.hooks.insert(*hook);
+            }
+            Step::Detach(hook) => {
+                self.hooks.remove(hook);
+            }
+            Step::Guard(interface) => {
+                self.guards.insert(*interface);
+            }
+            Step::Unguard(interface) => {
+                self.guards.remove(interface);
+            }
+            Step::MarkIngress(interface, mark) => {
+                self.ingress_marks.insert(*interface, *mark);
+            }
+            Step::UnmarkIngress(interface) => {
+                self.ingress_marks.remove(interface);
+            }
+            Step::SetCgroup(id, entry) => {
+                self.cgroups.insert(*id, *entry);
+            }
+            Step::RemoveCgroup(id) => {
+                self.cgroups.remove(id);
+            }
+        }
+    }
+}
+
+fn route_key(route: &TableRoute) -> (TableId, IpNet, u32) {
+    (route.table, route.destination, route.metric)
+}
+
+/// Entries of `wanted` that `is` has not, or has otherwise.
+fn changed<'a, K: Ord, V: PartialEq>(
+    is: &'a BTreeMap<K, V>,
+    wanted: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    wanted.iter().filter(|(key, value)| is.get(key) != Some(value))
+}
+
+/// Keys of `is` that `wanted` has not.
+fn missing<'a, K: Ord, V>(
+    is: &'a BTreeMap<K, V>,
+    wanted: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = &'a K> {
+    is.keys().filter(|key| !wanted.contains_key(key))
+}
+
+fn compare_all<K: Ord + Copy, V: PartialEq + Copy>(
+    is: &BTreeMap<K, V>,
+    wanted: &BTreeMap<K, V>,
+) -> (Vec<(K, V)>, Vec<K>) {
+    (
+        changed(is, wanted).map(|(k, v)| (*k, *v)).collect(),
+        missing(is, wanted).copied().collect(),
+    )
+}
+
+fn compare<K: Ord + Copy, V: PartialEq + Copy>(
+    is: &BTreeMap<K, V>,
+    wanted: &BTreeMap<K, V>,
+    keys: &BTreeSet<K>,
+) -> (Vec<(K, V)>, Vec<K>) {
+    let mut set = Vec::new();
+    let mut gone = Vec::new();
+    for key in keys {
+        match (is.get(key), wanted.get(key)) {
+            (old, Some(new)) if old != Some(new) => set.push((*key, *new)),
+            (Some(_), None) => gone.push(*key),
+            _ => {}
+        }
+    }
+    (set, gone)
+}

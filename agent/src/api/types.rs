@@ -1,0 +1,184 @@
+//! What the API shows of policies, domains and the agent, as it stands on the wire.
+//!
+//! Every field is always present (`null` where there is nothing to say), and lists are sorted by
+//! name, so that two answers can be compared.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use zlink::introspect::CustomType;
+
+/// Who wrote a policy or a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[serde(rename_all = "lowercase")]
+#[zlink(rename_all = "lowercase")]
+pub enum Origin {
+    /// An application, for itself.
+    App,
+    /// A user, over the API.
+    User,
+    /// The host's administrator, in a file or as root over the API.
+    Admin,
+    /// The operator of a fleet.
+    Operator,
+    /// The agent itself: found on the host or built in.
+    Default,
+}
+
+/// What becomes of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[serde(rename_all = "lowercase")]
+#[zlink(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It leaves by a domain.
+    Steer,
+    /// It is refused at once, with an error.
+    Block,
+    /// It is left to the host's ordinary routing.
+    Pass,
+}
+
+/// What becomes of a policy's flows when none of its domains fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[serde(rename_all = "lowercase")]
+#[zlink(rename_all = "lowercase")]
+pub enum Otherwise {
+    /// They are refused.
+    Block,
+    /// They are left to the host's ordinary routing.
+    Pass,
+    /// The policy decides that would apply if this one did not exist.
+    Next,
+}
+
+/// What becomes of flows to networks that other interfaces are attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[serde(rename_all = "lowercase")]
+#[zlink(rename_all = "lowercase")]
+pub enum LocalNetworks {
+    /// They are left to the host's ordinary routing.
+    Pass,
+    /// They are steered like all others.
+    Steer,
+}
+
+/// A domain that a policy may use, and what the agent made of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+pub struct Candidate {
+    /// Name of the domain.
+    pub domain: String,
+    /// Whether it is the one taken.
+    pub taken: bool,
+    /// Why it was taken or not.
+    pub reason: String,
+}
+
+/// What the agent chose for a policy now, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[zlink(rename = "Decision")]
+pub struct DecisionView {
+    /// What becomes of the policy's flows.
+    pub verdict: Verdict,
+    /// The domain that they leave by.
+    pub domain: Option<String>,
+    /// Name of that domain's interface.
+    pub interface: Option<String>,
+    /// Source address of their IPv4 packets.
+    pub source4: Option<String>,
+    /// Source address of their IPv6 packets.
+    pub source6: Option<String>,
+    /// Why, in one sentence.
+    pub reason: String,
+    /// The domains looked at, in the policy's order.
+    pub candidates: Vec<Candidate>,
+}
+
+/// A policy and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[zlink(rename = "Policy")]
+pub struct PolicyView {
+    /// Name of the policy.
+    pub name: String,
+    /// Who wrote it.
+    pub origin: Origin,
+    /// Cgroup paths and patterns that it matches, as in /proc/PID/cgroup.
+    pub cgroup: Vec<String>,
+    /// Units that it matches.
+    pub unit: Vec<String>,
+    /// Domains and groups that it may use, in this order.
+    pub use_: Vec<String>,
+    /// Whether its flows leave by its domains or not at all.
+    pub strict: bool,
+    /// What becomes of its flows when no domain fits.
+    pub otherwise: Otherwise,
+    /// What becomes of its flows to other interfaces' networks.
+    pub local_networks: LocalNetworks,
+    /// Which policy wins on the same cgroup: the higher.
+    pub priority: i64,
+    /// Whether it is kept in a file over a restart of the host.
+    pub saved: bool,
+    /// Number of cgroups on which it is in force.
+    pub cgroups: u64,
+    /// What was chosen for it.
+    pub decision: DecisionView,
+    /// Why it is not in force although it is valid: in the kernel's words.
+    pub quarantined: Option<String>,
+}
+
+/// A provisioning domain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[zlink(rename = "Domain")]
+pub struct DomainView {
+    /// Name of the domain.
+    pub name: String,
+    /// Another name that it answers to: its interface's, when a file named it otherwise.
+    pub alias: Option<String>,
+    /// Who wrote it; `default` if it was found on the host.
+    pub origin: Origin,
+    /// Name of its interface, if that is there.
+    pub interface: Option<String>,
+    /// Index of its interface, if that is there.
+    pub ifindex: Option<u32>,
+    /// Kind of its interface: wired, wlan, cellular, vpn or other.
+    pub kind: String,
+    /// State: `up` when it can be chosen, else a word for what is missing.
+    pub state: String,
+    /// That state in one sentence.
+    pub reason: String,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+    /// Its gateways.
+    pub gateways: Vec<String>,
+    /// Its index, once a policy can choose it.
+    pub index: Option<u32>,
+    /// The mark of its flows, in hexadecimal, once a policy can choose it.
+    pub mark: Option<String>,
+    /// Its routing table, once a policy can choose it.
+    pub table: Option<u32>,
+}
+
+/// The agent and all it does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[zlink(rename = "Status")]
+pub struct StatusView {
+    /// Version of the agent, or of the command where no agent runs.
+    pub version: String,
+    /// Whether an agent runs. If not, the decisions shown are those it left in force.
+    pub agent_running: bool,
+    /// When it started: RFC 3339, UTC.
+    pub since: Option<String>,
+    /// Root of the managed cgroup tree.
+    pub cgroup_root: String,
+    /// Kernel hooks in place.
+    pub hooks: Vec<String>,
+    /// Names of the interfaces that have a guard.
+    pub guards: Vec<String>,
+    /// All policies.
+    pub policies: Vec<PolicyView>,
+    /// All domains.
+    pub domains: Vec<DomainView>,
+    /// Counters of the kernel programs, by name.
+    pub counters: BTreeMap<String, u64>,
+    /// What the administrator should know.
+    pub warnings: Vec<String>,
+}

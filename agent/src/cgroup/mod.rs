@@ -1,0 +1,273 @@
+//! The cgroup tree: where it is mounted, what is in it, and places for processes.
+
+mod placement;
+mod watch;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use steer_core::ids::CgroupId;
+use thiserror::Error;
+
+pub use placement::{OwnCgroup, Place, Placement};
+pub use watch::{EmptyWatch, populated};
+
+/// What went wrong with the cgroup tree.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// /proc/self/mountinfo could not be read.
+    #[error("read /proc/self/mountinfo")]
+    Mounts(#[source] io::Error),
+    /// No cgroup v2 mount.
+    #[error("no cgroup v2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup")]
+    NotMounted,
+    /// A cgroup could not be opened or listed.
+    #[error("read cgroup {0}")]
+    Read(PathBuf, #[source] io::Error),
+    /// A cgroup could not be made.
+    #[error("make cgroup {0}")]
+    Make(PathBuf, #[source] io::Error),
+    /// A cgroup could not be removed.
+    #[error("remove cgroup {0}")]
+    Remove(PathBuf, #[source] io::Error),
+    /// A process could not be moved.
+    #[error("move process {pid} to cgroup {path}")]
+    Move {
+        /// The process.
+        pid: i32,
+        /// Where to.
+        path: PathBuf,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A process has no cgroup in the unified hierarchy, or is gone.
+    #[error("find the cgroup of process {pid}")]
+    Process {
+        /// The process.
+        pid: i32,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A cgroup outside of the configured root.
+    #[error("cgroup {path} is not below the cgroup root {root}")]
+    Outside {
+        /// The cgroup.
+        path: PathBuf,
+        /// The root.
+        root: PathBuf,
+    },
+    /// inotify failed.
+    #[error("watch cgroup {0}")]
+    Watch(PathBuf, #[source] io::Error),
+}
+
+/// The managed part of the unified hierarchy.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    mount: PathBuf,
+    root: PathBuf,
+}
+
+/// A cgroup found by a scan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its id.
+    pub id: CgroupId,
+    /// Its parent's id; `None` for the hierarchy's own root.
+    pub parent: Option<CgroupId>,
+    /// Its directory's name; empty for the hierarchy's own root.
+    pub name: String,
+}
+
+impl Tree {
+    /// The tree below `root`, or below the hierarchy's own root.
+    ///
+    /// # Errors
+    /// No cgroup v2 mount, or `root` is not a directory in it.
+    pub fn open(root: Option<&Path>) -> Result<Self, Error> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(Error::Mounts)?;
+        let mount = find_mount(&mounts).ok_or(Error::NotMounted)?;
+        let root = match root {
+            None => mount.clone(),
+            Some(root) => {
+                let full = root
+                    .canonicalize()
+                    .map_err(|e| Error::Read(root.to_owned(), e))?;
+                if !full.starts_with(&mount) {
+                    return Err(Error::Outside {
+                        path: full,
+                        root: mount,
+                    });
+                }
+                full
+            }
+        };
+        Ok(Self { mount, root })
+    }
+
+    /// Directory of the managed root.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Id of the managed root.
+    ///
+    /// # Errors
+    /// The root is gone.
+    pub fn root_id(&self) -> Result<CgroupId, Error> {
+        id_of(&self.root)
+    }
+
+    /// Path of a directory as in /proc/PID/cgroup, without the leading slash.
+    pub fn name_of(&self, directory: &Path) -> Option<String> {
+        Some(directory.strip_prefix(&self.mount).ok()?.to_str()?.to_owned())
+    }
+
+    /// Directory of a path as in /proc/PID/cgroup.
+    pub fn directory_of(&self, name: &str) -> PathBuf {
+        self.mount.join(name.trim_start_matches('/'))
+    }
+
+    /// The managed root with its ancestors, and everything below it. Parents come before children.
+    ///
+    /// Cgroups that go while the scan runs are left out; those that come may be missing: the kernel's
+    /// events tell of them.
+    ///
+    /// # Errors
+    /// The root itself cannot be read.
+    pub fn scan(&self) -> Result<Vec<Found>, Error> {
+        let mut found = Vec::new();
+        let mut parent = None;
+        let ancestors: Vec<&Path> = self
+            .root
+            .ancestors()
+            .take_while(|p| p.starts_with(&self.mount))
+            .collect();
+        for directory in ancestors.into_iter().rev() {
+            let id = id_of(directory)?;
+            let name = if directory == self.mount {
+                String::new()
+            } else {
+                file_name(directory)
+            };
+            found.push(Found { id, parent, name });
+            parent = Some(id);
+        }
+        let mut pending = vec![(self.root.clone(), self.root_id()?)];
+        while let Some((directory, id)) = pending.pop() {
+            let entries = match fs::read_dir(&directory) {
+                Ok(entries) => entries,
+                Err(e) if directory == self.root => return Err(Error::Read(directory, e)),
+                Err(_) => continue,
+            };
+            for entry in entries.flatten() {
+                let Ok(kind) = entry.file_type() else { continue };
+                if !kind.is_dir() {
+                    continue;
+                }
+                let Ok(child) = id_of(&entry.path()) else { continue };
+                found.push(Found {
+                    id: child,
+                    parent: Some(id),
+                    name: file_name(&entry.path()),
+                });
+                pending.push((entry.path(), child));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Directory of the cgroup that a process is in.
+    ///
+    /// # Errors
+    /// The process is gone, or its cgroup is hidden (another cgroup namespace).
+    pub fn of_process(&self, pid: i32) -> Result<PathBuf, Error> {
+        let failed = |source| Error::Process { pid, source };
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(failed)?;
+        let path = text
+            .lines()
+            .find_map(|line| line.strip_prefix("0::"))
+            .filter(|path| !path.contains("/.."))
+            .ok_or_else(|| failed(io::Error::from(io::ErrorKind::NotFound)))?;
+        Ok(self.directory_of(path))
+    }
+}
+
+/// Id of the cgroup at a directory: its inode number (kernfs; 64 bits, never used twice in a boot).
+///
+/// # Errors
+/// The directory is gone.
+pub fn id_of(directory: &Path) -> Result<CgroupId, Error> {
+    fs::metadata(directory)
+        .map(|m| CgroupId(m.ino()))
+        .map_err(|e| Error::Read(directory.to_owned(), e))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// Mount point of the whole unified hierarchy (proc_pid_mountinfo(5): field 4 is the root within the
+/// file system, 5 the mount point with octal escapes, the type follows the lone hyphen).
+fn find_mount(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, fs) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ');
+        let root = fields.nth(3)?;
+        let point = fields.next()?;
+        (fs.split(' ').next() == Some("cgroup2") && root == "/").then(|| unescape(point))
+    })
+}
+
+fn unescape(field: &str) -> PathBuf {
+    let mut out = String::with_capacity(field.len());
+    let mut rest = field;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let code = rest.get(at + 1..at + 4).and_then(|c| u8::from_str_radix(c, 8).ok());
+        match code {
+            Some(byte) => {
+                out.push(char::from(byte));
+                rest = &rest[at + 4..];
+            }
+            None => {
+                out.push('\\');
+                rest = &rest[at + 1..];
+            }
+        }
+    }
+    out.push_str(rest);
+    PathBuf::from(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::find_mount;
+
+    #[test]
+    fn unified_hierarchy_is_found_wherever_it_is_mounted() {
+        let hybrid = "31 24 0:27 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      40 31 0:37 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+                      41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw";
+        assert_eq!(
+            find_mount(hybrid),
+            Some(PathBuf::from("/sys/fs/cgroup/unified"))
+        );
+        let escaped = "41 31 0:38 / /mnt/c\\040group rw - cgroup2 none rw";
+        assert_eq!(find_mount(escaped), Some(PathBuf::from("/mnt/c group")));
+    }
+
+    #[test]
+    fn a_part_of_the_hierarchy_is_not_taken_for_the_whole() {
+        let bound = "41 31 0:38 /machine.slice /mnt rw - cgroup2 none rw";
+        assert_eq!(find_mount(bound), None);
+    }
+}

@@ -1,0 +1,334 @@
+//! Brings the kernel to the plan, one idempotent step at a time: the only path to the kernel.
+//!
+//! On changes it compares the plan with what it wrote before. On the slow timer, and whenever a third
+//! party touched what is ours, it reads the kernel first: what was deleted comes back, what a dead
+//! agent left is adopted or removed.
+
+mod sysctl;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use steer_common::{LocalEntry, LocalKey4, LocalKey6, SourceKey, local_flags};
+use steer_core::engine::Changes;
+use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
+use steer_core::plan::{Hook, Local, Plan};
+use steer_core::steps::{Scope, Step, steps};
+use thiserror::Error;
+use tracing::{debug, warn};
+
+use crate::datapath::{self, Counters, Datapath};
+use crate::netlink::{self, Routing};
+
+pub use sysctl::Sysctls;
+
+/// A step that the kernel refused.
+#[derive(Debug, Error)]
+enum Refusal {
+    #[error(transparent)]
+    Datapath(#[from] datapath::Error),
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+    #[error(transparent)]
+    Sysctl(#[from] sysctl::Error),
+}
+
+/// What is could not be read.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// From the maps and links.
+    #[error("read the kernel maps")]
+    Datapath(#[from] datapath::Error),
+    /// From netlink.
+    #[error("read rules and routes")]
+    Netlink(#[from] netlink::Error),
+}
+
+/// What is, and the means to change it.
+pub struct Reconciler {
+    datapath: Datapath,
+    routing: Routing,
+    sysctls: Sysctls,
+    is: Plan,
+    /// Steps of the last run that the kernel refused, with its words.
+    refused: BTreeMap<String, String>,
+}
+
+impl Reconciler {
+    /// Takes over what is there already.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub async fn adopt(
+        datapath: Datapath,
+        routing: Routing,
+        sysctls: Sysctls,
+    ) -> Result<Self, Error> {
+        let mut reconciler = Self {
+            datapath,
+            routing,
+            sysctls,
+            is: Plan::default(),
+            refused: BTreeMap::new(),
+        };
+        reconciler.read().await?;
+        Ok(reconciler)
+    }
+
+    /// Brings what may have changed to the plan. Says whether a program was attached that was not.
+    pub async fn apply(&mut self, plan: &Plan, changes: &Changes) -> bool {
+        let todo = steps(&self.is, plan, Scope::Changed(changes));
+        self.run(&todo).await
+    }
+
+    /// Reads what is, and brings all of it to the plan.
+    ///
+    /// # Errors
+    /// What is cannot be read.
+    pub async fn apply_all(&mut self, plan: &Plan) -> Result<bool, Error> {
+        self.read().await?;
+        let todo = steps(&self.is, plan, Scope::All);
+        Ok(self.run(&todo).await)
+    }
+
+    /// Reads rules, routes and settings only, and brings them to the plan: the cheap answer to a third
+    /// party's change.
+    ///
+    /// # Errors
+    /// What is cannot be read.
+    pub async fn apply_routing(&mut self, plan: &Plan) -> Result<bool, Error> {
+        self.is.rules = self.routing.rules().await?;
+        self.is.routes = self.routing.routes().await?;
+        self.is.sysctls = self.sysctls.current();
+        let network = Changes {
+            network: true,
+            ..Changes::default()
+        };
+        Ok(self.apply(plan, &network).await)
+    }
+
+    /// What the kernel refused, by object.
+    pub fn refused(&self) -> &BTreeMap<String, String> {
+        &self.refused
+    }
+
+    /// What is.
+    pub fn is(&self) -> &Plan {
+        &self.is
+    }
+
+    /// The programs' counters.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn counters(&self) -> Result<Counters, Error> {
+        Ok(self.datapath.counters()?)
+    }
+
+    /// The values that changed settings had before.
+    pub fn original_sysctls(&self) -> &BTreeMap<String, String> {
+        self.sysctls.originals()
+    }
+
+    async fn run(&mut self, todo: &[Step]) -> bool {
+        let mut attached = false;
+        self.refused.clear();
+        for step in todo {
+            match self.step(step).await {
+                Ok(()) => {
+                    debug!(?step, "done");
+                    attached |= matches!(step, Step::Attach(_));
+                    self.is.record(step);
+                }
+                Err(refusal) => {
+                    let words = chain(&refusal);
+                    warn!(?step, "the kernel refused: {words}");
+                    self.refused.insert(format!("{step:?}"), words);
+                }
+            }
+        }
+        attached
+    }
+
+    async fn step(&mut self, step: &Step) -> Result<(), Refusal> {
+        let maps = &mut self.datapath.maps;
+        match step {
+            Step::SetSysctl(path, value) => self.sysctls.set(path, value)?,
+            Step::RestoreSysctl(path) => self.sysctls.restore(path)?,
+            Step::AddRoute(route) => self.routing.add_route(route).await?,
+            Step::DeleteRoute(route) => self.routing.delete_route(route).await?,
+            Step::AddRule(rule) => self.routing.add_rule(rule).await?,
+            Step::DeleteRule(rule) => self.routing.delete_rule(rule).await?,
+            Step::AddSource(domain, ip) => maps.sources.set(&source_key(*domain, *ip), &1)?,
+            Step::RemoveSource(domain, ip) => maps.sources.remove(&source_key(*domain, *ip))?,
+            Step::SetLocal(IpNet::V4(net), local) => {
+                maps.locals4.set(&local_key4(*net), &local_entry(local))?;
+            }
+            Step::SetLocal(IpNet::V6(net), local) => {
+                maps.locals6.set(&local_key6(*net), &local_entry(local))?;
+            }
+            Step::RemoveLocal(IpNet::V4(net)) => maps.locals4.remove(&local_key4(*net))?,
+            Step::RemoveLocal(IpNet::V6(net)) => maps.locals6.remove(&local_key6(*net))?,
+            Step::SetDomain(index, entry) => maps.domains.set(u32::from(index.0), entry)?,
+            Step::ClearDomain(index) => maps.domains.clear(u32::from(index.0))?,
+            Step::SetChoice(id, entry) => maps.choices.set(id.0, entry)?,
+            Step::ClearChoice(id) => maps.choices.clear(id.0)?,
+            Step::SetPolicy(id, entry) => maps.policies.set(id.0, entry)?,
+            Step::ClearPolicy(id) => maps.policies.clear(id.0)?,
+            Step::SetCgroup(id, entry) => maps.cgroups.set(&id.0, entry)?,
+            Step::RemoveCgroup(id) => maps.cgroups.remove(&id.0)?,
+            Step::Attach(hook) => self.datapath.set_hook(program(*hook), true)?,
+            Step::Detach(hook) => self.datapath.set_hook(program(*hook), false)?,
+            Step::Guard(interface) => self.datapath.set_guard(interface.0, true)?,
+            Step::Unguard(interface) => self.datapath.set_guard(interface.0, false)?,
+            Step::MarkIngress(interface, mark) => {
+                self.datapath.set_ingress(interface.0, Some(*mark))?;
+            }
+            Step::UnmarkIngress(interface) => self.datapath.set_ingress(interface.0, None)?,
+        }
+        Ok(())
+    }
+
+    async fn read(&mut self) -> Result<(), Error> {
+        let maps = &self.datapath.maps;
+        let mut locals = BTreeMap::new();
+        for (key, entry) in maps.locals4.entries()? {
+            let address = Ipv4Addr::from(key.address);
+            if let Some(net) = prefix_len(key.prefix_len).and_then(|l| Ipv4Net::new(address, l).ok())
+            {
+                locals.insert(IpNet::V4(net), local(&entry, false));
+            }
+        }
+        for (key, entry) in maps.locals6.entries()? {
+            let address = Ipv6Addr::from(key.address);
+            if let Some(net) = prefix_len(key.prefix_len).and_then(|l| Ipv6Net::new(address, l).ok())
+            {
+                locals.insert(IpNet::V6(net), local(&entry, true));
+            }
+        }
+        self.is = Plan {
+            hooks: self.datapath.hooks().into_iter().map(hook).collect(),
+            guards: self.datapath.guards().into_iter().map(IfIndex).collect(),
+            ingress_marks: keyed(self.datapath.ingress()?, IfIndex),
+            cgroups: keyed(maps.cgroups.entries()?, CgroupId),
+            policies: keyed(maps.policies.entries()?, PolicyId),
+            choices: keyed(maps.choices.entries()?, ChoiceId),
+            domains: maps
+                .domains
+                .entries()?
+                .into_iter()
+                .filter_map(|(index, entry)| Some((DomainIndex(u16::try_from(index).ok()?), entry)))
+                .collect(),
+            sources: maps
+                .sources
+                .entries()?
+                .into_iter()
+                .filter_map(|(key, _)| source(&key))
+                .collect::<BTreeSet<_>>(),
+            locals,
+            rules: self.routing.rules().await?,
+            routes: self.routing.routes().await?,
+            sysctls: self.sysctls.current(),
+        };
+        Ok(())
+    }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words.push_str(": ");
+        words.push_str(&error.to_string());
+        cause = error.source();
+    }
+    words
+}
+
+fn keyed<K: Ord, N, V>(entries: impl IntoIterator<Item = (N, V)>, key: fn(N) -> K) -> BTreeMap<K, V> {
+    entries.into_iter().map(|(n, v)| (key(n), v)).collect()
+}
+
+fn prefix_len(bits: u32) -> Option<u8> {
+    u8::try_from(bits).ok()
+}
+
+fn source_key(domain: DomainIndex, ip: IpAddr) -> SourceKey {
+    let address = match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    SourceKey {
+        domain: u32::from(domain.0),
+        address: address.octets(),
+    }
+}
+
+fn source(key: &SourceKey) -> Option<(DomainIndex, IpAddr)> {
+    let domain = DomainIndex(u16::try_from(key.domain).ok()?);
+    Some((domain, Ipv6Addr::from(key.address).to_canonical()))
+}
+
+fn local_key4(net: Ipv4Net) -> LocalKey4 {
+    LocalKey4 {
+        prefix_len: u32::from(net.prefix_len()),
+        address: net.network().octets(),
+    }
+}
+
+fn local_key6(net: Ipv6Net) -> LocalKey6 {
+    LocalKey6 {
+        prefix_len: u32::from(net.prefix_len()),
+        address: net.network().octets(),
+    }
+}
+
+fn local_entry(local: &Local) -> LocalEntry {
+    let mut source = [0; 16];
+    match local.source {
+        Some(IpAddr::V4(ip)) => source[..4].copy_from_slice(&ip.octets()),
+        Some(IpAddr::V6(ip)) => source = ip.octets(),
+        None => {}
+    }
+    LocalEntry {
+        domains: local.domains,
+        flags: if local.host { local_flags::HOST } else { 0 },
+        source,
+    }
+}
+
+fn local(entry: &LocalEntry, v6: bool) -> Local {
+    let [a, b, c, d, ..] = entry.source;
+    let source = if entry.source == [0; 16] {
+        None
+    } else if v6 {
+        Some(IpAddr::V6(entry.source.into()))
+    } else {
+        Some(IpAddr::V4([a, b, c, d].into()))
+    };
+    Local {
+        host: entry.flags & local_flags::HOST != 0,
+        domains: entry.domains,
+        source,
+    }
+}
+
+macro_rules! same_hooks {
+    ($($name:ident),*) => {
+        fn program(hook: Hook) -> datapath::Hook {
+            match hook { $(Hook::$name => datapath::Hook::$name,)* }
+        }
+
+        fn hook(program: datapath::Hook) -> Hook {
+            match program { $(datapath::Hook::$name => Hook::$name,)* }
+        }
+    };
+}
+
+same_hooks!(
+    SockCreate, Connect4, Connect6, Sendmsg4, Sendmsg6, PostBind4, PostBind6, Bind4, Bind6,
+    Setsockopt, CgroupMkdir, CgroupRmdir
+);

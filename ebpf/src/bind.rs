@@ -1,0 +1,56 @@
+//! `bind4`, `bind6`: a strict policy's socket may not bind another domain's address; any other socket
+//! that binds an address has chosen for itself and loses our mark.
+
+use aya_ebpf::{bindings::bpf_sock_addr, macros::cgroup_sock_addr, programs::SockAddrContext};
+use steer_common::verdict;
+
+use crate::{
+    address::Address,
+    decision::{ALLOW, refuse_not_allowed},
+    flow,
+    owner::{self, Owner},
+    sock::{self, field, is_ours, set_mark},
+};
+
+/// Entry for IPv4 addresses.
+#[cgroup_sock_addr(bind4)]
+pub fn bind4(ctx: SockAddrContext) -> i32 {
+    let ctx = ctx.sock_addr;
+    bind(ctx, Address::v4(field!(ctx, user_ip4)))
+}
+
+/// Entry for IPv6 and v4-mapped addresses.
+#[cgroup_sock_addr(bind6)]
+pub fn bind6(ctx: SockAddrContext) -> i32 {
+    let ctx = ctx.sock_addr;
+    // SAFETY: only the address is taken.
+    bind(ctx, sock::words(unsafe { &raw const (*ctx).user_ip6 }))
+}
+
+#[inline(always)]
+fn bind(ctx: *mut bpf_sock_addr, address: Address) -> i32 {
+    if address.is_unspecified() || address.is_multicast_or_broadcast() {
+        return ALLOW;
+    }
+    let socket = sock::of(ctx);
+    let caller = Owner::caller();
+    let flow = flow::get(socket);
+    if caller.is_none() && flow.is_none() || !is_ours(ctx.cast()) {
+        return ALLOW;
+    }
+    let owner = match owner::at_connect(caller, flow.as_deref()) {
+        Ok(Some(owner)) => owner,
+        Ok(None) => return ALLOW,
+        Err(owner::TwoStrictPolicies) => return refuse_not_allowed(),
+    };
+    if !owner.is_strict() {
+        // The mark of `sock_create` would lead replies of a server on that address elsewhere.
+        set_mark(ctx, socket, 0);
+        return ALLOW;
+    }
+    let choice = owner.choice();
+    let allowed = address.is_loopback()
+        || !address.is_v4() && address.is_link_local()
+        || choice.verdict == verdict::STEER && address.belongs_to(choice.domain);
+    if allowed { ALLOW } else { refuse_not_allowed() }
+}

@@ -1,0 +1,21 @@
+//! tc ingress: marks what arrives by its interface, where addresses of domains overlap.
+
+use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
+
+use crate::{
+    globals,
+    maps::INGRESS,
+    sock::{field, set_field},
+};
+
+/// Entry.
+#[classifier]
+pub fn ingress_mark(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: copied at once.
+    if let Some(&bits) = unsafe { INGRESS.get(field!(skb, ifindex)) } {
+        let mark = field!(skb, mark) & !globals::MARK_MASK.load() | bits;
+        set_field!(mark, skb, mark);
+    }
+    TC_ACT_UNSPEC
+}

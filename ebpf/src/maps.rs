@@ -1,0 +1,89 @@
+//! The maps. What they hold is described by the types of `steer-common`.
+
+use aya_ebpf::{
+    bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use steer_common::{
+    CgroupEntry, CgroupEvent, ChoiceEntry, DomainEntry, EVENT_RING_BYTES, FlowState, LocalEntry,
+    MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_INGRESS, MAX_LOCALS, MAX_POLICIES, MAX_SOURCES,
+    PolicyEntry, SourceKey, counter,
+};
+
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+/// Cgroup id -> the policy in force for it.
+#[btf_map]
+pub static CGROUPS: HashMap<u64, CgroupEntry, { MAX_CGROUPS as usize }, ON_DEMAND> = HashMap::new();
+
+/// Policy -> choice.
+#[btf_map]
+pub static POLICIES: Array<PolicyEntry, { MAX_POLICIES as usize }> = Array::new();
+
+/// Choice -> domain.
+#[btf_map]
+pub static CHOICES: Array<ChoiceEntry, { MAX_CHOICES as usize }> = Array::new();
+
+/// Domain -> mark, interface and sources.
+#[btf_map]
+pub static DOMAINS: Array<DomainEntry, { MAX_DOMAINS as usize }> = Array::new();
+
+/// All addresses of every domain.
+#[btf_map]
+pub static SOURCES: HashMap<SourceKey, u8, { MAX_SOURCES as usize }, ON_DEMAND> = HashMap::new();
+
+/// On-link prefixes and own addresses, IPv4.
+#[btf_map]
+pub static LOCALS4: LpmTrie<[u8; 4], LocalEntry, { MAX_LOCALS as usize }> = LpmTrie::new();
+
+/// On-link prefixes and own addresses, IPv6.
+#[btf_map]
+pub static LOCALS6: LpmTrie<[u8; 16], LocalEntry, { MAX_LOCALS as usize }> = LpmTrie::new();
+
+/// Interface -> mark of what arrives there.
+#[btf_map]
+pub static INGRESS: HashMap<u32, u32, { MAX_INGRESS as usize }, ON_DEMAND> = HashMap::new();
+
+/// See [`counter`].
+#[btf_map]
+pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();
+
+/// What the agent is told.
+#[btf_map]
+pub static EVENTS: RingBuf<CgroupEvent, { EVENT_RING_BYTES as usize }> = RingBuf::new();
+
+/// What sockets remember. Accepted sockets take over their listener's state, hence `BPF_F_CLONE`,
+/// which aya's own `SkStorage` cannot say.
+#[btf_map]
+pub static FLOWS: FlowStorage = FlowStorage::new();
+
+/// Definition of a socket storage map in the form that loaders read from BTF.
+#[repr(C)]
+pub struct FlowStorage {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const FlowState,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: the pointers only carry types for the loader and are never followed.
+unsafe impl Sync for FlowStorage {}
+
+impl FlowStorage {
+    const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+        }
+    }
+
+    /// The map as helpers want it.
+    pub fn as_ptr(&self) -> *mut core::ffi::c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+}

@@ -1,0 +1,128 @@
+//! What the programs read from and write to a socket.
+
+use core::{
+    ffi::c_void,
+    ptr::{addr_of, read_volatile},
+};
+
+use aya_ebpf::{
+    bindings::{SO_MARK, SOL_SOCKET, bpf_sock, bpf_sock_addr, sockaddr},
+    helpers::generated::{bpf_bind, bpf_get_netns_cookie, bpf_setsockopt},
+};
+
+use crate::{address::Address, globals};
+
+/// `AF_INET`
+pub const AF_INET: u32 = 2;
+/// `AF_INET6`
+pub const AF_INET6: u32 = 10;
+/// `AF_PACKET`
+pub const AF_PACKET: u32 = 17;
+
+/// Reads one context or socket field by itself: the verifier refuses merged loads.
+macro_rules! field {
+    ($pointer:expr, $($field:tt)+) => {{
+        // SAFETY: the verifier checks every access to a context or socket.
+        unsafe { core::ptr::read_volatile(core::ptr::addr_of!((*$pointer).$($field)+)) }
+    }};
+}
+/// Writes one context field by itself; merged stores are "dereference of modified ctx ptr".
+macro_rules! set_field {
+    ($value:expr, $pointer:expr, $($field:tt)+) => {{
+        // SAFETY: the verifier checks every access to a context.
+        unsafe { core::ptr::write_volatile(core::ptr::addr_of_mut!((*$pointer).$($field)+), $value) }
+    }};
+}
+pub(crate) use {field, set_field};
+
+/// Whether the socket of this socket program lives in the namespace that is steered.
+#[inline(always)]
+pub fn is_ours(context: *mut c_void) -> bool {
+    // SAFETY: `context` is the program's own.
+    unsafe { bpf_get_netns_cookie(context) == globals::NETNS_COOKIE.load() }
+}
+
+/// The socket of an address program.
+#[inline(always)]
+pub fn of(context: *mut bpf_sock_addr) -> *mut bpf_sock {
+    field!(context, __bindgen_anon_1.sk)
+}
+
+/// Four words one by one.
+#[inline(always)]
+pub fn words(pointer: *const [u32; 4]) -> Address {
+    // SAFETY: the verifier checks every access to a context or socket.
+    unsafe {
+        Address([
+            read_volatile(addr_of!((*pointer)[0])),
+            read_volatile(addr_of!((*pointer)[1])),
+            read_volatile(addr_of!((*pointer)[2])),
+            read_volatile(addr_of!((*pointer)[3])),
+        ])
+    }
+}
+
+/// The socket's own address as flows to `destination`'s family would have it.
+#[inline(always)]
+pub fn source(socket: *mut bpf_sock, v4: bool) -> Address {
+    if v4 {
+        Address::v4(field!(socket, src_ip4))
+    } else {
+        // SAFETY: only the address is taken; `words` reads.
+        words(unsafe { addr_of!((*socket).src_ip6) })
+    }
+}
+
+/// Puts `bits` into our part of the socket's mark and leaves the rest, with no call if it is there
+/// already. False: the kernel refused.
+#[inline(always)]
+pub fn set_mark(context: *mut bpf_sock_addr, socket: *mut bpf_sock, bits: u32) -> bool {
+    let current = field!(socket, mark);
+    let mut wanted = current & !globals::MARK_MASK.load() | bits;
+    if wanted == current {
+        return true;
+    }
+    // SAFETY: `wanted` outlives the call.
+    let result = unsafe {
+        bpf_setsockopt(
+            context.cast(),
+            SOL_SOCKET as i32,
+            SO_MARK as i32,
+            (&raw mut wanted).cast(),
+            4,
+        )
+    };
+    result == 0
+}
+
+#[repr(C)]
+struct SockaddrIn6 {
+    family: u16,
+    port: u16,
+    flowinfo: u32,
+    address: [u32; 4],
+    scope: u32,
+}
+
+/// Binds an IPv6 socket to `address` without taking a port.
+///
+/// `-EINVAL`: it has a port already; `-EADDRNOTAVAIL`: the address is not the host's.
+#[inline(always)]
+pub fn bind6(context: *mut bpf_sock_addr, address: Address) -> Result<(), i64> {
+    let mut name = SockaddrIn6 {
+        family: AF_INET6 as u16,
+        port: 0,
+        flowinfo: 0,
+        address: address.0,
+        scope: 0,
+    };
+    // SAFETY: `name` outlives the call and has the length that is told.
+    let result = unsafe {
+        bpf_bind(
+            context,
+            (&raw mut name).cast::<sockaddr>(),
+            size_of::<SockaddrIn6>() as i32,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(result) }
+}

@@ -1,0 +1,326 @@
+//! Capture of everything that crosses the uplinks, taken at the *peer's* end: what the host redirects
+//! shows there where it really went.
+//!
+//! Absence is sound because of [`Capture::drain`]: it sends a marker frame from every CPU over every
+//! uplink and waits until it has seen them all. A veth hands frames over through the sending CPU's
+//! backlog, first in, first out, so whatever was sent before has then been recorded too.
+
+use std::mem;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
+};
+use nix::unistd::Pid;
+
+use crate::link;
+use crate::namespace::Namespace;
+use crate::packet::{Direction, Packet};
+use crate::wait::DEADLINE;
+
+/// Ethertype for local experiments (IEEE 802), carried by marker frames only.
+const MARKER: u16 = 0x88b5;
+/// Room for packets that arrive while the reader is not scheduled, in bytes.
+const RECEIVE_BUFFER: usize = 64 << 20;
+
+/// A running capture on the peers' ends of all uplinks.
+#[derive(Debug)]
+pub struct Capture {
+    shared: Arc<Shared>,
+    host: Namespace,
+    stop: Option<OwnedFd>,
+    reader: Option<JoinHandle<()>>,
+    sockets: Arc<Vec<(String, OwnedFd)>>,
+    next_marker: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    seen: Mutex<Seen>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    packets: Vec<Packet>,
+    markers: Vec<(String, u64, usize)>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Capture {
+    /// Starts capturing in `peers` (uplink name, namespace); markers are sent from `host`.
+    ///
+    /// # Errors
+    /// If a packet socket cannot be opened.
+    pub(crate) fn start(host: &Namespace, peers: &[(String, Namespace)]) -> Result<Self> {
+        let mut sockets = Vec::new();
+        for (uplink, namespace) in peers {
+            sockets.push((uplink.clone(), namespace.run(open)?));
+        }
+        let sockets = Arc::new(sockets);
+        let (stopped, stop) = nix::unistd::pipe().context("make a pipe")?;
+        let shared = Arc::new(Shared::default());
+        let reader = std::thread::spawn({
+            let shared = Arc::clone(&shared);
+            let sockets = Arc::clone(&sockets);
+            move || {
+                if let Err(error) = read_all(&sockets, &stopped, &shared) {
+                    eprintln!("laboratory: capture ended: {error:#}");
+                }
+            }
+        });
+        Ok(Self {
+            shared,
+            host: host.clone(),
+            stop: Some(stop),
+            reader: Some(reader),
+            sockets,
+            next_marker: AtomicU64::new(1),
+        })
+    }
+
+    /// Packets seen so far that satisfy `wanted`, in the order they were read.
+    pub fn packets(&self, wanted: impl Fn(&Packet) -> bool) -> Vec<Packet> {
+        self.shared.lock().packets.iter().filter(|p| wanted(p)).cloned().collect()
+    }
+
+    /// Packets from or to `address`, ARP and neighbour solicitations for it included.
+    pub fn about(&self, address: IpAddr) -> Vec<Packet> {
+        self.packets(|p| p.is_about(address))
+    }
+
+    /// Number of packets seen so far: a position for [`Capture::since`].
+    pub fn position(&self) -> usize {
+        self.shared.lock().packets.len()
+    }
+
+    /// Packets seen after `position` that satisfy `wanted`.
+    pub fn since(&self, position: usize, wanted: impl Fn(&Packet) -> bool) -> Vec<Packet> {
+        let seen = self.shared.lock();
+        seen.packets.iter().skip(position).filter(|p| wanted(p)).cloned().collect()
+    }
+
+    /// Waits for a packet that satisfies `wanted`.
+    ///
+    /// # Errors
+    /// If none came before the deadline, naming `what`.
+    pub fn wait_for(&self, what: &str, wanted: impl Fn(&Packet) -> bool) -> Result<Packet> {
+        let mut found = None;
+        self.wait(what, |seen| {
+            found = seen.packets.iter().find(|p| wanted(p)).cloned();
+            found.is_some()
+        })?;
+        found.context("the packet just found")
+    }
+
+    fn wait(&self, what: &str, mut done: impl FnMut(&Seen) -> bool) -> Result<()> {
+        let end = Instant::now() + DEADLINE;
+        let mut seen = self.shared.lock();
+        while !done(&seen) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let last: Vec<String> =
+                    seen.packets.iter().rev().take(12).rev().map(ToString::to_string).collect();
+                bail!("not captured within {DEADLINE:?}: {what}; last packets:\n{}", last.join("\n"));
+            }
+            seen = self
+                .shared
+                .changed
+                .wait_timeout(seen, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        Ok(())
+    }
+
+    /// Returns when everything that the host's `interfaces` had sent before the call is recorded.
+    ///
+    /// `interfaces` are pairs of the interface and the uplink that captures it; those without carrier
+    /// are left out, for nothing can be on its way there.
+    ///
+    /// # Errors
+    /// If a marker is not seen in time, or the kernel dropped packets for want of buffer.
+    pub fn drain(&self, interfaces: &[(String, String)]) -> Result<()> {
+        let number = self.next_marker.fetch_add(1, Ordering::Relaxed);
+        let expected = self.host.run(|| {
+            let mut expected = Vec::new();
+            for cpu in cpus()? {
+                pin(cpu)?;
+                for (interface, uplink) in interfaces {
+                    if link::is_running(interface)? && send_marker(interface, number, cpu)? {
+                        expected.push((uplink.clone(), number, cpu));
+                    }
+                }
+            }
+            Ok(expected)
+        })?;
+        self.wait("the markers of a drain", |seen| {
+            expected.iter().all(|marker| seen.markers.contains(marker))
+        })?;
+        for (uplink, socket) in self.sockets.iter() {
+            let dropped = dropped(socket)?;
+            ensure!(dropped == 0, "capture of {uplink} lost {dropped} packets: its buffer was full");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(reader) = self.reader.take()
+            && reader.join().is_err()
+        {
+            eprintln!("laboratory: the capture's thread panicked");
+        }
+    }
+}
+
+/// A packet socket for all interfaces of the calling thread's namespace, those yet to come included.
+fn open() -> Result<OwnedFd> {
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        SockProtocol::EthAll,
+    )
+    .context("open packet socket")?;
+    setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).context("set receive buffer")?;
+    Ok(socket)
+}
+
+fn read_all(sockets: &[(String, OwnedFd)], stopped: &OwnedFd, shared: &Shared) -> Result<()> {
+    let mut frame = vec![0; 1 << 17];
+    loop {
+        let mut waiting: Vec<PollFd<'_>> =
+            sockets.iter().map(|(_, fd)| PollFd::new(fd.as_fd(), PollFlags::POLLIN)).collect();
+        waiting.push(PollFd::new(stopped.as_fd(), PollFlags::POLLIN));
+        match poll(&mut waiting, PollTimeout::NONE) {
+            Err(Errno::EINTR) => continue,
+            result => result.context("poll packet sockets")?,
+        };
+        let ended = waiting.last().is_some_and(|fd| fd.any().unwrap_or(true));
+        for (uplink, socket) in sockets {
+            read_one(uplink, socket, &mut frame, shared)?;
+        }
+        shared.changed.notify_all();
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+fn read_one(uplink: &str, socket: &OwnedFd, frame: &mut [u8], shared: &Shared) -> Result<()> {
+    loop {
+        let (length, from) = match recvfrom::<LinkAddr>(socket.as_raw_fd(), frame) {
+            Ok(received) => received,
+            Err(Errno::EAGAIN) => return Ok(()),
+            // The interface went down; the socket goes on when it, or another, is up.
+            Err(Errno::ENETDOWN | Errno::EINTR) => continue,
+            Err(error) => return Err(error).context("read packet socket"),
+        };
+        let Some(from) = from else { continue };
+        if from.hatype() == libc::ARPHRD_LOOPBACK {
+            continue;
+        }
+        let direction = if from.pkttype() == libc::PACKET_OUTGOING {
+            Direction::ToHost
+        } else {
+            Direction::FromHost
+        };
+        let packet = Packet::parse(uplink, direction, &frame[..length]);
+        let mut seen = shared.lock();
+        match (packet.ethertype, marker_fields(&packet.payload)) {
+            (MARKER, Some((number, cpu))) => seen.markers.push((packet.uplink, number, cpu)),
+            _ => seen.packets.push(packet),
+        }
+    }
+}
+
+fn marker_fields(payload: &[u8]) -> Option<(u64, usize)> {
+    let number = u64::from_be_bytes(*payload.first_chunk()?);
+    let cpu = u32::from_be_bytes(*payload.get(8..)?.first_chunk()?);
+    Some((number, usize::try_from(cpu).ok()?))
+}
+
+/// Sends one marker; `false` if the interface went away meanwhile.
+fn send_marker(interface: &str, number: u64, cpu: usize) -> Result<bool> {
+    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
+        .context("open packet socket")?;
+    let index = match nix::net::if_::if_nametoindex(interface) {
+        Ok(index) => i32::try_from(index).context("interface index")?,
+        Err(_) => return Ok(false),
+    };
+    let mut frame = vec![0xff; 6];
+    frame.extend([0x02, 0x5e, 0, 0, 0, 0]);
+    frame.extend(MARKER.to_be_bytes());
+    frame.extend(number.to_be_bytes());
+    frame.extend(u32::try_from(cpu).context("CPU number")?.to_be_bytes());
+    frame.resize(60, 0);
+    // SAFETY: sockaddr_ll is plain data for which all zeroes are valid.
+    let mut to: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    to.sll_family = libc::AF_PACKET as u16;
+    to.sll_ifindex = index;
+    to.sll_halen = 6;
+    to.sll_addr[..6].fill(0xff);
+    // SAFETY: the frame and the address live through the call, and their true lengths are given.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const to).cast(),
+            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+        )
+    };
+    match Errno::result(sent) {
+        Ok(_) => Ok(true),
+        Err(Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("send a marker by {interface}")),
+    }
+}
+
+/// Packets lost since the last call (`PACKET_STATISTICS`).
+fn dropped(socket: &OwnedFd) -> Result<u32> {
+    let mut statistics = [0_u32; 2];
+    let mut length = size_of_val(&statistics) as libc::socklen_t;
+    // SAFETY: tpacket_stats is two u32 (packets, drops); the buffer is that long and says so.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            statistics.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result).context("read packet statistics")?;
+    Ok(statistics[1])
+}
+
+/// CPUs that this process may run on.
+fn cpus() -> Result<Vec<usize>> {
+    let set = sched_getaffinity(Pid::from_raw(0)).context("read CPU affinity")?;
+    Ok((0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect())
+}
+
+fn pin(cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu).context("choose CPU")?;
+    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("move to CPU {cpu}"))
+}

@@ -1,0 +1,235 @@
+//! Servers in a peer's namespace that answer with the address they saw and the uplink they stand behind.
+//!
+//! They serve every local address of the namespace, and answer from the one that was asked.
+//! TCP: a JSON line for every line; a minimal HTTP answer to `GET`. UDP: a JSON line for every datagram.
+
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+    SockaddrIn6, SockaddrStorage, bind, listen, recvmsg, sendmsg, setsockopt, socket, sockopt,
+};
+
+use crate::namespace::Namespace;
+use crate::report::{Answer, DISCARD_PORT, ECHO_PORT, HTTP_PORT};
+
+/// Servers of one peer; they end when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    stop: Option<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts the servers of `uplink` in its peer's `namespace`.
+    pub(crate) fn start(uplink: &str, namespace: &Namespace) -> Result<Self> {
+        let service = namespace.run(|| Service::open(uplink))?;
+        let (stopped, stop) = nix::unistd::pipe().context("make a pipe")?;
+        let thread = std::thread::spawn(move || {
+            let uplink = service.uplink.clone();
+            if let Err(error) = service.serve(&stopped) {
+                eprintln!("laboratory: servers of {uplink} ended: {error:#}");
+            }
+        });
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            eprintln!("laboratory: a server's thread panicked");
+        }
+    }
+}
+
+struct Service {
+    uplink: String,
+    echo: OwnedFd,
+    discard: OwnedFd,
+    listeners: Vec<TcpListener>,
+    connections: Vec<Connection>,
+}
+
+struct Connection {
+    stream: TcpStream,
+    peer: SocketAddr,
+    pending: Vec<u8>,
+}
+
+impl Service {
+    fn open(uplink: &str) -> Result<Self> {
+        Ok(Self {
+            uplink: uplink.to_owned(),
+            echo: datagram_socket(ECHO_PORT)?,
+            discard: datagram_socket(DISCARD_PORT)?,
+            listeners: vec![listener(ECHO_PORT)?, listener(HTTP_PORT)?],
+            connections: Vec::new(),
+        })
+    }
+
+    fn serve(mut self, stopped: &OwnedFd) -> Result<()> {
+        loop {
+            let mut waiting: Vec<BorrowedFd<'_>> =
+                vec![stopped.as_fd(), self.echo.as_fd(), self.discard.as_fd()];
+            waiting.extend(self.listeners.iter().map(AsFd::as_fd));
+            waiting.extend(self.connections.iter().map(|c| c.stream.as_fd()));
+            let mut waiting: Vec<PollFd<'_>> =
+                waiting.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+            match poll(&mut waiting, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                result => result.context("poll sockets")?,
+            };
+            if waiting[0].any().unwrap_or(true) {
+                return Ok(());
+            }
+            self.answer_datagrams()?;
+            self.discard_datagrams();
+            self.accept();
+            let uplink = &self.uplink;
+            self.connections.retain_mut(|connection| connection.serve(uplink));
+        }
+    }
+
+    fn answer_datagrams(&self) -> Result<()> {
+        let mut buffer = [0; 4096];
+        let mut space = nix::cmsg_space!(libc::in6_pktinfo);
+        loop {
+            let mut parts = [IoSliceMut::new(&mut buffer)];
+            let received = match recvmsg::<SockaddrIn6>(
+                self.echo.as_raw_fd(),
+                &mut parts,
+                Some(&mut space),
+                MsgFlags::empty(),
+            ) {
+                Ok(received) => received,
+                Err(Errno::EAGAIN) => return Ok(()),
+                // An answer that could not be delivered is reported here; the next datagram counts.
+                Err(_) => continue,
+            };
+            let Some(from) = received.address else { continue };
+            let asked = received.cmsgs().context("read control messages")?.find_map(|m| match m {
+                ControlMessageOwned::Ipv6PacketInfo(info) => Some(info),
+                _ => None,
+            });
+            let length = received.bytes;
+            let answer = self.answer(from.into(), &buffer[..length]);
+            let mut control = Vec::new();
+            if let Some(info) = &asked {
+                control.push(ControlMessage::Ipv6PacketInfo(info));
+            }
+            // A client that is gone, or a source that cannot be answered, is the scenario's affair.
+            drop(sendmsg(
+                self.echo.as_raw_fd(),
+                &[IoSlice::new(&answer)],
+                &control,
+                MsgFlags::MSG_DONTWAIT,
+                Some(&from),
+            ));
+        }
+    }
+
+    fn discard_datagrams(&self) {
+        let mut buffer = [0; 4096];
+        while !matches!(nix::unistd::read(&self.discard, &mut buffer), Err(Errno::EAGAIN)) {}
+    }
+
+    fn answer(&self, from: SocketAddr, token: &[u8]) -> Vec<u8> {
+        answer_line(&self.uplink, from, token)
+    }
+
+    fn accept(&mut self) {
+        for listener in &self.listeners {
+            while let Ok((stream, peer)) = listener.accept() {
+                if stream.set_nonblocking(true).is_ok() {
+                    self.connections.push(Connection { stream, peer, pending: Vec::new() });
+                }
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// Answers what has come in; `false` when the connection is over.
+    fn serve(&mut self, uplink: &str) -> bool {
+        let mut buffer = [0; 4096];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return false,
+                Ok(length) => self.pending.extend_from_slice(&buffer[..length]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => return false,
+            }
+        }
+        if self.pending.starts_with(b"GET ") {
+            return self.serve_http(uplink);
+        }
+        while let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = self.pending.drain(..=end).collect();
+            let answer = answer_line(uplink, self.peer, &line[..end]);
+            if self.stream.write_all(&answer).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn serve_http(&mut self, uplink: &str) -> bool {
+        if !self.pending.windows(4).any(|w| w == b"\r\n\r\n") {
+            return true;
+        }
+        let body = answer_line(uplink, self.peer, b"http");
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n",
+            body.len()
+        );
+        // The client may have gone; either way the connection is over.
+        drop(self.stream.write_all(&[head.into_bytes(), body].concat()));
+        false
+    }
+}
+
+fn answer_line(uplink: &str, from: SocketAddr, token: &[u8]) -> Vec<u8> {
+    let answer = Answer {
+        uplink: uplink.to_owned(),
+        seen: SocketAddr::new(from.ip().to_canonical(), from.port()),
+        token: String::from_utf8_lossy(token).trim_end().to_owned(),
+    };
+    let mut line = serde_json::to_vec(&answer).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+/// A socket for both families on every local address.
+fn datagram_socket(port: u16) -> Result<OwnedFd> {
+    let socket = dual_stack(SockType::Datagram, port)?;
+    setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true).context("ask for packet information")?;
+    Ok(socket)
+}
+
+fn listener(port: u16) -> Result<TcpListener> {
+    let socket = dual_stack(SockType::Stream, port)?;
+    listen(&socket, Backlog::MAXCONN).with_context(|| format!("listen on port {port}"))?;
+    Ok(socket.into())
+}
+
+fn dual_stack(kind: SockType, port: u16) -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Inet6, kind, flags, None).context("open server socket")?;
+    setsockopt(&socket, sockopt::Ipv6V6Only, &false).context("serve both families")?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true).context("reuse the address")?;
+    let any: SocketAddr = (Ipv6Addr::UNSPECIFIED, port).into();
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(any))
+        .with_context(|| format!("bind server port {port}"))?;
+    Ok(socket)
+}

@@ -1,1 +1,10 @@
-//! lib
+//! steer: the agent and the command line, as a library; `main` only dispatches.
+
+pub mod api;
+pub mod cgroup;
+pub mod cli;
+pub mod daemon;
+pub mod datapath;
+pub mod netlink;
+pub mod reconcile;
+pub mod statefile;

@@ -38,11 +38,13 @@ fn bind(ctx: *mut bpf_sock_addr, address: Address) -> i32 {
     if caller.is_none() && flow.is_none() || !is_ours(ctx.cast()) {
         return ALLOW;
     }
-    let owner = match owner::at_connect(caller, flow.as_deref()) {
-        Ok(Some(owner)) => owner,
-        Ok(None) => return ALLOW,
-        Err(owner::TwoStrictPolicies) => return refuse_not_allowed(),
-    };
+    let owner = owner::at_connect(caller, flow.as_deref());
+    if owner.is_none() {
+        return ALLOW;
+    }
+    if owner.is_conflict() {
+        return refuse_not_allowed();
+    }
     if !owner.is_strict() {
         // The mark of `sock_create` would lead replies of a server on that address elsewhere.
         set_mark(ctx, socket, 0);

@@ -40,23 +40,22 @@ fn connect(ctx: *mut bpf_sock_addr, destination: Address) -> i32 {
     if caller.is_none() && flow.is_none() || !is_ours(ctx.cast()) {
         return ALLOW;
     }
-    let owner = match owner::at_connect(caller, flow.as_deref()) {
-        Ok(owner) => owner,
-        Err(owner::TwoStrictPolicies) => return refuse_not_allowed(),
-    };
-    let flow = match (flow, &owner) {
-        (Some(flow), _) => flow,
-        (None, Some(owner)) => match flow::get_or_create(socket, FlowState::default()) {
+    let owner = owner::at_connect(caller, flow.as_deref());
+    if owner.is_conflict() {
+        return refuse_not_allowed();
+    }
+    let flow = match flow {
+        Some(flow) => flow,
+        None => match flow::get_or_create(socket, FlowState::default()) {
             Some(flow) => flow,
             // Its source could not be told from a foreign one later.
             None if owner.is_strict() => return refuse_no_domain(),
             None => return ALLOW,
         },
-        (None, None) => return ALLOW,
     };
-    let Some(owner) = owner else {
+    if owner.is_none() {
         return pass(ctx, socket, flow, 0, false);
-    };
+    }
     let decision = decide(&owner, destination, field!(socket, bound_dev_if));
     match decision {
         Decision::Pass(_) => pass(ctx, socket, flow, owner.policy, owner.is_strict()),

@@ -46,7 +46,7 @@ pub fn guard(ctx: TcContext) -> i32 {
     }
     // SAFETY: not null.
     let full = unsafe { bpf_sk_fullsock(socket) };
-    let Some((owner, domain)) = owner(skb, full) else { return NEXT };
+    let (owner, domain) = owner(skb, full);
     if !owner.is_strict() {
         return NEXT;
     }
@@ -65,30 +65,28 @@ pub fn guard(ctx: TcContext) -> i32 {
 
 /// Whose the packet is, and the domain that its flow was put on (0: as the policy chooses now).
 ///
-/// `None`: nobody's. A packet without a socket that can be asked (RST, TIME-WAIT) is never dropped for
-/// that: it goes by rule and mark.
+/// Of a packet without a socket that can be asked (RST, TIME-WAIT) nobody is the owner: it is never
+/// dropped for that, but goes by rule and mark.
 #[inline(always)]
-fn owner(skb: *mut __sk_buff, full: *mut bpf_sock) -> Option<(Owner, u32)> {
+fn owner(skb: *mut __sk_buff, full: *mut bpf_sock) -> (Owner, u32) {
     if !full.is_null()
         && let Some(flow) = flow::get(full)
     {
         if flow.flags & flow_flags::FOREIGN != 0 {
-            return None;
+            return (Owner::NONE, 0);
         }
         if flow.flags & flow_flags::DECIDED != 0 {
-            return Owner::of_policy(flow.policy).map(|owner| (owner, flow.domain));
+            return (Owner::of_policy(flow.policy), flow.domain);
         }
         if flow.creator != 0 {
-            return Owner::of_policy(flow.creator).map(|owner| (owner, 0));
+            return (Owner::of_policy(flow.creator), 0);
         }
     }
     // Request sockets answer for their listener. 0: none; 1: the root, whose sockets are the kernel's.
     // SAFETY: the program's own packet.
     let cgroup = unsafe { bpf_skb_cgroup_id(skb) };
-    if cgroup <= 1 {
-        return None;
-    }
-    Owner::of_cgroup(cgroup).map(|owner| (owner, 0))
+    let owner = if cgroup <= 1 { Owner::NONE } else { Owner::of_cgroup(cgroup) };
+    (owner, 0)
 }
 
 /// Why a packet is dropped.

@@ -12,8 +12,9 @@ use crate::{
 #[classifier]
 pub fn ingress_mark(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
+    let ifindex = field!(skb, ifindex);
     // SAFETY: copied at once.
-    if let Some(&bits) = unsafe { INGRESS.get(field!(skb, ifindex)) } {
+    if let Some(&bits) = unsafe { INGRESS.get(ifindex) } {
         let mark = field!(skb, mark) & !globals::MARK_MASK.load() | bits;
         set_field!(mark, skb, mark);
     }

@@ -12,86 +12,101 @@ use steer_common::{
 
 use crate::maps::{CGROUPS, CHOICES, POLICIES};
 
-/// A policy that owns a flow.
+/// The policy that owns a flow, or none.
+///
+/// Not an `Option`: the compiler may copy the payload of `None`, which the verifier takes for a read
+/// of a register that was never written ("!read_ok"). Every field is always set.
 #[derive(Clone, Copy)]
 pub struct Owner {
-    /// Index into `POLICIES`; 0: an undecided cgroup.
+    /// Index into `POLICIES`; 0: none, or an undecided cgroup.
     pub policy: u32,
-    entry: PolicyEntry,
+    choice: u32,
+    /// Of [`policy_flags`], and [`CONFLICT`].
+    flags: u32,
 }
 
 /// The creator's and the caller's policies are strict and differ.
-pub struct TwoStrictPolicies;
+const CONFLICT: u32 = 1 << 31;
 
 impl Owner {
+    /// Nobody.
+    pub const NONE: Self = Self { policy: 0, choice: 0, flags: 0 };
     /// An undecided cgroup is closed: strict, and no choice.
-    const UNDECIDED: Self = Self {
-        policy: 0,
-        entry: PolicyEntry { choice: 0, flags: policy_flags::STRICT },
-    };
+    const UNDECIDED: Self = Self { policy: 0, choice: 0, flags: policy_flags::STRICT };
+    const CONFLICT: Self = Self { policy: 0, choice: 0, flags: CONFLICT };
 
     /// Policy `index`, unless it is 0 or no longer in use.
     #[inline(always)]
-    pub fn of_policy(index: u32) -> Option<Self> {
+    pub fn of_policy(index: u32) -> Self {
         if index == 0 {
-            return None;
+            return Self::NONE;
         }
-        let entry = *POLICIES.get(index)?;
-        if entry.choice == 0 && entry.flags & policy_flags::STRICT == 0 {
-            return None;
+        let Some(entry) = POLICIES.get(index) else { return Self::NONE };
+        let PolicyEntry { choice, flags } = *entry;
+        if choice == 0 && flags & policy_flags::STRICT == 0 {
+            return Self::NONE;
         }
-        Some(Self { policy: index, entry })
-    }
-
-    /// The policy that `entry` says.
-    #[inline(always)]
-    pub fn of_entry(entry: &CgroupEntry) -> Option<Self> {
-        if entry.flags & cgroup_flags::EXEMPT != 0 {
-            None
-        } else if entry.flags & cgroup_flags::UNDECIDED != 0 {
-            Some(Self::UNDECIDED)
-        } else {
-            Self::of_policy(entry.policy)
-        }
+        Self { policy: index, choice, flags }
     }
 
     /// The policy of cgroup `id`.
     #[inline(always)]
-    pub fn of_cgroup(id: u64) -> Option<Self> {
+    pub fn of_cgroup(id: u64) -> Self {
         // SAFETY: the entry is copied at once; a concurrent write changes whole words.
-        Self::of_entry(unsafe { CGROUPS.get(id) }?)
+        let Some(&CgroupEntry { policy, flags }) = (unsafe { CGROUPS.get(id) }) else {
+            return Self::NONE;
+        };
+        if flags & cgroup_flags::EXEMPT != 0 {
+            Self::NONE
+        } else if flags & cgroup_flags::UNDECIDED != 0 {
+            Self::UNDECIDED
+        } else {
+            Self::of_policy(policy)
+        }
     }
 
     /// The policy of the calling task.
     #[inline(always)]
-    pub fn caller() -> Option<Self> {
+    pub fn caller() -> Self {
         // SAFETY: no arguments.
         Self::of_cgroup(unsafe { bpf_get_current_cgroup_id() })
+    }
+
+    /// Nobody owns it.
+    #[inline(always)]
+    pub fn is_none(&self) -> bool {
+        self.policy == 0 && self.flags == 0
     }
 
     /// Leaves by its domains or not at all.
     #[inline(always)]
     pub fn is_strict(&self) -> bool {
-        self.entry.flags & policy_flags::STRICT != 0
+        self.flags & policy_flags::STRICT != 0
     }
 
     /// Its cgroup waits for the agent.
     #[inline(always)]
     pub fn is_undecided(&self) -> bool {
-        self.policy == 0
+        self.policy == 0 && self.is_strict()
+    }
+
+    /// Two different strict policies want it: refused.
+    #[inline(always)]
+    pub fn is_conflict(&self) -> bool {
+        self.flags & CONFLICT != 0
     }
 
     /// Other interfaces' on-link prefixes are left to the host's routing.
     #[inline(always)]
     pub fn passes_locals(&self) -> bool {
-        self.entry.flags & policy_flags::LOCAL_PASS != 0
+        self.flags & policy_flags::LOCAL_PASS != 0
     }
 
     /// What was chosen for it. A strict policy never passes: no choice means closed.
     #[inline(always)]
     pub fn choice(&self) -> ChoiceEntry {
-        let choice = match CHOICES.get(self.entry.choice) {
-            Some(choice) if self.entry.choice != 0 => *choice,
+        let choice = match CHOICES.get(self.choice) {
+            Some(choice) if self.choice != 0 => *choice,
             _ => ChoiceEntry { verdict: verdict::PASS, domain: 0 },
         };
         if choice.verdict == verdict::PASS && self.is_strict() {
@@ -103,13 +118,10 @@ impl Owner {
 
 /// The owner of a flow that begins now, by `connect`.
 #[inline(always)]
-pub fn at_connect(
-    caller: Option<Owner>,
-    flow: Option<&FlowState>,
-) -> Result<Option<Owner>, TwoStrictPolicies> {
+pub fn at_connect(caller: Owner, flow: Option<&FlowState>) -> Owner {
     match flow {
         Some(flow) => merge(caller, Owner::of_policy(flow.creator)),
-        None => Ok(caller),
+        None => caller,
     }
 }
 
@@ -117,42 +129,26 @@ pub fn at_connect(
 ///
 /// A caller without policy leaves the socket to its creator's.
 #[inline(always)]
-pub fn at_sendmsg(
-    caller: Option<Owner>,
-    flow: Option<&FlowState>,
-) -> Result<Option<Owner>, TwoStrictPolicies> {
-    let Some(flow) = flow else { return Ok(caller) };
-    if flow.flags & flow_flags::DECIDED != 0
-        && let Some(first) = Owner::of_policy(flow.policy)
-    {
-        return merge(Some(first), caller);
+pub fn at_sendmsg(caller: Owner, flow: Option<&FlowState>) -> Owner {
+    let Some(flow) = flow else { return caller };
+    if flow.flags & flow_flags::DECIDED != 0 {
+        let first = Owner::of_policy(flow.policy);
+        if !first.is_none() {
+            return merge(first, caller);
+        }
     }
     let creator = Owner::of_policy(flow.creator);
-    match caller {
-        None => Ok(creator),
-        caller => merge(caller, creator),
-    }
+    if caller.is_none() { creator } else { merge(caller, creator) }
 }
 
-/// `first` if there is one, but a strict `second` wins.
+/// `first`, but a strict `second` wins.
 #[inline(always)]
-fn merge(
-    first: Option<Owner>,
-    second: Option<Owner>,
-) -> Result<Option<Owner>, TwoStrictPolicies> {
-    match (first, second) {
-        (Some(first), Some(second)) if second.is_strict() => {
-            if first.is_undecided() {
-                Ok(Some(first))
-            } else if second.is_undecided() {
-                Ok(Some(second))
-            } else if first.is_strict() && first.policy != second.policy {
-                Err(TwoStrictPolicies)
-            } else {
-                Ok(Some(second))
-            }
-        }
-        (None, Some(second)) if second.is_strict() => Ok(Some(second)),
-        (first, _) => Ok(first),
+fn merge(first: Owner, second: Owner) -> Owner {
+    if !second.is_strict() || first.is_undecided() {
+        first
+    } else if !second.is_undecided() && first.is_strict() && first.policy != second.policy {
+        Owner::CONFLICT
+    } else {
+        second
     }
 }

@@ -41,11 +41,13 @@ fn sendmsg(ctx: *mut bpf_sock_addr, destination: Address, v4: bool) -> i32 {
     if caller.is_none() && flow.is_none() || !is_ours(ctx.cast()) {
         return ALLOW;
     }
-    let owner = match owner::at_sendmsg(caller, flow.as_deref()) {
-        Ok(Some(owner)) => owner,
-        Ok(None) => return ALLOW,
-        Err(owner::TwoStrictPolicies) => return refuse_not_allowed(),
-    };
+    let owner = owner::at_sendmsg(caller, flow.as_deref());
+    if owner.is_none() {
+        return ALLOW;
+    }
+    if owner.is_conflict() {
+        return refuse_not_allowed();
+    }
     match decide(&owner, destination, field!(socket, bound_dev_if)) {
         Decision::Pass(local) => {
             if let Some(local) = local {

@@ -42,11 +42,13 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
     if caller.is_none() && flow.is_none() || !is_ours(ctx.cast()) {
         return unread(ctx);
     }
-    let owner = match owner::at_connect(caller, flow.as_deref()) {
-        Ok(Some(owner)) if owner.is_strict() => owner,
-        Ok(_) => return unread(ctx),
-        Err(owner::TwoStrictPolicies) => return refuse_not_allowed(),
-    };
+    let owner = owner::at_connect(caller, flow.as_deref());
+    if owner.is_conflict() {
+        return refuse_not_allowed();
+    }
+    if !owner.is_strict() {
+        return unread(ctx);
+    }
     let domain = Domain::get(owner.choice().domain);
     let allowed = match (field!(ctx, level), field!(ctx, optname)) {
         (SOL_SOCKET, SO_BINDTODEVICE) => names_interface(ctx, domain),

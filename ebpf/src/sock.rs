@@ -12,8 +12,6 @@ use aya_ebpf::{
 
 use crate::{address::Address, globals};
 
-/// `AF_INET`
-pub const AF_INET: u32 = 2;
 /// `AF_INET6`
 pub const AF_INET6: u32 = 10;
 /// `AF_PACKET`
@@ -65,12 +63,12 @@ pub fn words(pointer: *const [u32; 4]) -> Address {
 /// The socket's own address as flows to `destination`'s family would have it.
 #[inline(always)]
 pub fn source(socket: *mut bpf_sock, v4: bool) -> Address {
-    if v4 {
-        Address::v4(field!(socket, src_ip4))
-    } else {
-        // SAFETY: only the address is taken; `words` reads.
-        words(unsafe { addr_of!((*socket).src_ip6) })
-    }
+    // Both are read, then one is taken: the compiler would merge two branches into one load at a
+    // computed offset ("pointer arithmetic on sock prohibited").
+    let source4 = Address::v4(field!(socket, src_ip4));
+    // SAFETY: only the address is taken; `words` reads.
+    let source6 = words(unsafe { addr_of!((*socket).src_ip6) });
+    if v4 { source4 } else { source6 }
 }
 
 /// Puts `bits` into our part of the socket's mark and leaves the rest, with no call if it is there

@@ -14,7 +14,10 @@ use crate::{
 /// Entry.
 #[cgroup_sock(sock_create)]
 pub fn sock_create(ctx: SockContext) -> i32 {
-    let Some(owner) = Owner::caller() else { return ALLOW };
+    let owner = Owner::caller();
+    if owner.is_none() {
+        return ALLOW;
+    }
     if owner.is_undecided() {
         // Left without a trace on purpose: until the agent has decided, `connect` and the guard go by
         // the cgroup, which is closed, and afterwards by what it became.

@@ -1,1 +1,37 @@
-//! lab
+//! Network-namespace laboratory for steer: a host with several uplinks, peers that capture what really
+//! crossed the wire, programs that send in every way a program can, and the agent under test.
+//!
+//! A scenario builds a [`Lab`], starts an [`Agent`], sets policies through the command line, lets a
+//! [`Probe`] send from a cgroup, and asserts on captured packets. Everything is private to the
+//! laboratory and ends with it: network and mount namespaces without names, a cgroup of its own.
+
+mod agent;
+mod builder;
+mod capture;
+mod cgroup;
+pub mod conformance;
+mod executable;
+mod ip;
+mod lab;
+mod link;
+mod mounts;
+mod namespace;
+mod packet;
+mod probe;
+pub mod report;
+mod server;
+mod snapshot;
+mod uplink;
+pub mod wait;
+
+pub use agent::{Agent, Output};
+pub use builder::LabBuilder;
+pub use capture::Capture;
+pub use cgroup::LabCgroup;
+pub use ip::{ip, ip_batch, ip_json};
+pub use lab::{Lab, SERVER4, SERVER6};
+pub use namespace::Namespace;
+pub use packet::{ARP, Direction, Packet};
+pub use probe::{Family, Kind, Probe, Session};
+pub use snapshot::Snapshot;
+pub use uplink::{Net, Uplink};

@@ -7,7 +7,6 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 mod request {
-    #![expect(missing_docs, reason = "the macro makes an undocumented function")]
     nix::ioctl_read_bad!(interface_flags, libc::SIOCGIFFLAGS, libc::ifreq);
 }
 

@@ -43,6 +43,10 @@ pub struct Report {
     pub uplink: Option<String>,
     /// `SO_MARK` of the socket.
     pub mark: Option<u32>,
+    /// How many exchanges `flood` and `churn` tried.
+    pub tried: u64,
+    /// How many of these failed.
+    pub failed: u64,
 }
 
 impl Report {

@@ -124,17 +124,19 @@ impl Service {
             let length = received.bytes;
             let answer = self.answer(from.into(), &buffer[..length]);
             let mut control = Vec::new();
+            // Only the source is given back: which way the answer goes is for the peer's routes.
+            let asked = asked.map(|info| libc::in6_pktinfo { ipi6_ifindex: 0, ..info });
             if let Some(info) = &asked {
                 control.push(ControlMessage::Ipv6PacketInfo(info));
             }
             // A client that is gone, or a source that cannot be answered, is the scenario's affair.
-            drop(sendmsg(
+            let _: nix::Result<usize> = sendmsg(
                 self.echo.as_raw_fd(),
                 &[IoSlice::new(&answer)],
                 &control,
                 MsgFlags::MSG_DONTWAIT,
                 Some(&from),
-            ));
+            );
         }
     }
 

@@ -65,8 +65,12 @@ pub(crate) fn build_binary(mut cargo: Command, name: &str, arguments: &[&str]) -
         bail!("`cargo build {}` failed", arguments.join(" "));
     }
     let messages = String::from_utf8(output.stdout).context("cargo's messages are not UTF-8")?;
-    executable(&messages, name)
-        .ok_or_else(|| anyhow!("`cargo build {}` made no binary {name}", arguments.join(" ")))
+    executable(&messages, name).ok_or_else(|| {
+        anyhow!(
+            "`cargo build {}` made no binary {name}",
+            arguments.join(" ")
+        )
+    })
 }
 
 /// Finds the executable of the binary target `name` in cargo's messages, one JSON object a line.

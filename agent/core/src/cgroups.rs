@@ -79,10 +79,11 @@ impl CgroupTree {
     /// Adds a cgroup. An older one of the same id, or of the same name below the same parent, is
     /// gone with all below it, since its removal must have been missed. Returns what is gone.
     pub fn made(&mut self, id: CgroupId, parent: CgroupId, name: &str) -> Vec<CgroupId> {
-        if let Some(node) = self.nodes.get(&id) {
-            if node.parent == Some(parent) && &*node.name == name {
-                return Vec::new();
-            }
+        if let Some(node) = self.nodes.get(&id)
+            && node.parent == Some(parent)
+            && &*node.name == name
+        {
+            return Vec::new();
         }
         if id == self.root || name.is_empty() || name.contains('/') || self.is_below(parent, id) {
             return Vec::new();
@@ -199,7 +200,10 @@ mod tests {
         let mut tree = CgroupTree::new(CgroupId(1));
         tree.made(CgroupId(2), CgroupId(1), "a");
         tree.made(CgroupId(3), CgroupId(2), "b");
-        assert_eq!(tree.made(CgroupId(4), CgroupId(1), "a"), [CgroupId(2), CgroupId(3)]);
+        assert_eq!(
+            tree.made(CgroupId(4), CgroupId(1), "a"),
+            [CgroupId(2), CgroupId(3)]
+        );
         assert_eq!(tree.find("a"), Some(CgroupId(4)));
         assert!(tree.made(CgroupId(4), CgroupId(1), "a").is_empty());
     }

@@ -1,8 +1,22 @@
 //! The pure part of `steer`: configuration, state, selection and plan.
 //!
 //! Nothing here takes a clock, does I/O or knows the kernel's interfaces. Data goes one way:
-//! inputs -> state -> select -> [`plan`].
+//! inputs ([`state::Event`]) -> [`state::State`] -> [`select`] -> [`plan`]. The [`engine`] does that
+//! for changes alone; [`engine::plan`] does it for everything.
+#![forbid(unsafe_code)]
 
+pub mod cgroups;
+pub mod config;
+pub mod domains;
+pub mod engine;
 pub mod ids;
+pub mod memory;
+pub mod name;
 pub mod network;
+pub mod pattern;
 pub mod plan;
+pub mod policy;
+pub mod select;
+pub mod state;
+pub mod steps;
+mod suggest;

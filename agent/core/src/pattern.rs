@@ -120,17 +120,10 @@ impl CgroupPattern {
         (!self.0.contains('*')).then_some(&self.0)
     }
 
-    /// Whether it ends in `**`, so that whatever is below a match matches too.
-    pub fn is_recursive(&self) -> bool {
-        self.0.ends_with("**")
-    }
-
     /// Whether `path` as a whole matches.
     pub fn matches(&self, path: &str) -> bool {
         let levels = path.split('/').count();
-        !path.is_empty()
-            && levels <= 64
-            && self.along(path).levels >> (levels - 1) & 1 == 1
+        !path.is_empty() && levels <= 64 && self.along(path).levels >> (levels - 1) & 1 == 1
     }
 
     /// Where along `path` it matches. The empty path is the root.
@@ -210,9 +203,10 @@ pub fn glob(pattern: &str, text: &str) -> bool {
 impl UnitName {
     /// Checks `text` and makes a unit name of it.
     pub fn new(text: &str) -> Result<Self, PatternError> {
-        let known = [".service", ".scope", ".slice"]
-            .iter()
-            .any(|suffix| text.strip_suffix(suffix).is_some_and(|stem| !stem.is_empty()));
+        let known = [".service", ".scope", ".slice"].iter().any(|suffix| {
+            text.strip_suffix(suffix)
+                .is_some_and(|stem| !stem.is_empty())
+        });
         let foreign = |c: char| c == '/' || c == '*' || c.is_control() || c.is_whitespace();
         if !known || text.len() > 255 || text.contains(foreign) {
             return Err(PatternError::Unit(Shown::new(text)));
@@ -290,12 +284,27 @@ mod tests {
 
     #[test]
     fn paths_that_lead_elsewhere_are_refused() {
-        assert!(matches!(CgroupPattern::new("a/../b"), Err(PatternError::Dots(_, ".."))));
-        assert!(matches!(CgroupPattern::new("./b"), Err(PatternError::Dots(_, "."))));
-        assert!(matches!(CgroupPattern::new("a//b"), Err(PatternError::EmptyLevel(_))));
-        assert!(matches!(CgroupPattern::new("a/"), Err(PatternError::EmptyLevel(_))));
+        assert!(matches!(
+            CgroupPattern::new("a/../b"),
+            Err(PatternError::Dots(_, ".."))
+        ));
+        assert!(matches!(
+            CgroupPattern::new("./b"),
+            Err(PatternError::Dots(_, "."))
+        ));
+        assert!(matches!(
+            CgroupPattern::new("a//b"),
+            Err(PatternError::EmptyLevel(_))
+        ));
+        assert!(matches!(
+            CgroupPattern::new("a/"),
+            Err(PatternError::EmptyLevel(_))
+        ));
         assert_eq!(CgroupPattern::new("/"), Err(PatternError::Root));
-        assert!(matches!(CgroupPattern::new("a/b**"), Err(PatternError::Stars(_))));
+        assert!(matches!(
+            CgroupPattern::new("a/b**"),
+            Err(PatternError::Stars(_))
+        ));
         assert_eq!(pattern("/a/b").as_str(), "a/b");
         assert!(UnitName::new("x.service").is_ok());
         assert!(UnitName::new("x.timer").is_err() && UnitName::new(".service").is_err());

@@ -10,6 +10,12 @@ use ipnet::IpNet;
 use serde::Serialize;
 use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, PolicyEntry};
 
+pub(crate) mod foreign;
+pub(crate) mod maps;
+pub(crate) mod network;
+pub mod rules;
+pub(crate) mod tables;
+
 use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId, TableId};
 
 /// What should be.
@@ -84,7 +90,9 @@ pub struct Local {
 }
 
 /// Address family of a rule or route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Family {
     /// IPv4.

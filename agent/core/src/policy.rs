@@ -14,8 +14,8 @@ use crate::pattern::{CgroupPattern, UnitName};
 /// 2. At one cgroup: the higher [`Origin`], then the higher `priority`, then an exact path or id
 ///    before a pattern or unit name.
 /// 3. Two that are still equal are a mistake. Where it can be seen at acceptance, the later is
-///    refused. Where it shows only at a cgroup that both match, there the one with the later name
-///    does not apply, and a warning says so.
+///    refused. Where it shows only at a cgroup that both match, there one does not apply, and a
+///    warning says so: the one that is not strict, else the one with the later name.
 /// 4. Where none matches, the default policy holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -43,9 +43,7 @@ pub struct Policy {
 ///
 /// What an application asks for gives way to its user, a user's wish to the operator of the fleet,
 /// and the last word is the file's on the host itself.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
     /// The host's default: holds where nothing else does.
@@ -129,7 +127,13 @@ impl Policy {
     /// A policy for `matches` that puts flows on the first of `use_` that fits, with the defaults of
     /// the file format: `otherwise` is [`Otherwise::default_for`], `local_networks`
     /// [`LocalNetworks::default_for`].
-    pub fn new(name: Name, origin: Origin, matches: Vec<Match>, use_: Vec<Name>, strict: bool) -> Self {
+    pub fn new(
+        name: Name,
+        origin: Origin,
+        matches: Vec<Match>,
+        use_: Vec<Name>,
+        strict: bool,
+    ) -> Self {
         Self {
             name,
             origin,

@@ -89,8 +89,20 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Vec<Step> {
         for (path, value) in changed(&is.sysctls, &wanted.sysctls) {
             grow.push(Step::SetSysctl(path.clone(), value.clone()));
         }
-        grow.extend(wanted.routes.difference(&is.routes).copied().map(Step::AddRoute));
-        grow.extend(wanted.rules.difference(&is.rules).copied().map(Step::AddRule));
+        grow.extend(
+            wanted
+                .routes
+                .difference(&is.routes)
+                .copied()
+                .map(Step::AddRoute),
+        );
+        grow.extend(
+            wanted
+                .rules
+                .difference(&is.rules)
+                .copied()
+                .map(Step::AddRule),
+        );
         for &(domain, ip) in wanted.sources.difference(&is.sources) {
             grow.push(Step::AddSource(domain, ip));
         }
@@ -106,33 +118,64 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Vec<Step> {
         Scope::All => compare_all(&is.choices, &wanted.choices),
         Scope::Changed(c) => compare(&is.choices, &wanted.choices, &c.choices),
     };
-    grow.extend(set.into_iter().map(|(id, entry)| Step::SetChoice(id, entry)));
+    grow.extend(
+        set.into_iter()
+            .map(|(id, entry)| Step::SetChoice(id, entry)),
+    );
     let gone_choices = gone;
     let (set, gone) = match scope {
         Scope::All => compare_all(&is.policies, &wanted.policies),
         Scope::Changed(c) => compare(&is.policies, &wanted.policies, &c.policies),
     };
-    grow.extend(set.into_iter().map(|(id, entry)| Step::SetPolicy(id, entry)));
+    grow.extend(
+        set.into_iter()
+            .map(|(id, entry)| Step::SetPolicy(id, entry)),
+    );
     let gone_policies = gone;
 
     if network {
         for (&interface, &mark) in changed(&is.ingress_marks, &wanted.ingress_marks) {
             grow.push(Step::MarkIngress(interface, mark));
         }
-        grow.extend(wanted.guards.difference(&is.guards).copied().map(Step::Guard));
-        grow.extend(wanted.hooks.difference(&is.hooks).copied().map(Step::Attach));
+        grow.extend(
+            wanted
+                .guards
+                .difference(&is.guards)
+                .copied()
+                .map(Step::Guard),
+        );
+        grow.extend(
+            wanted
+                .hooks
+                .difference(&is.hooks)
+                .copied()
+                .map(Step::Attach),
+        );
     }
 
     let (set, gone) = match scope {
         Scope::All => compare_all(&is.cgroups, &wanted.cgroups),
         Scope::Changed(c) => compare(&is.cgroups, &wanted.cgroups, &c.cgroups),
     };
-    grow.extend(set.into_iter().map(|(id, entry)| Step::SetCgroup(id, entry)));
+    grow.extend(
+        set.into_iter()
+            .map(|(id, entry)| Step::SetCgroup(id, entry)),
+    );
     shrink.extend(gone.into_iter().map(Step::RemoveCgroup));
 
     if network {
-        shrink.extend(is.hooks.difference(&wanted.hooks).copied().map(Step::Detach));
-        shrink.extend(is.guards.difference(&wanted.guards).copied().map(Step::Unguard));
+        shrink.extend(
+            is.hooks
+                .difference(&wanted.hooks)
+                .copied()
+                .map(Step::Detach),
+        );
+        shrink.extend(
+            is.guards
+                .difference(&wanted.guards)
+                .copied()
+                .map(Step::Unguard),
+        );
         for &interface in missing(&is.ingress_marks, &wanted.ingress_marks) {
             shrink.push(Step::UnmarkIngress(interface));
         }
@@ -149,7 +192,12 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Vec<Step> {
         for &(domain, ip) in is.sources.difference(&wanted.sources) {
             shrink.push(Step::RemoveSource(domain, ip));
         }
-        shrink.extend(is.rules.difference(&wanted.rules).copied().map(Step::DeleteRule));
+        shrink.extend(
+            is.rules
+                .difference(&wanted.rules)
+                .copied()
+                .map(Step::DeleteRule),
+        );
         // A route with the key of a wanted one was replaced by it: the kernel compares no more than
         // the key and the next hop when it deletes (ip6_route_del), so deleting it by name would hit
         // its successor.
@@ -258,7 +306,9 @@ fn changed<'a, K: Ord, V: PartialEq>(
     is: &'a BTreeMap<K, V>,
     wanted: &'a BTreeMap<K, V>,
 ) -> impl Iterator<Item = (&'a K, &'a V)> {
-    wanted.iter().filter(|(key, value)| is.get(key) != Some(value))
+    wanted
+        .iter()
+        .filter(|(key, value)| is.get(key) != Some(value))
 }
 
 /// Keys of `is` that `wanted` has not.

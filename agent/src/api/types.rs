@@ -106,6 +106,8 @@ pub struct PolicyView {
     /// Units that it matches.
     pub unit: Vec<String>,
     /// Domains and groups that it may use, in this order.
+    #[serde(rename = "use")]
+    #[zlink(rename = "use")]
     pub use_: Vec<String>,
     /// Whether its flows leave by its domains or not at all.
     pub strict: bool,
@@ -181,4 +183,14 @@ pub struct StatusView {
     pub counters: BTreeMap<String, u64>,
     /// What the administrator should know.
     pub warnings: Vec<String>,
+}
+
+impl StatusView {
+    /// Puts every list into its order: by name.
+    pub fn sort(&mut self) {
+        self.hooks.sort();
+        self.guards.sort();
+        self.policies.sort_by(|a, b| a.name.cmp(&b.name));
+        self.domains.sort_by(|a, b| a.name.cmp(&b.name));
+    }
 }

@@ -35,8 +35,10 @@ impl EmptyWatch {
         let failed = |e: io::Error| Error::Watch(PathBuf::from("inotify"), e);
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
             .map_err(|e| failed(e.into()))?;
+        // SAFETY: `Descriptor` owns one descriptor, and gives that one for as long as it lives.
+        let inotify = unsafe { AsyncFd::register(Descriptor(inotify)) };
         Ok(Self {
-            inotify: AsyncFd::new(Descriptor(inotify)).map_err(failed)?,
+            inotify: inotify.map_err(|e| failed(e.into()))?,
             places: HashMap::new(),
         })
     }

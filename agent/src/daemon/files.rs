@@ -14,7 +14,7 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// A file of the configuration could not be read.
 #[derive(Debug, Error)]
-pub enum Error {
+pub(super) enum Error {
     /// It exists, but cannot be read.
     #[error("read {0}")]
     Read(PathBuf, #[source] io::Error),

@@ -7,11 +7,12 @@
 mod sysctl;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use steer_common::{LocalEntry, LocalKey4, LocalKey6, SourceKey, local_flags};
+use steer_common::{
+    ChoiceEntry, DomainEntry, LocalEntry, LocalKey4, LocalKey6, PolicyEntry, SourceKey, local_flags,
+};
 use steer_core::engine::Changes;
 use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
 use steer_core::plan::{Hook, Local, Plan};
@@ -162,23 +163,33 @@ impl Reconciler {
             Step::AddRule(rule) => self.routing.add_rule(rule).await?,
             Step::DeleteRule(rule) => self.routing.delete_rule(rule).await?,
             Step::AddSource(domain, ip) => maps.sources.set(&source_key(*domain, *ip), &1)?,
-            Step::RemoveSource(domain, ip) => maps.sources.remove(&source_key(*domain, *ip))?,
+            Step::RemoveSource(domain, ip) => {
+                maps.sources.remove(&source_key(*domain, *ip))?;
+            }
             Step::SetLocal(IpNet::V4(net), local) => {
                 maps.locals4.set(&local_key4(*net), &local_entry(local))?;
             }
             Step::SetLocal(IpNet::V6(net), local) => {
                 maps.locals6.set(&local_key6(*net), &local_entry(local))?;
             }
-            Step::RemoveLocal(IpNet::V4(net)) => maps.locals4.remove(&local_key4(*net))?,
-            Step::RemoveLocal(IpNet::V6(net)) => maps.locals6.remove(&local_key6(*net))?,
+            Step::RemoveLocal(IpNet::V4(net)) => {
+                maps.locals4.remove(&local_key4(*net))?;
+            }
+            Step::RemoveLocal(IpNet::V6(net)) => {
+                maps.locals6.remove(&local_key6(*net))?;
+            }
             Step::SetDomain(index, entry) => maps.domains.set(u32::from(index.0), entry)?,
-            Step::ClearDomain(index) => maps.domains.clear(u32::from(index.0))?,
+            Step::ClearDomain(index) => {
+                maps.domains.set(u32::from(index.0), &DomainEntry::default())?;
+            },
             Step::SetChoice(id, entry) => maps.choices.set(id.0, entry)?,
-            Step::ClearChoice(id) => maps.choices.clear(id.0)?,
+            Step::ClearChoice(id) => maps.choices.set(id.0, &ChoiceEntry::default())?,
             Step::SetPolicy(id, entry) => maps.policies.set(id.0, entry)?,
-            Step::ClearPolicy(id) => maps.policies.clear(id.0)?,
+            Step::ClearPolicy(id) => maps.policies.set(id.0, &PolicyEntry::default())?,
             Step::SetCgroup(id, entry) => maps.cgroups.set(&id.0, entry)?,
-            Step::RemoveCgroup(id) => maps.cgroups.remove(&id.0)?,
+            Step::RemoveCgroup(id) => {
+                maps.cgroups.remove(&id.0)?;
+            }
             Step::Attach(hook) => self.datapath.set_hook(program(*hook), true)?,
             Step::Detach(hook) => self.datapath.set_hook(program(*hook), false)?,
             Step::Guard(interface) => self.datapath.set_guard(interface.0, true)?,
@@ -209,8 +220,8 @@ impl Reconciler {
             }
         }
         self.is = Plan {
-            hooks: self.datapath.hooks().into_iter().map(hook).collect(),
-            guards: self.datapath.guards().into_iter().map(IfIndex).collect(),
+            hooks: self.datapath.hooks()?.into_iter().map(hook).collect(),
+            guards: self.datapath.guards()?.into_iter().map(IfIndex).collect(),
             ingress_marks: keyed(self.datapath.ingress()?, IfIndex),
             cgroups: keyed(maps.cgroups.entries()?, CgroupId),
             policies: keyed(maps.policies.entries()?, PolicyId),
@@ -318,7 +329,7 @@ fn local(entry: &LocalEntry, v6: bool) -> Local {
 
 macro_rules! same_hooks {
     ($($name:ident),*) => {
-        fn program(hook: Hook) -> datapath::Hook {
+        pub(crate) fn program(hook: Hook) -> datapath::Hook {
             match hook { $(Hook::$name => datapath::Hook::$name,)* }
         }
 

@@ -15,7 +15,10 @@ pub(super) fn is_here() -> bool {
 
 /// The command that installs these packages, as a user would type it.
 pub(super) fn command_line(packages: &[&str]) -> String {
-    format!("apt-get install --no-install-recommends {}", packages.join(" "))
+    format!(
+        "apt-get install --no-install-recommends {}",
+        packages.join(" ")
+    )
 }
 
 /// The version that would be installed, after one `apt-get update` in this process.
@@ -68,7 +71,13 @@ fn apt_get() -> Command {
     command
         .env("DEBIAN_FRONTEND", "noninteractive")
         // Another installation may be running: wait for it, but not for ever.
-        .args(["-q", "-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]);
+        .args([
+            "-q",
+            "-o",
+            "DPkg::Lock::Timeout=300",
+            "-o",
+            "Dpkg::Use-Pty=0",
+        ]);
     command
 }
 

@@ -55,7 +55,9 @@ pub(super) fn kernel() -> Result<()> {
     let release = release.trim();
     let (major, minor) = OLDEST_KERNEL;
     if version(release).is_none_or(|version| version < OLDEST_KERNEL) {
-        bail!("kernel {release} is too old: steer needs {major}.{minor} or newer; boot a newer one");
+        bail!(
+            "kernel {release} is too old: steer needs {major}.{minor} or newer; boot a newer one"
+        );
     }
 
     let btf = "/sys/kernel/btf/vmlinux";
@@ -83,10 +85,7 @@ pub(super) fn kernel() -> Result<()> {
 /// `6.18.44-cloud` -> (6, 18)
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((
-        numbers.next()?.parse().ok()?,
-        numbers.next()?.parse().ok()?,
-    ))
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// Where the cgroup v2 tree is: on hybrid hosts not at /sys/fs/cgroup.

@@ -22,10 +22,7 @@ pub(super) fn find_or_build(llvm: u32) -> Result<PathBuf> {
     let tools = tools_dir()?;
     let directory = tools.join("bin");
     if works(&directory.join(NAME)) && built_for(&tools).is_some_and(|built| built >= llvm) {
-        progress::step(format_args!(
-            "{NAME} {VERSION} at {}",
-            directory.display()
-        ));
+        progress::step(format_args!("{NAME} {VERSION} at {}", directory.display()));
         return Ok(directory);
     }
     if llvm > NEWEST_LLVM {

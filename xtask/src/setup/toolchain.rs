@@ -70,10 +70,14 @@ impl Toolchain {
             std::iter::once(self.linker_dir.clone()).chain(env::split_paths(&path)),
         )
         .with_context(|| format!("put {} into PATH", self.linker_dir.display()))?;
-        command
-            .env("PATH", path)
-            .env(CHOICE, &self.compiler.name)
-            .env(BOOTSTRAP.0, BOOTSTRAP.1);
+        command.env("PATH", path).env(BOOTSTRAP.0, BOOTSTRAP.1);
+        // The default is not set: agent/build.rs watches the variable, and would run again at each
+        // change between `cargo xtask` and plain `cargo`.
+        if self.compiler.name == LINKED {
+            command.env_remove(CHOICE);
+        } else {
+            command.env(CHOICE, &self.compiler.name);
+        }
         Ok(())
     }
 
@@ -173,16 +177,16 @@ impl Compiler {
             }
         }
         progress::step("taking Debian's Rust with a precompiled core for BPF");
-        apt::install(&DEBIAN_PACKAGES).with_context(|| {
-            format!("or take rustup's nightly: {}", nightly_command())
-        })?;
+        apt::install(&DEBIAN_PACKAGES)
+            .with_context(|| format!("or take rustup's nightly: {}", rust_src_command(NIGHTLY)))?;
         let compiler = Self::debian()?
             .ok_or_else(|| anyhow!("{package} is installed, but holds no core for {TARGET}"))?;
         Ok(Some(compiler))
     }
 
+    /// Adds what is missing of a nightly; one that is installed is not exchanged for a newer one.
     fn install_nightly() -> Result<Self> {
-        let by_hand = nightly_command();
+        let by_hand = rust_src_command(NIGHTLY);
         progress::step(&by_hand);
         let words: Vec<_> = by_hand.split(' ').skip(1).collect();
         process::show(Command::new("rustup").args(words))
@@ -193,26 +197,29 @@ impl Compiler {
 
     /// The toolchain that the user named.
     fn chosen(name: &str) -> Result<Self> {
-        if name == LINKED && let Some(compiler) = Self::debian()? {
+        if name == LINKED
+            && let Some(compiler) = Self::debian()?
+        {
             return Ok(compiler);
         }
-        Self::of_rustup(name)?.ok_or_else(|| {
+        let Some(rustc) = rustc_of(name) else {
+            bail!(
+                "{CHOICE}={name}: rustup has no such toolchain; run `{}` (a nightly), or unset {CHOICE}",
+                rust_src_command(name)
+            );
+        };
+        Self::at(name, &rustc, true)?.ok_or_else(|| {
             anyhow!(
-                "{CHOICE}={name}: that toolchain has neither a core for {TARGET} nor rust-src; run \
-                 `rustup toolchain install {name} --component rust-src` (a nightly), or unset {CHOICE}"
+                "{CHOICE}={name}: the toolchain has no core for {TARGET}, and is no nightly with \
+                 rust-src, from which core could be compiled; run `{}`, or unset {CHOICE}",
+                rust_src_command(name)
             )
         })
     }
 
     /// A toolchain that rustup knows, if it is there and can compile for BPF.
     fn of_rustup(name: &str) -> Result<Option<Self>> {
-        // `rustup which` answers from its files; `rustup run` might install.
-        let Ok(rustc) =
-            process::capture(Command::new("rustup").args(["which", "--toolchain", name, "rustc"]))
-        else {
-            return Ok(None);
-        };
-        Self::at(name, Path::new(rustc.trim()), true)
+        rustc_of(name).map_or(Ok(None), |rustc| Self::at(name, &rustc, true))
     }
 
     fn without_rustup() -> Result<Self> {
@@ -246,15 +253,31 @@ impl Compiler {
     }
 }
 
-fn nightly_command() -> String {
-    format!("rustup toolchain install {NIGHTLY} --profile minimal --component rust-src")
+/// The compiler of a toolchain that rustup has.
+fn rustc_of(name: &str) -> Option<PathBuf> {
+    let mut command = Command::new("rustup");
+    command
+        .args(["which", "--toolchain", name, "rustc"])
+        // Looking must not install.
+        .env("RUSTUP_AUTO_INSTALL", "0");
+    let rustc = process::capture(&mut command).ok()?;
+    Some(PathBuf::from(rustc.trim()))
+}
+
+/// The command that gives a nightly, installed or not, the source of core.
+fn rust_src_command(name: &str) -> String {
+    if rustc_of(name).is_some() {
+        format!("rustup component add rust-src --toolchain {name}")
+    } else {
+        format!("rustup toolchain install {name} --profile minimal --component rust-src")
+    }
 }
 
 /// Makes [`LINKED`] mean Debian's toolchain.
 fn link(rustc: &Path) -> Result<()> {
-    let known =
-        process::capture(Command::new("rustup").args(["which", "--toolchain", LINKED, "rustc"]));
-    if known.is_ok_and(|path| Path::new(path.trim()) == rustc) {
+    // rustup names the compiler by the link, which is what must lead to Debian's.
+    let known = rustc_of(LINKED).and_then(|known| known.canonicalize().ok());
+    if known.is_some() && known == rustc.canonicalize().ok() {
         return Ok(());
     }
     progress::step(format_args!(
@@ -291,10 +314,7 @@ fn is_new_enough(version: &str) -> bool {
 /// `1.96.0+dfsg1-1~deb12u2` -> (1, 96)
 fn numbers(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version.split(|c: char| !c.is_ascii_digit());
-    Some((
-        numbers.next()?.parse().ok()?,
-        numbers.next()?.parse().ok()?,
-    ))
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 fn llvm_major(version: &str) -> Result<u32> {
@@ -319,7 +339,8 @@ mod tests {
 
     #[test]
     fn versions_are_read_and_compared() -> Result<()> {
-        let version = "rustc 1.96.0 (ac68faa20 2026-05-25)\nrelease: 1.96.0\nLLVM version: 22.1.8\n";
+        let version =
+            "rustc 1.96.0 (ac68faa20 2026-05-25)\nrelease: 1.96.0\nLLVM version: 22.1.8\n";
         assert_eq!(llvm_major(version)?, 22);
         assert_eq!(field(version, "release: ")?, "1.96.0");
         assert!(field(version, "host: ").is_err());

@@ -1,0 +1,153 @@
+//! The configuration: what the files say.
+
+mod error;
+mod parse;
+mod print;
+mod read;
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use steer_common::MarkMask;
+
+pub use self::error::{ConfigError, MAX_FILE_BYTES, Note};
+pub use self::parse::parse;
+pub use self::print::{NotSavable, policy_to_toml};
+use crate::name::Name;
+use crate::network::{LinkKind, Network};
+use crate::pattern::glob;
+use crate::policy::Policy;
+
+/// Everything the files say, merged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// `[agent]`.
+    pub agent: AgentConfig,
+    /// `[domain.x]`.
+    pub domains: BTreeMap<Name, DomainConfig>,
+    /// `[group.x]`: its domains in order.
+    pub groups: BTreeMap<Name, Vec<Name>>,
+    /// `[policy.x]`, with `[policy.default]` under the name `default`.
+    pub policies: BTreeMap<Name, Policy>,
+    /// What `steer check` says besides errors.
+    pub notes: Vec<Note>,
+    /// Names that no file defines and that only a discovered interface can bear.
+    pub awaited: Vec<Awaited>,
+}
+
+/// A name in `use` or in a group that no file defines.
+///
+/// An interface may come later than the agent, so such a name is an error only as long as no
+/// interface bears it; the policy is in force all the same, without the domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    /// The name.
+    pub name: Name,
+    /// What to say while no interface bears it.
+    pub error: ConfigError,
+}
+
+/// `[agent]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// `cgroup-root`: path of the managed cgroup below the mount of the unified hierarchy, or
+    /// absolute; none: the mount's root.
+    pub cgroup_root: Option<String>,
+    /// `mark-mask`: bits of marks that are the agent's.
+    pub mark_mask: MarkMask,
+    /// `table-base`: the table of the domain with index `n` is this plus `n`.
+    pub table_base: u32,
+    /// `rule-base`: priority of the agent's first rule.
+    pub rule_base: u32,
+    /// `discover`: which interfaces are domains without being named in a file.
+    pub discover: Discover,
+}
+
+/// Which interfaces are domains of themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Discover {
+    /// All that have a default route or a global address.
+    All,
+    /// None.
+    None,
+    /// Those whose name matches one of these.
+    Globs(Vec<String>),
+}
+
+/// `[domain.x]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DomainConfig {
+    /// Which interface it is on. All given keys must fit.
+    pub matches: DomainMatch,
+    /// `kind`: overrides the interface's.
+    pub kind: Option<LinkKind>,
+    /// `sources`: addresses or prefixes. Limits the domain to these addresses, in this order, for
+    /// each family that occurs.
+    pub sources: Vec<IpNet>,
+    /// `gateways`: default routes by these, in this order, in place of the interface's own, for each
+    /// family that occurs.
+    pub gateways: Vec<std::net::IpAddr>,
+}
+
+/// `match` of a domain. Without any key the interface of the domain's own name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DomainMatch {
+    /// Name of the interface.
+    pub interface: Option<String>,
+    /// Its hardware address.
+    pub mac: Option<[u8; 6]>,
+    /// Its kind.
+    pub kind: Option<LinkKind>,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            cgroup_root: None,
+            mark_mask: MarkMask::DEFAULT,
+            table_base: 40_000,
+            rule_base: 4_000,
+            discover: Discover::All,
+        }
+    }
+}
+
+impl Discover {
+    /// Whether an interface of this name may be a domain of itself.
+    pub fn covers(&self, interface: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::None => false,
+            Self::Globs(globs) => globs.iter().any(|pattern| glob(pattern, interface)),
+        }
+    }
+}
+
+impl Config {
+    /// Whether a name in `use` means something now: a domain or group of the files, or an interface
+    /// that may be discovered.
+    pub fn knows(&self, name: &Name, network: &Network) -> bool {
+        self.domains.contains_key(name)
+            || self.groups.contains_key(name)
+            || network.links.values().any(|link| {
+                link.name == name.as_str()
+                    && (self.agent.discover.covers(&link.name) || self.is_alias(name))
+            })
+    }
+
+    /// Errors of names that no file defines and no interface bears now. What `steer check` and
+    /// `steer reload` report as errors, and `status` for as long as they last.
+    pub fn unknown<'a>(&'a self, network: &'a Network) -> impl Iterator<Item = &'a ConfigError> {
+        self.awaited
+            .iter()
+            .filter(|awaited| !self.knows(&awaited.name, network))
+            .map(|awaited| &awaited.error)
+    }
+
+    /// Whether `name` is the name of an interface that a domain of the files asks for.
+    fn is_alias(&self, name: &Name) -> bool {
+        self.domains
+            .values()
+            .any(|domain| domain.matches.interface.as_deref() == Some(name.as_str()))
+    }
+}

@@ -1,0 +1,511 @@
+//! Domains: what the configuration and the network make of each interface.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, DomainConfig};
+use crate::ids::{IfIndex, TableId};
+use crate::name::Name;
+use crate::network::{Address, Link, LinkKind, Network, Route};
+use crate::plan::Family;
+
+/// The kernel's main table.
+pub const MAIN_TABLE: TableId = TableId(254);
+
+/// All domains, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Domains {
+    by_name: BTreeMap<Name, Domain>,
+    aliases: BTreeMap<Name, Name>,
+}
+
+/// A provisioning domain as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Domain {
+    /// Its name.
+    pub name: Name,
+    /// Its interface's name, where that leads to it too.
+    pub alias: Option<Name>,
+    /// Whether a file names it.
+    pub origin: DomainOrigin,
+    /// Its interface.
+    pub interface: Option<IfIndex>,
+    /// Its interface's name.
+    pub ifname: Option<String>,
+    /// Its kind.
+    pub kind: LinkKind,
+    /// What it can do now.
+    pub state: DomainState,
+    /// Why, as a sentence without a full stop.
+    pub reason: String,
+    /// Its interface is up and has carrier.
+    pub running: bool,
+    /// Usable IPv4 sources, preferred first.
+    pub sources4: Vec<Ipv4Addr>,
+    /// Usable IPv6 sources, preferred first. Empty: the domain has no IPv6.
+    pub sources6: Vec<Ipv6Addr>,
+    /// All its global addresses, also those past their preferred lifetime.
+    pub addresses: Vec<Address>,
+    /// Its gateways, preferred first.
+    pub gateways: Vec<IpAddr>,
+    /// Its routes, without link-local and multicast ones.
+    pub routes: Vec<Route>,
+    /// Addresses that its `sources` names one by one.
+    pub named_sources: BTreeSet<IpAddr>,
+}
+
+/// Where a domain comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DomainOrigin {
+    /// A file names it.
+    File,
+    /// An interface that was found.
+    Discovered,
+}
+
+/// What a domain can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DomainState {
+    /// Its interface does not exist.
+    Absent,
+    /// Its interface is down or has no carrier.
+    Down,
+    /// It has carrier, but no address or no route yet.
+    Configuring,
+    /// It has carrier, an address and a route.
+    Up,
+}
+
+impl Domains {
+    /// What `config` and `network` make.
+    pub fn new(config: &Config, network: &Network) -> Self {
+        let seen = Seen::new(network);
+        let mut domains = Self::default();
+        let mut claimed = BTreeSet::new();
+        for (name, file) in &config.domains {
+            let link = seen.find(name, file);
+            claimed.extend(link.map(|link| link.index));
+            let domain = Domain::new(name.clone(), DomainOrigin::File, Some(file), link, &seen);
+            domains.by_name.insert(name.clone(), domain);
+        }
+        for link in network.links.values() {
+            if claimed.contains(&link.index)
+                || !config.agent.discover.covers(&link.name)
+                || !seen.is_domain(link)
+            {
+                continue;
+            }
+            // An interface whose name cannot be a domain's is reached by a domain of the files.
+            let Ok(name) = Name::new(&link.name) else {
+                continue;
+            };
+            if domains.by_name.contains_key(&name) || config.groups.contains_key(&name) {
+                continue;
+            }
+            let discovered = DomainOrigin::Discovered;
+            let domain = Domain::new(name.clone(), discovered, None, Some(link), &seen);
+            domains.by_name.insert(name, domain);
+        }
+        domains.name_aliases(config);
+        domains
+    }
+
+    /// Gives each domain of the files its interface's name as alias, where nothing else bears it.
+    fn name_aliases(&mut self, config: &Config) {
+        let mut aliases = BTreeMap::new();
+        for domain in self.by_name.values() {
+            let alias = domain
+                .ifname
+                .as_deref()
+                .and_then(|name| Name::new(name).ok());
+            let Some(alias) = alias else { continue };
+            if !self.by_name.contains_key(&alias) && !config.groups.contains_key(&alias) {
+                aliases.entry(alias).or_insert_with(|| domain.name.clone());
+            }
+        }
+        for (alias, name) in &aliases {
+            if let Some(domain) = self.by_name.get_mut(name) {
+                domain.alias = Some(alias.clone());
+            }
+        }
+        self.aliases = aliases;
+    }
+
+    /// A domain by its name or alias.
+    pub fn get(&self, name: &str) -> Option<&Domain> {
+        self.by_name
+            .get(name)
+            .or_else(|| self.by_name.get(self.aliases.get(name)?))
+    }
+
+    /// All domains in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = &Domain> {
+        self.by_name.values()
+    }
+
+    /// Names and aliases of domains that are not the same in `self` and `other`.
+    pub fn changed(&self, other: &Self) -> BTreeSet<Name> {
+        let differs =
+            |name: &Name, theirs: &Self| self.by_name.get(name) != theirs.by_name.get(name);
+        self.by_name
+            .values()
+            .chain(other.by_name.values())
+            .filter(|domain| differs(&domain.name, other))
+            .flat_map(|domain| [Some(domain.name.clone()), domain.alias.clone()])
+            .flatten()
+            .collect()
+    }
+}
+
+impl Domain {
+    fn new(
+        name: Name,
+        origin: DomainOrigin,
+        file: Option<&DomainConfig>,
+        link: Option<&Link>,
+        seen: &Seen<'_>,
+    ) -> Self {
+        let mut domain = Self {
+            name,
+            alias: None,
+            origin,
+            interface: link.map(|link| link.index),
+            ifname: link.map(|link| link.name.clone()),
+            kind: LinkKind::default(),
+            state: DomainState::Absent,
+            reason: String::new(),
+            running: link.is_some_and(|link| link.up && link.carrier),
+            sources4: Vec::new(),
+            sources6: Vec::new(),
+            addresses: Vec::new(),
+            gateways: Vec::new(),
+            routes: Vec::new(),
+            named_sources: BTreeSet::new(),
+        };
+        let none = DomainConfig::default();
+        let file = file.unwrap_or(&none);
+        if let Some(link) = link {
+            domain.kind = file.kind.unwrap_or(link.kind);
+            domain.addresses = limit(seen.addresses(link.index), &file.sources);
+            domain.routes = seen.routes_of(link.index, &domain.addresses, &file.gateways);
+            domain.gateways = gateways(&domain.routes);
+            domain.order_sources(&file.sources);
+        } else {
+            domain.kind = file.kind.or(file.matches.kind).unwrap_or_default();
+        }
+        domain.named_sources = file
+            .sources
+            .iter()
+            .filter(|net| net.prefix_len() == net.max_prefix_len())
+            .map(IpNet::addr)
+            .collect();
+        (domain.state, domain.reason) = domain.judge(file, link);
+        domain
+    }
+
+    /// Whether it has a source and a route of a family.
+    pub fn has(&self, family: Family) -> bool {
+        self.running
+            && self.source(family).is_some()
+            && self
+                .routes
+                .iter()
+                .any(|route| Family::of_net(&route.destination) == family)
+    }
+
+    /// Its preferred source of a family.
+    pub fn source(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::Ipv4 => self.sources4.first().copied().map(IpAddr::V4),
+            Family::Ipv6 => self.sources6.first().copied().map(IpAddr::V6),
+        }
+    }
+
+    /// Its own on-link prefixes, with an address in each.
+    pub fn on_link(&self) -> impl Iterator<Item = (IpNet, IpAddr)> + '_ {
+        on_link(&self.addresses, &self.routes)
+    }
+
+    /// Orders its usable addresses. The file's order comes first; then, for IPv4, the address that
+    /// the default route prefers or in whose prefix its gateway is; for IPv6, globally routable
+    /// ones before unique local ones and temporary ones before stable ones (RFC 8981 section 3.6).
+    fn order_sources(&mut self, order: &[IpNet]) {
+        let place = |ip: IpAddr| order.iter().position(|net| net.contains(&ip));
+        let default = self
+            .routes
+            .iter()
+            .filter(|route| Family::of_net(&route.destination) == Family::Ipv4)
+            .filter(|route| route.destination.prefix_len() == 0)
+            .min_by_key(|route| route.metric);
+        let mut v4 = Vec::new();
+        let mut v6 = Vec::new();
+        for address in &self.addresses {
+            let at = place(address.ip).unwrap_or(usize::MAX);
+            match address.ip {
+                IpAddr::V4(ip) => {
+                    let preferred = default.is_some_and(|d| d.prefsrc == Some(address.ip));
+                    let near = default.and_then(|d| d.gateway).is_some_and(|gateway| {
+                        prefix(address).is_some_and(|p| p.contains(&gateway))
+                    });
+                    v4.push(((at, address.deprecated, !preferred, !near, ip), ip));
+                }
+                IpAddr::V6(ip) if !address.deprecated => {
+                    let unique_local = ip.segments()[0] & 0xfe00 == 0xfc00;
+                    v6.push(((at, unique_local, !address.temporary, ip), ip));
+                }
+                IpAddr::V6(_) => {}
+            }
+        }
+        v4.sort_unstable();
+        v6.sort_unstable();
+        self.sources4 = v4.into_iter().map(|(_, ip)| ip).collect();
+        self.sources6 = v6.into_iter().map(|(_, ip)| ip).collect();
+    }
+
+    fn judge(&self, file: &DomainConfig, link: Option<&Link>) -> (DomainState, String) {
+        let Some(link) = link else {
+            let wanted = &file.matches;
+            let reason = match (&wanted.interface, wanted.mac, wanted.kind) {
+                (Some(name), None, None) => format!("there is no interface {name}"),
+                (None, None, None) => format!("there is no interface {}", self.name),
+                _ => "no interface fits its match".to_owned(),
+            };
+            return (DomainState::Absent, reason);
+        };
+        let name = &link.name;
+        if !link.up {
+            (DomainState::Down, format!("{name} is down"))
+        } else if !link.carrier {
+            (DomainState::Down, format!("no carrier on {name}"))
+        } else if self.sources4.is_empty() && self.sources6.is_empty() {
+            (
+                DomainState::Configuring,
+                format!("no usable address on {name}"),
+            )
+        } else if !self.has(Family::Ipv4) && !self.has(Family::Ipv6) {
+            (DomainState::Configuring, format!("no route by {name}"))
+        } else {
+            let reason = format!("{name} has carrier, an address and a route");
+            (DomainState::Up, reason)
+        }
+    }
+}
+
+impl Family {
+    /// Family of an address.
+    pub fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+
+    /// Family of a prefix.
+    pub fn of_net(net: &IpNet) -> Self {
+        Self::of(net.addr())
+    }
+
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::Ipv4, Self::Ipv6];
+
+    /// The prefix of everything.
+    pub fn any(self) -> IpNet {
+        match self {
+            Self::Ipv4 => IpNet::V4(Ipv4Net::default()),
+            Self::Ipv6 => IpNet::V6(Ipv6Net::default()),
+        }
+    }
+}
+
+/// On-link prefix of an address: the peer's on a point-to-point link. None for a single address.
+pub(crate) fn prefix(address: &Address) -> Option<IpNet> {
+    let net = IpNet::new(address.peer.unwrap_or(address.ip), address.prefix_len).ok()?;
+    (address.peer.is_some() || net.prefix_len() < net.max_prefix_len()).then(|| net.trunc())
+}
+
+/// Prefixes of `addresses` that `routes` say are on-link. An address whose prefix has no such route
+/// (RFC 5942 section 4, `noprefixroute`) has no on-link prefix.
+pub(crate) fn on_link<'a>(
+    addresses: &'a [Address],
+    routes: &'a [Route],
+) -> impl Iterator<Item = (IpNet, IpAddr)> + 'a {
+    addresses.iter().filter_map(|address| {
+        let prefix = prefix(address)?;
+        routes
+            .iter()
+            .any(|route| {
+                route.gateway.is_none()
+                    && route.interface == address.interface
+                    && route.destination == prefix
+            })
+            .then_some((prefix, address.ip))
+    })
+}
+
+/// Link-local, multicast and broadcast destinations, which no domain's table carries.
+pub(crate) fn never_steered(net: &IpNet) -> bool {
+    match net.addr() {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_multicast() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_multicast(),
+    }
+}
+
+/// `addresses` that are in `sources`, family by family; all where it names none of the family.
+fn limit(addresses: &[Address], sources: &[IpNet]) -> Vec<Address> {
+    addresses
+        .iter()
+        .filter(|address| address.global && address.usable)
+        .filter(|address| {
+            let mut same = sources
+                .iter()
+                .filter(|net| Family::of_net(net) == Family::of(address.ip))
+                .peekable();
+            same.peek().is_none() || same.any(|net| net.contains(&address.ip))
+        })
+        .copied()
+        .collect()
+}
+
+/// Gateways of the default routes, by metric.
+fn gateways(routes: &[Route]) -> Vec<IpAddr> {
+    let mut defaults: Vec<_> = routes
+        .iter()
+        .filter(|route| route.destination.prefix_len() == 0)
+        .filter_map(|route| Some((route.metric, route.gateway?)))
+        .collect();
+    defaults.sort_unstable();
+    let mut seen = BTreeSet::new();
+    defaults
+        .into_iter()
+        .map(|(_, gateway)| gateway)
+        .filter(|gateway| seen.insert(*gateway))
+        .collect()
+}
+
+/// The network, sorted by interface once.
+struct Seen<'a> {
+    network: &'a Network,
+    addresses: HashMap<IfIndex, Vec<Address>>,
+    routes: HashMap<IfIndex, Vec<Route>>,
+}
+
+impl<'a> Seen<'a> {
+    fn new(network: &'a Network) -> Self {
+        let mut seen = Self {
+            network,
+            addresses: HashMap::new(),
+            routes: HashMap::new(),
+        };
+        for address in &network.addresses {
+            seen.addresses
+                .entry(address.interface)
+                .or_default()
+                .push(*address);
+        }
+        for route in &network.routes {
+            seen.routes.entry(route.interface).or_default().push(*route);
+        }
+        seen
+    }
+
+    fn addresses(&self, interface: IfIndex) -> &[Address] {
+        self.addresses.get(&interface).map_or(&[], Vec::as_slice)
+    }
+
+    fn routes(&self, interface: IfIndex) -> &[Route] {
+        self.routes.get(&interface).map_or(&[], Vec::as_slice)
+    }
+
+    /// The interface that a domain of the files is on. Of several that fit: one with carrier, then
+    /// the one with the lowest index.
+    fn find(&self, name: &Name, file: &DomainConfig) -> Option<&'a Link> {
+        let wanted = &file.matches;
+        let any = wanted.interface.is_none() && wanted.mac.is_none() && wanted.kind.is_none();
+        let interface = match &wanted.interface {
+            Some(interface) => Some(interface.as_str()),
+            None => any.then_some(name.as_str()),
+        };
+        self.network
+            .links
+            .values()
+            .filter(|link| interface.is_none_or(|interface| link.name == interface))
+            .filter(|link| wanted.mac.is_none_or(|mac| link.mac == Some(mac)))
+            .filter(|link| wanted.kind.is_none_or(|kind| link.kind == kind))
+            .filter(|link| !link.loopback)
+            .min_by_key(|link| (!(link.up && link.carrier), link.index))
+    }
+
+    /// Whether an interface is a domain of itself.
+    fn is_domain(&self, link: &Link) -> bool {
+        let master_is_bridge = link
+            .master
+            .and_then(|master| self.network.links.get(&master))
+            .is_some_and(|master| master.bridge);
+        let usable = |address: &Address| address.global && address.usable;
+        !link.loopback
+            && !link.bridge
+            && !master_is_bridge
+            && (self.addresses(link.index).iter().any(usable)
+                || self
+                    .routes(link.index)
+                    .iter()
+                    .any(|r| r.destination.prefix_len() == 0 && r.table == MAIN_TABLE))
+    }
+
+    /// Routes of a domain: those of the main table; for a family without a default route there, also
+    /// those of another table that has one (a manager's `RouteTable=`, a VRF).
+    fn routes_of(&self, interface: IfIndex, own: &[Address], gateways: &[IpAddr]) -> Vec<Route> {
+        let all = self.routes(interface);
+        let mut taken = Vec::new();
+        for family in Family::BOTH {
+            let ours: Vec<&Route> = all
+                .iter()
+                .filter(|route| Family::of_net(&route.destination) == family)
+                .filter(|route| !never_steered(&route.destination))
+                .filter(|route| {
+                    route
+                        .source
+                        .is_none_or(|from| own.iter().any(|address| from.contains(&address.ip)))
+                })
+                .collect();
+            let default = |route: &&&Route| route.destination.prefix_len() == 0;
+            let in_main = |route: &&&Route| route.table == MAIN_TABLE;
+            let tables: BTreeSet<TableId> = if ours.iter().filter(in_main).any(|r| default(&r)) {
+                BTreeSet::from([MAIN_TABLE])
+            } else {
+                let others = ours.iter().filter(default).map(|route| route.table);
+                others.chain([MAIN_TABLE]).collect()
+            };
+            let named: Vec<IpAddr> = gateways
+                .iter()
+                .copied()
+                .filter(|gateway| Family::of(*gateway) == family)
+                .collect();
+            taken.extend(
+                ours.into_iter()
+                    .filter(|route| tables.contains(&route.table))
+                    .filter(|route| named.is_empty() || route.destination.prefix_len() > 0),
+            );
+            for (gateway, metric) in named.into_iter().zip(NAMED_GATEWAY_METRIC..) {
+                let near = on_link(own, all).any(|(prefix, _)| prefix.contains(&gateway));
+                taken.push(Route {
+                    table: MAIN_TABLE,
+                    destination: family.any(),
+                    metric,
+                    interface,
+                    gateway: Some(gateway),
+                    onlink: !near && !never_steered(&IpNet::from(gateway)),
+                    prefsrc: None,
+                    mtu: None,
+                    source: None,
+                });
+            }
+        }
+        taken
+    }
+}
+
+/// Metric of the first default route that `gateways` makes: the kernel's own default for IPv6.
+const NAMED_GATEWAY_METRIC: u32 = 1024;

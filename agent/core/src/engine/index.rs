@@ -1,0 +1,464 @@
+//! Which policies match a cgroup: indexes over all policies, so that one cgroup is decided without
+//! looking at every policy.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crate::cgroups::CgroupTree;
+use crate::ids::CgroupId;
+use crate::name::Name;
+use crate::pattern::{CgroupPattern, Reach};
+use crate::policy::{Match, Origin, Policy};
+
+/// Policies by what they match.
+#[derive(Debug, Default)]
+pub(super) struct PolicyIndex {
+    policies: HashMap<Name, Ranked>,
+    paths: HashMap<Box<str>, Vec<Name>>,
+    units: HashMap<Box<str>, Vec<Name>>,
+    ids: HashMap<CgroupId, Vec<Name>>,
+    globs: BTreeMap<Name, Vec<CgroupPattern>>,
+    awaited: Awaited,
+    default: Option<Name>,
+    acting: usize,
+    strict: usize,
+    strict_units: BTreeSet<Name>,
+}
+
+/// What decides between policies.
+#[derive(Clone, Copy, Debug)]
+struct Ranked {
+    origin: Origin,
+    priority: i32,
+    strict: bool,
+}
+
+/// Paths of strict policies level by level, and how many of them have no cgroup: below the parent of
+/// such a one a new cgroup starts closed.
+#[derive(Debug, Default)]
+struct Awaited(HashMap<Box<str>, AwaitedChildren>);
+
+#[derive(Debug, Default)]
+struct AwaitedChildren {
+    names: HashMap<Box<str>, u32>,
+    missing: usize,
+}
+
+/// Two policies of one origin and priority on one cgroup.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Conflict {
+    /// The one that applies there.
+    pub applies: Name,
+    /// The one that does not.
+    pub refused: Name,
+}
+
+/// What the index says of one cgroup.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Policies that hold, first the one in force, then those behind it.
+    pub(super) order: Vec<Name>,
+    /// Policies that lose at this very cgroup.
+    pub(super) conflicts: Vec<Conflict>,
+    /// What new cgroups below could mean for strict policies.
+    pub(super) reach: Reach,
+}
+
+type Key = (Reverse<Origin>, Reverse<i32>, bool);
+
+impl PolicyIndex {
+    pub(super) fn new<'a>(policies: impl Iterator<Item = &'a Policy>, tree: &CgroupTree) -> Self {
+        let mut index = Self::default();
+        for policy in policies {
+            index.insert(policy, tree);
+        }
+        index
+    }
+
+    /// Whether any policy does more than pass.
+    pub(super) fn acts(&self) -> bool {
+        self.acting > 0
+    }
+
+    /// Whether any policy is strict.
+    pub(super) fn strict(&self) -> bool {
+        self.strict > 0
+    }
+
+    pub(super) fn insert(&mut self, policy: &Policy, tree: &CgroupTree) {
+        let name = &policy.name;
+        self.acting += usize::from(policy.acts());
+        self.strict += usize::from(policy.strict);
+        let ranked = Ranked {
+            origin: policy.origin,
+            priority: policy.priority,
+            strict: policy.strict,
+        };
+        self.policies.insert(name.clone(), ranked);
+        if policy.origin == Origin::Default {
+            self.default = policy.acts().then(|| name.clone());
+        }
+        for wanted in &policy.matches {
+            match wanted {
+                Match::Cgroup(pattern) => match pattern.exact() {
+                    Some(path) => {
+                        add(&mut self.paths, path, name);
+                        if policy.strict {
+                            self.awaited.insert(path, tree);
+                        }
+                    }
+                    None => self
+                        .globs
+                        .entry(name.clone())
+                        .or_default()
+                        .push(pattern.clone()),
+                },
+                Match::Unit(unit) => {
+                    if policy.strict {
+                        self.strict_units.insert(name.clone());
+                    }
+                    add(&mut self.units, unit.as_str(), name);
+                }
+                Match::CgroupId(id) => self.ids.entry(*id).or_default().push(name.clone()),
+            }
+        }
+    }
+
+    pub(super) fn remove(&mut self, policy: &Policy, tree: &CgroupTree) {
+        let name = &policy.name;
+        self.acting -= usize::from(policy.acts());
+        self.strict -= usize::from(policy.strict);
+        self.policies.remove(name);
+        if policy.origin == Origin::Default {
+            self.default = None;
+        }
+        for wanted in &policy.matches {
+            match wanted {
+                Match::Cgroup(pattern) => match pattern.exact() {
+                    Some(path) => {
+                        take(&mut self.paths, path, name);
+                        if policy.strict {
+                            self.awaited.remove(path, tree);
+                        }
+                    }
+                    None => {
+                        self.globs.remove(name);
+                    }
+                },
+                Match::Unit(unit) => {
+                    self.strict_units.remove(name);
+                    take(&mut self.units, unit.as_str(), name);
+                }
+                Match::CgroupId(id) => take(&mut self.ids, id, name),
+            }
+        }
+    }
+
+    /// A cgroup was made.
+    pub(super) fn made(&mut self, parent: &str, name: &str) {
+        self.awaited
+            .count(parent, name, |missing| missing.saturating_sub(1));
+    }
+
+    /// A cgroup is gone.
+    pub(super) fn gone(&mut self, parent: &str, name: &str) {
+        self.awaited.count(parent, name, |missing| missing + 1);
+    }
+
+    /// The tree is another.
+    pub(super) fn recount(&mut self, tree: &CgroupTree) {
+        for (parent, children) in &mut self.awaited.0 {
+            children.missing = match tree.find(parent) {
+                None => children.names.len(),
+                Some(id) => children
+                    .names
+                    .keys()
+                    .filter(|name| tree.child(id, name).is_none())
+                    .count(),
+            };
+        }
+    }
+
+    /// Another policy of the same origin and priority that names one of the same cgroups.
+    pub(super) fn rival(&self, policy: &Policy, tree: &CgroupTree) -> Option<(&Name, String)> {
+        policy.matches.iter().find_map(|wanted| {
+            let path = match wanted {
+                Match::Cgroup(pattern) => pattern.exact()?.to_owned(),
+                Match::CgroupId(id) => tree.path(*id)?,
+                Match::Unit(_) => return None,
+            };
+            let id = tree.find(&path);
+            let by_path = self.paths.get(path.as_str()).into_iter().flatten();
+            let by_id = id.and_then(|id| self.ids.get(&id)).into_iter().flatten();
+            by_path
+                .chain(by_id)
+                .find(|other| {
+                    **other != policy.name
+                        && self.policies.get(*other).is_some_and(|other| {
+                            (other.origin, other.priority) == (policy.origin, policy.priority)
+                        })
+                })
+                .map(|other| (other, path))
+        })
+    }
+
+    /// What holds for the cgroup `id`, which is in `tree`. Ancestors above an exempt cgroup do not
+    /// count, and neither does the default policy below one.
+    pub(super) fn find(
+        &self,
+        id: CgroupId,
+        tree: &CgroupTree,
+        exempt: &BTreeSet<CgroupId>,
+    ) -> Found {
+        let mut nodes: Vec<CgroupId> = tree.ancestors(id).collect();
+        nodes.reverse();
+        let path = tree.path(id).unwrap_or_default();
+        let first = nodes
+            .iter()
+            .rposition(|node| exempt.contains(node))
+            .unwrap_or(0);
+
+        let mut found = Found::default();
+        let mut reaches = Vec::new();
+        let globs = self.match_globs(&path, &mut reaches);
+        let mut ends = path
+            .match_indices('/')
+            .map(|(at, _)| at)
+            .chain([path.len()]);
+        let mut levels: Vec<Vec<(Key, &Name)>> = Vec::new();
+        for (depth, node) in nodes.iter().enumerate() {
+            if depth == 0 {
+                continue;
+            }
+            let end = ends.next().unwrap_or(path.len());
+            if depth < first {
+                continue;
+            }
+            let last = depth + 1 == nodes.len();
+            let mut here = self.at(*node, &path[..end], tree);
+            let bit = 1u64
+                .checked_shl(u32::try_from(depth - 1).unwrap_or(u32::MAX))
+                .unwrap_or(0);
+            here.extend(
+                globs
+                    .iter()
+                    .filter(|(_, bits)| bits & bit != 0)
+                    .map(|(name, _)| (*name, false)),
+            );
+            levels.push(self.rank(here, last.then_some(&mut found.conflicts)));
+        }
+        found.order = self.order(&levels);
+        if first == 0 {
+            found.order.extend(self.default.clone());
+        }
+        // A new child of a cgroup where a strict policy is in force gets it from its parent in the
+        // kernel, so that one need not be awaited.
+        let in_force = found.order.first();
+        let units = self
+            .strict_units
+            .iter()
+            .map(|name| (name, Reach::Descendants));
+        found.reach = reaches
+            .into_iter()
+            .chain(units)
+            .filter(|(name, _)| Some(*name) != in_force)
+            .map(|(_, reach)| reach)
+            .max()
+            .unwrap_or_default();
+        if self
+            .awaited
+            .0
+            .get(path.as_str())
+            .is_some_and(|children| children.missing > 0)
+        {
+            found.reach = found.reach.max(Reach::Child);
+        }
+        found
+    }
+
+    /// Globs that match along `path`, with the levels; notes how far strict ones reach below it.
+    fn match_globs<'a>(
+        &'a self,
+        path: &str,
+        reaches: &mut Vec<(&'a Name, Reach)>,
+    ) -> Vec<(&'a Name, u64)> {
+        let mut matched = Vec::new();
+        for (name, patterns) in &self.globs {
+            let strict = self.policies.get(name).is_some_and(|policy| policy.strict);
+            let mut levels = 0;
+            for pattern in patterns {
+                let along = pattern.along(path);
+                levels |= along.levels;
+                if strict {
+                    reaches.push((name, along.reach));
+                }
+            }
+            if levels != 0 {
+                matched.push((name, levels));
+            }
+        }
+        matched
+    }
+
+    /// Policies that match a cgroup by path, id or unit, and whether exactly.
+    fn at(&self, node: CgroupId, path: &str, tree: &CgroupTree) -> Vec<(&Name, bool)> {
+        let unit = tree.name(node).unwrap_or_default();
+        let exact = [self.paths.get(path), self.ids.get(&node)];
+        exact
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|name| (name, true))
+            .chain(
+                self.units
+                    .get(unit)
+                    .into_iter()
+                    .flatten()
+                    .map(|name| (name, false)),
+            )
+            .collect()
+    }
+
+    /// Orders what matches one cgroup; of those that are equal the first by name stays, or a strict
+    /// one.
+    fn rank<'a>(
+        &'a self,
+        here: Vec<(&'a Name, bool)>,
+        conflicts: Option<&mut Vec<Conflict>>,
+    ) -> Vec<(Key, &'a Name)> {
+        let mut exactness: BTreeMap<&Name, bool> = BTreeMap::new();
+        for (name, exact) in here {
+            *exactness.entry(name).or_default() |= exact;
+        }
+        let mut ranked: Vec<(Key, &Name)> = exactness
+            .into_iter()
+            .filter_map(|(name, exact)| {
+                let policy = self.policies.get(name)?;
+                Some((
+                    (Reverse(policy.origin), Reverse(policy.priority), !exact),
+                    name,
+                ))
+            })
+            .collect();
+        // Of two that are equal, a strict one applies: too tight is a nuisance, too loose a leak.
+        let lax = |name| self.policies.get(name).is_some_and(|policy| !policy.strict);
+        ranked.sort_unstable_by_key(|(key, name)| (*key, lax(*name), *name));
+        let mut refused = Vec::new();
+        ranked.dedup_by(|later, first| {
+            let equal = later.0 == first.0;
+            if equal {
+                refused.push(Conflict {
+                    applies: first.1.clone(),
+                    refused: later.1.clone(),
+                });
+            }
+            equal
+        });
+        if let Some(conflicts) = conflicts {
+            *conflicts = refused;
+        }
+        ranked
+    }
+
+    /// Deepest first, without those that a strict policy of a higher origin at or above their cgroup
+    /// shuts out.
+    fn order(&self, levels: &[Vec<(Key, &Name)>]) -> Vec<Name> {
+        let mut floor = Origin::Default;
+        let mut kept: Vec<Vec<Name>> = Vec::new();
+        for level in levels {
+            for (key, name) in level {
+                if self.policies.get(*name).is_some_and(|policy| policy.strict) {
+                    floor = floor.max(key.0.0);
+                }
+            }
+            let names = level.iter().filter(|(key, _)| key.0.0 >= floor);
+            kept.push(names.map(|(_, name)| (*name).clone()).collect());
+        }
+        kept.into_iter().rev().flatten().collect()
+    }
+}
+
+impl Awaited {
+    fn insert(&mut self, path: &str, tree: &CgroupTree) {
+        for (parent, name) in levels(path) {
+            let children = self.0.entry(parent.into()).or_default();
+            let count = children.names.entry(name.into()).or_default();
+            *count += 1;
+            if *count == 1
+                && tree
+                    .find(parent)
+                    .and_then(|id| tree.child(id, name))
+                    .is_none()
+            {
+                children.missing += 1;
+            }
+        }
+    }
+
+    fn remove(&mut self, path: &str, tree: &CgroupTree) {
+        for (parent, name) in levels(path) {
+            let Some(children) = self.0.get_mut(parent) else {
+                continue;
+            };
+            let Some(count) = children.names.get_mut(name) else {
+                continue;
+            };
+            *count -= 1;
+            if *count == 0 {
+                children.names.remove(name);
+                if tree
+                    .find(parent)
+                    .and_then(|id| tree.child(id, name))
+                    .is_none()
+                {
+                    children.missing = children.missing.saturating_sub(1);
+                }
+            }
+            if children.names.is_empty() {
+                self.0.remove(parent);
+            }
+        }
+    }
+
+    fn count(&mut self, parent: &str, name: &str, change: impl Fn(usize) -> usize) {
+        if let Some(children) = self.0.get_mut(parent)
+            && children.names.contains_key(name)
+        {
+            children.missing = change(children.missing);
+        }
+    }
+}
+
+/// Each level of a path: the path of its parent, and its name.
+fn levels(path: &str) -> impl Iterator<Item = (&str, &str)> {
+    let starts = [0]
+        .into_iter()
+        .chain(path.match_indices('/').map(|(at, _)| at + 1));
+    starts.map(move |start| {
+        let parent = &path[..start.saturating_sub(1)];
+        let name = &path[start..];
+        (parent, name.split('/').next().unwrap_or(name))
+    })
+}
+
+fn add(map: &mut HashMap<Box<str>, Vec<Name>>, key: &str, name: &Name) {
+    match map.get_mut(key) {
+        Some(names) => names.push(name.clone()),
+        None => {
+            map.insert(key.into(), vec![name.clone()]);
+        }
+    }
+}
+
+fn take<K, Q>(map: &mut HashMap<K, Vec<Name>>, key: &Q, name: &Name)
+where
+    K: std::borrow::Borrow<Q> + Eq + std::hash::Hash,
+    Q: Eq + std::hash::Hash + ?Sized,
+{
+    if let Some(names) = map.get_mut(key) {
+        names.retain(|other| other != name);
+        if names.is_empty() {
+            map.remove(key);
+        }
+    }
+}

@@ -1,0 +1,426 @@
+//! The engine keeps the plan in step with the state, doing only what a change asks for.
+//!
+//! [`Engine::apply`] takes events in and notes what they touch; [`Engine::settle`] then brings the
+//! plan up to date and says what changed in it. [`plan`] makes the same plan from nothing.
+
+mod index;
+mod report;
+mod settle;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+pub use self::index::Conflict;
+use self::index::PolicyIndex;
+pub use self::report::{Effective, Warning};
+use crate::cgroups::CgroupChange;
+use crate::config::Config;
+use crate::domains::Domains;
+use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId};
+use crate::name::Name;
+use crate::plan::Plan;
+use crate::policy::{Match, Policy, PolicyError};
+use crate::select::World;
+use crate::state::{Event, State};
+use crate::suggest::nearest;
+
+/// Keeps a plan in step with a state.
+#[derive(Debug)]
+pub struct Engine {
+    state: State,
+    plan: Plan,
+    domains: Domains,
+    index: PolicyIndex,
+    /// How often each name is in a `use`.
+    uses: BTreeMap<Name, usize>,
+    /// Cgroups in which each kernel policy is in force.
+    policy_uses: HashMap<PolicyId, usize>,
+    /// Kernel policies with each choice.
+    choice_uses: HashMap<ChoiceId, usize>,
+    /// Choices that a domain of this name or alias could change.
+    choices_by_name: HashMap<Name, BTreeSet<ChoiceId>>,
+    /// Domains that a policy in force can choose.
+    installed: BTreeMap<Name, DomainIndex>,
+    /// Domains that ought to be installed, but there is no index left.
+    unmarked: BTreeSet<Name>,
+    /// Policies that lose at a cgroup.
+    conflicts: BTreeMap<CgroupId, Vec<Conflict>>,
+    /// Cgroups for whose policy no number was left.
+    unnumbered: BTreeSet<CgroupId>,
+    dirty: Dirty,
+}
+
+/// What events touched since the plan was last brought up to date.
+#[derive(Debug, Default)]
+struct Dirty {
+    /// Every cgroup.
+    all_cgroups: bool,
+    /// These cgroups.
+    cgroups: BTreeSet<CgroupId>,
+    /// The domains, and what follows from them.
+    network: bool,
+    /// Every choice, since names may mean something else.
+    all_choices: bool,
+    /// These choices.
+    choices: BTreeSet<ChoiceId>,
+    /// Which domains policies can choose.
+    wanted: bool,
+    /// Answer to which indices sockets bear.
+    in_use: Option<BTreeSet<DomainIndex>>,
+    /// What the last plan was made for: any policy, any strict one.
+    before: Option<(bool, bool)>,
+}
+
+/// What changed in the plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Entries of `cgroups` that changed, came or went.
+    pub cgroups: BTreeSet<CgroupId>,
+    /// Likewise of `policies`.
+    pub policies: BTreeSet<PolicyId>,
+    /// Likewise of `choices`.
+    pub choices: BTreeSet<ChoiceId>,
+    /// Anything else changed: hooks, guards, domains, sources, locals, rules, routes, sysctls.
+    pub network: bool,
+}
+
+impl Changes {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Why an event was refused. The state is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// The policy contradicts itself.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// A name in `use` means nothing.
+    #[error("unknown domain `{name}` in policy `{policy}`{}", help(.meant.as_ref()))]
+    UnknownDomain {
+        /// The policy.
+        policy: Name,
+        /// The unknown name.
+        name: Name,
+        /// A known name that it resembles.
+        meant: Option<Name>,
+    },
+    /// A file defines a policy of this name.
+    #[error("policy `{0}` is defined in a file; change it there, or choose another name")]
+    InFile(Name),
+    /// Two policies of one origin and priority on one cgroup.
+    #[error(
+        "policies `{name}` and `{other}` have the same origin and priority on the cgroup {path}; \
+         give one of them another priority"
+    )]
+    Conflict {
+        /// The refused policy.
+        name: Name,
+        /// The one that is there.
+        other: Name,
+        /// The cgroup.
+        path: String,
+    },
+    /// There is no such policy.
+    #[error("there is no policy `{name}`{}", help(.meant.as_ref()))]
+    NoPolicy {
+        /// The name.
+        name: Name,
+        /// A policy whose name it resembles.
+        meant: Option<Name>,
+    },
+    /// There are too many policies.
+    #[error("there are {0} policies already, as many as the kernel map holds")]
+    TooMany(usize),
+}
+
+fn help(meant: Option<&Name>) -> String {
+    meant.map_or_else(String::new, |name| format!("; did you mean `{name}`?"))
+}
+
+/// Most policies, so that each can have a number of its own.
+pub const MAX_POLICIES: usize = steer_common::MAX_POLICIES as usize - 1;
+
+impl Engine {
+    /// An engine for `state`; the plan is empty until [`Engine::settle`].
+    pub fn new(state: State) -> Self {
+        let mut engine = Self {
+            index: PolicyIndex::new(state.policies(), &state.cgroups),
+            domains: Domains::new(&state.config, &state.network),
+            state,
+            plan: Plan::default(),
+            uses: BTreeMap::new(),
+            policy_uses: HashMap::new(),
+            choice_uses: HashMap::new(),
+            choices_by_name: HashMap::new(),
+            installed: BTreeMap::new(),
+            unmarked: BTreeSet::new(),
+            conflicts: BTreeMap::new(),
+            unnumbered: BTreeSet::new(),
+            dirty: Dirty {
+                all_cgroups: true,
+                network: true,
+                wanted: true,
+                ..Dirty::default()
+            },
+        };
+        engine.count_uses();
+        engine
+    }
+
+    /// Everything that is known.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// What should be, as of the last [`Engine::settle`].
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The domains, as of the last [`Engine::settle`].
+    pub fn domains(&self) -> &Domains {
+        &self.domains
+    }
+
+    /// Takes an event in. Only what a user asks for can be refused.
+    pub fn apply(&mut self, event: Event) -> Result<(), Rejected> {
+        match event {
+            Event::Now(now) => self.state.now = now,
+            Event::Network(change) => {
+                self.state.network.apply(change);
+                self.dirty.network = true;
+            }
+            Event::Cgroups(change) => self.change_cgroups(change),
+            Event::Managed { root, exempt } => {
+                self.state.cgroup_root = root;
+                self.state.exempt = exempt;
+                self.dirty.all_cgroups = true;
+            }
+            Event::SetPolicy(policy) => return self.set_policy(policy),
+            Event::UnsetPolicy(name) => return self.unset_policy(&name),
+            Event::Config(config) => self.change_config(*config),
+            Event::IndicesInUse(in_use) => {
+                self.dirty.in_use = Some(in_use);
+                self.dirty.wanted = true;
+            }
+            Event::Outcome(object, outcome) => {
+                match outcome {
+                    Ok(()) => self.state.refused.remove(&object),
+                    Err(words) => self.state.refused.insert(object, words),
+                };
+                self.dirty.all_choices = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks a policy as [`Event::SetPolicy`] does, and changes nothing.
+    pub fn check(&self, policy: &Policy) -> Result<(), Rejected> {
+        policy.check()?;
+        let name = &policy.name;
+        if self.state.config.policies.contains_key(name) {
+            return Err(Rejected::InFile(name.clone()));
+        }
+        let (config, network) = (&self.state.config, &self.state.network);
+        if let Some(unknown) = policy.use_.iter().find(|used| !config.knows(used, network)) {
+            let domains = Domains::new(config, network);
+            let known = domains.iter().map(|domain| &domain.name);
+            let known = known.chain(config.groups.keys()).map(Name::as_str);
+            return Err(Rejected::UnknownDomain {
+                policy: name.clone(),
+                name: unknown.clone(),
+                meant: nearest(unknown.as_str(), known).and_then(|name| Name::new(name).ok()),
+            });
+        }
+        if let Some((other, path)) = self.index.rival(policy, &self.state.cgroups) {
+            return Err(Rejected::Conflict {
+                name: name.clone(),
+                other: other.clone(),
+                path,
+            });
+        }
+        let count = config.policies.len() + self.state.api_policies.len();
+        if count >= MAX_POLICIES && !self.state.api_policies.contains_key(name) {
+            return Err(Rejected::TooMany(count));
+        }
+        Ok(())
+    }
+
+    fn set_policy(&mut self, policy: Policy) -> Result<(), Rejected> {
+        self.check(&policy)?;
+        if let Some(old) = self.state.api_policies.remove(&policy.name) {
+            self.forget(&old);
+        }
+        self.index.insert(&policy, &self.state.cgroups);
+        self.count_use(&policy, true);
+        self.touch_matches(&policy);
+        self.state.api_policies.insert(policy.name.clone(), policy);
+        Ok(())
+    }
+
+    fn unset_policy(&mut self, name: &Name) -> Result<(), Rejected> {
+        if let Some(old) = self.state.api_policies.remove(name) {
+            self.forget(&old);
+            return Ok(());
+        }
+        if self.state.config.policies.contains_key(name) {
+            return Err(Rejected::InFile(name.clone()));
+        }
+        let known = self.state.api_policies.keys().map(Name::as_str);
+        let meant = nearest(name.as_str(), known).and_then(|name| Name::new(name).ok());
+        Err(Rejected::NoPolicy {
+            name: name.clone(),
+            meant,
+        })
+    }
+
+    fn forget(&mut self, policy: &Policy) {
+        self.index.remove(policy, &self.state.cgroups);
+        self.count_use(policy, false);
+        self.touch_matches(policy);
+    }
+
+    fn change_config(&mut self, config: Config) {
+        self.state.config = config;
+        let files = &self.state.config.policies;
+        self.state
+            .api_policies
+            .retain(|name, _| !files.contains_key(name));
+        self.index = PolicyIndex::new(self.state.policies(), &self.state.cgroups);
+        self.count_uses();
+        self.dirty.all_cgroups = true;
+        self.dirty.all_choices = true;
+        self.dirty.network = true;
+    }
+
+    fn change_cgroups(&mut self, change: CgroupChange) {
+        match change {
+            CgroupChange::Made { id, parent, name } => {
+                let tree = &self.state.cgroups;
+                if tree.parent(id) == Some(parent) && tree.name(id) == Some(&name) {
+                    return;
+                }
+                // What stood there before is gone, or the tree would not make it.
+                let older = tree.child(parent, &name);
+                if !tree.contains(parent) || tree.is_below(parent, id) {
+                    return;
+                }
+                self.remove_cgroup(id);
+                older
+                    .into_iter()
+                    .for_each(|older| self.remove_cgroup(older));
+                self.state.cgroups.made(id, parent, &name);
+                if let Some(path) = self.state.cgroups.path(parent) {
+                    self.index.made(&path, &name);
+                }
+                self.dirty.cgroups.extend([id, parent]);
+            }
+            CgroupChange::Removed(id) => self.remove_cgroup(id),
+            CgroupChange::Dump(tree) => {
+                self.state.cgroups = tree;
+                self.index.recount(&self.state.cgroups);
+                self.dirty.all_cgroups = true;
+            }
+        }
+    }
+
+    fn remove_cgroup(&mut self, id: CgroupId) {
+        let tree = &self.state.cgroups;
+        if id == tree.root() {
+            return;
+        }
+        for gone in tree.subtree(id) {
+            let parent = tree.parent(gone);
+            let path = parent.and_then(|parent| tree.path(parent));
+            if let (Some(path), Some(name)) = (path, tree.name(gone)) {
+                self.index.gone(&path, name);
+            }
+            self.dirty.cgroups.insert(gone);
+            self.dirty.cgroups.extend(parent);
+        }
+        self.state.cgroups.removed(id);
+    }
+
+    /// Notes the cgroups that a policy can matter to.
+    fn touch_matches(&mut self, policy: &Policy) {
+        let tree = &self.state.cgroups;
+        if policy.matches.is_empty() {
+            self.dirty.all_cgroups = true;
+        }
+        for wanted in &policy.matches {
+            let exact = match wanted {
+                Match::Cgroup(pattern) => pattern.exact(),
+                Match::Unit(_) => None,
+                Match::CgroupId(id) => {
+                    self.dirty.cgroups.extend(tree.subtree(*id));
+                    continue;
+                }
+            };
+            let Some(path) = exact else {
+                self.dirty.all_cgroups = true;
+                continue;
+            };
+            // Its cgroup, and above it those that await new cgroups.
+            let mut at = Some(tree.root());
+            for level in path.split('/') {
+                let Some(id) = at else { break };
+                if policy.strict {
+                    self.dirty.cgroups.insert(id);
+                }
+                at = tree.child(id, level);
+            }
+            if let Some(id) = at {
+                self.dirty.cgroups.extend(tree.subtree(id));
+            }
+        }
+    }
+
+    fn count_uses(&mut self) {
+        self.uses.clear();
+        for policy in self.state.policies() {
+            for name in &policy.use_ {
+                *self.uses.entry(name.clone()).or_default() += 1;
+            }
+        }
+        self.dirty.wanted = true;
+    }
+
+    fn count_use(&mut self, policy: &Policy, more: bool) {
+        for name in &policy.use_ {
+            let count = self.uses.entry(name.clone()).or_default();
+            *count = if more {
+                *count + 1
+            } else {
+                count.saturating_sub(1)
+            };
+            match *count {
+                0 => {
+                    self.uses.remove(name);
+                    self.dirty.wanted = true;
+                }
+                1 if more => self.dirty.wanted = true,
+                _ => {}
+            }
+        }
+    }
+
+    fn world(&self) -> World<'_> {
+        World {
+            config: &self.state.config,
+            network: &self.state.network,
+            domains: &self.domains,
+            indices: &self.installed,
+            refused: &self.state.refused,
+        }
+    }
+}
+
+/// The plan for `state`, from nothing. Numbers come from `state.memory`; what has none there gets
+/// the next free one, as it would in an [`Engine`].
+pub fn plan(state: &State) -> Plan {
+    let mut engine = Engine::new(state.clone());
+    engine.settle();
+    engine.plan
+}

@@ -1,0 +1,241 @@
+//! What the engine tells about itself: decisions with their reasons, and warnings.
+
+use std::fmt;
+
+use super::{Conflict, Engine};
+use crate::config::ConfigError;
+use crate::ids::{CgroupId, PolicyId};
+use crate::name::Name;
+use crate::network::ForeignRule;
+use crate::plan::{Family, foreign};
+use crate::select::{Decision, select};
+use crate::state::Object;
+
+/// What holds for a cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Effective {
+    /// The policy in force, then those that hold by `otherwise = "next"`.
+    pub chain: Vec<Name>,
+    /// Its number.
+    pub policy: Option<PolicyId>,
+    /// What was chosen.
+    pub decision: Decision,
+}
+
+/// Something that a user should know of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Warning {
+    /// A rule of somebody else catches unmarked traffic.
+    ForeignRule(ForeignRule),
+    /// Two policies of one origin and priority on one cgroup.
+    Conflict {
+        /// The cgroup's path.
+        path: String,
+        /// The two.
+        conflict: Conflict,
+    },
+    /// The mask has no index left for a domain.
+    NoMark(Name),
+    /// No number was left for policies of this many cgroups.
+    NoNumber(usize),
+    /// A name in the files means nothing for now.
+    Unknown(ConfigError),
+    /// Two domains hold one address.
+    Overlap {
+        /// The address.
+        address: std::net::IpAddr,
+        /// The domains.
+        domains: Vec<Name>,
+    },
+    /// The kernel refused something, in these words.
+    Refused(Object, String),
+}
+
+impl Engine {
+    /// What holds for a cgroup; `None`: no policy.
+    pub fn effective(&self, id: CgroupId) -> Option<Effective> {
+        let entry = self.plan.cgroups.get(&id)?;
+        let chain = self.state.memory.policies.key(entry.policy)?;
+        Some(Effective {
+            chain: chain.to_vec(),
+            policy: Some(PolicyId(entry.policy)),
+            decision: self.decide(chain),
+        })
+    }
+
+    /// What is chosen for a policy now. Where it is in force with several others behind it by
+    /// `next`, for the first of those chains; where nowhere, with the default policy behind it.
+    pub fn decision(&self, name: &str) -> Option<Decision> {
+        let policy = self.state.policy(name)?;
+        if let Some((_, chain)) = self
+            .state
+            .memory
+            .policies
+            .starting_with(&policy.name)
+            .next()
+        {
+            return Some(self.decide(chain));
+        }
+        let mut chain = vec![policy.name.clone()];
+        let default = self
+            .state
+            .policy(Name::DEFAULT_POLICY)
+            .filter(|default| default.acts());
+        chain.extend(
+            default
+                .map(|default| default.name.clone())
+                .filter(|name| *name != policy.name),
+        );
+        Some(self.decide(&self.chain(chain)))
+    }
+
+    /// Kernel policies that begin with a policy: one for each chain behind it.
+    pub fn numbers(&self, name: &Name) -> Vec<PolicyId> {
+        let chains = self.state.memory.policies.starting_with(name);
+        chains.map(|(number, _)| PolicyId(number)).collect()
+    }
+
+    /// Cgroups in which a policy is in force. Looks at every cgroup.
+    pub fn cgroups_of(&self, name: &Name) -> Vec<CgroupId> {
+        let numbers = self.numbers(name);
+        let entries = self.plan.cgroups.iter();
+        entries
+            .filter(|(_, entry)| numbers.contains(&PolicyId(entry.policy)))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    /// Whether a domain waits for an index: ask the kernel which indices sockets bear, and say so by
+    /// [`Event::IndicesInUse`](crate::state::Event::IndicesInUse).
+    pub fn needs_indices(&self) -> bool {
+        !self.unmarked.is_empty() && self.state.memory.indices.len() > self.installed.len()
+    }
+
+    /// What a user should know of.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let state = &self.state;
+        let mut warnings = Vec::new();
+        if !self.installed.is_empty() {
+            let rules = Family::BOTH.map(|family| foreign::catching(&state.network, family));
+            warnings.extend(
+                rules
+                    .into_iter()
+                    .flatten()
+                    .cloned()
+                    .map(Warning::ForeignRule),
+            );
+        }
+        for (id, conflicts) in &self.conflicts {
+            let path = state.cgroups.path(*id).unwrap_or_default();
+            warnings.extend(conflicts.iter().cloned().map(|conflict| Warning::Conflict {
+                path: path.clone(),
+                conflict,
+            }));
+        }
+        warnings.extend(self.unmarked.iter().cloned().map(Warning::NoMark));
+        if !self.unnumbered.is_empty() {
+            warnings.push(Warning::NoNumber(self.unnumbered.len()));
+        }
+        warnings.extend(
+            state
+                .config
+                .unknown(&state.network)
+                .cloned()
+                .map(Warning::Unknown),
+        );
+        warnings.extend(self.overlaps());
+        let refused = state.refused.iter();
+        warnings
+            .extend(refused.map(|(object, words)| Warning::Refused(object.clone(), words.clone())));
+        warnings
+    }
+
+    /// Addresses that several installed domains hold, unless the files ask for it.
+    fn overlaps(&self) -> impl Iterator<Item = Warning> {
+        let mut holders = std::collections::BTreeMap::<_, Vec<Name>>::new();
+        let installed = self
+            .installed
+            .keys()
+            .filter_map(|name| self.domains.get(name.as_str()));
+        for domain in installed {
+            for address in &domain.addresses {
+                if !domain.named_sources.contains(&address.ip) {
+                    holders
+                        .entry(address.ip)
+                        .or_default()
+                        .push(domain.name.clone());
+                }
+            }
+        }
+        holders
+            .into_iter()
+            .filter(|(_, domains)| domains.len() > 1)
+            .map(|(address, domains)| Warning::Overlap { address, domains })
+    }
+
+    fn decide(&self, chain: &[Name]) -> Decision {
+        select(&self.inputs(chain), self.world())
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Domain(name) => write!(f, "the rules and routes of {name}"),
+            Self::Hook(hook) => write!(f, "the program {hook:?}"),
+            Self::Guard => f.write_str("the guard"),
+        }
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ForeignRule(rule) => {
+                let family = if rule.v6 { "IPv6" } else { "IPv4" };
+                write!(
+                    f,
+                    "the {family} rule with priority {} catches unmarked traffic",
+                    rule.priority
+                )?;
+                if let Some(table) = rule.table {
+                    write!(f, " (table {table})")?;
+                }
+                f.write_str(
+                    ": unmarked flows from a domain's address are left to it, so servers on several \
+                     domains may answer by the wrong one",
+                )
+            }
+            Self::Conflict { path, conflict } => write!(
+                f,
+                "policies `{}` and `{}` have the same origin and priority on the cgroup {path}: there \
+                 `{}` does not apply; give one of them another priority",
+                conflict.applies, conflict.refused, conflict.refused
+            ),
+            Self::NoMark(name) => {
+                write!(
+                    f,
+                    "no mark is left for the domain {name}: widen `mark-mask` in [agent]"
+                )
+            }
+            Self::NoNumber(cgroups) => write!(
+                f,
+                "the kernel map has no room for the policies of {cgroups} cgroups: strict ones are \
+                 closed, others do not apply"
+            ),
+            Self::Unknown(error) => error.fmt(f),
+            Self::Overlap { address, domains } => {
+                write!(f, "the domains")?;
+                for (i, name) in domains.iter().enumerate() {
+                    write!(f, "{} {name}", if i == 0 { "" } else { " and" })?;
+                }
+                write!(
+                    f,
+                    " have the same address {address}: incoming flows cannot be told apart; name the \
+                     address in `sources` of both to have them marked"
+                )
+            }
+            Self::Refused(object, words) => write!(f, "the kernel refused {object}: {words}"),
+        }
+    }
+}

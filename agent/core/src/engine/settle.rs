@@ -1,0 +1,451 @@
+//! Bringing the plan up to date: cgroups, then policies, then domains, then choices, then the
+//! network. Each step looks only at what the steps before it and the events touched.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use steer_common::{CgroupEntry, ChoiceEntry, PolicyEntry, cgroup_flags, policy_flags, verdict};
+
+use super::{Changes, Engine};
+use crate::domains::Domains;
+use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId};
+use crate::name::Name;
+use crate::pattern::Reach;
+use crate::plan::{Plan, network};
+use crate::policy::{LocalNetworks, Otherwise};
+use crate::select::{Inputs, Stage, Verdict, select};
+
+impl Engine {
+    /// Brings the plan up to date and says what changed in it.
+    pub fn settle(&mut self) -> Changes {
+        let mut changes = Changes::default();
+        let now = (self.index.acts(), self.index.strict());
+        let mut network = self.dirty.network;
+        if self.dirty.before != Some(now) {
+            network = true;
+            self.dirty.all_cgroups |= self.dirty.before.is_none_or(|(acts, _)| acts != now.0);
+        }
+        if self.dirty.network {
+            self.settle_domains();
+        }
+        let touched = self.settle_cgroups(&mut changes);
+        for policy in touched {
+            self.settle_policy(policy, &mut changes);
+        }
+        if self.dirty.wanted {
+            network |= self.settle_indices();
+        }
+        self.settle_choices(&mut changes);
+        if network {
+            changes.network = self.settle_network();
+        }
+        self.dirty = super::Dirty {
+            before: Some(now),
+            ..super::Dirty::default()
+        };
+        changes
+    }
+
+    fn settle_domains(&mut self) {
+        let domains = Domains::new(&self.state.config, &self.state.network);
+        for name in self.domains.changed(&domains) {
+            self.touch_choices_of(&name);
+        }
+        self.domains = domains;
+        // What a name in `use` stands for may have changed with the domains.
+        self.dirty.wanted = true;
+    }
+
+    fn touch_choices_of(&mut self, name: &Name) {
+        if let Some(choices) = self.choices_by_name.get(name) {
+            self.dirty.choices.extend(choices);
+        }
+    }
+
+    /// Decides cgroups; returns the kernel policies they had and have.
+    fn settle_cgroups(&mut self, changes: &mut Changes) -> BTreeSet<PolicyId> {
+        let mut cgroups = std::mem::take(&mut self.dirty.cgroups);
+        if self.dirty.all_cgroups {
+            let managed = self.state.cgroups.subtree(self.state.cgroup_root);
+            cgroups.extend(managed);
+            cgroups.extend(self.plan.cgroups.keys());
+            cgroups.extend(self.conflicts.keys());
+            // Numbers that an earlier agent gave out and nothing bears now.
+            let given = self.state.memory.policies.iter();
+            let mut touched: BTreeSet<PolicyId> =
+                given.map(|(number, _)| PolicyId(number)).collect();
+            for id in cgroups {
+                touched.extend(self.settle_cgroup(id, changes));
+            }
+            return touched;
+        }
+        cgroups
+            .into_iter()
+            .flat_map(|id| self.settle_cgroup(id, changes))
+            .collect()
+    }
+
+    fn settle_cgroup(&mut self, id: CgroupId, changes: &mut Changes) -> Vec<PolicyId> {
+        let new = self.decide_cgroup(id);
+        let old = match new {
+            Some(entry) => self.plan.cgroups.insert(id, entry),
+            None => self.plan.cgroups.remove(&id),
+        };
+        if new != old {
+            changes.cgroups.insert(id);
+        }
+        let policy = |entry: Option<CgroupEntry>| {
+            entry
+                .map(|entry| entry.policy)
+                .filter(|policy| *policy != 0)
+                .map(PolicyId)
+        };
+        if let Some(new) = policy(new) {
+            *self.policy_uses.entry(new).or_default() += 1;
+        }
+        if let Some(old) = policy(old) {
+            release(self.policy_uses.get_mut(&old));
+        }
+        policy(new).into_iter().chain(policy(old)).collect()
+    }
+
+    fn decide_cgroup(&mut self, id: CgroupId) -> Option<CgroupEntry> {
+        self.conflicts.remove(&id);
+        self.unnumbered.remove(&id);
+        let tree = &self.state.cgroups;
+        // A policy on the real root would catch packets that the kernel itself makes.
+        if !self.index.acts() || id == tree.root() || !tree.is_below(id, self.state.cgroup_root) {
+            return None;
+        }
+        if self.state.exempt.contains(&id) {
+            return Some(CgroupEntry {
+                policy: 0,
+                flags: cgroup_flags::EXEMPT,
+            });
+        }
+        let found = self.index.find(id, tree, &self.state.exempt);
+        if !found.conflicts.is_empty() {
+            self.conflicts.insert(id, found.conflicts);
+        }
+        let mut flags = match found.reach {
+            Reach::None => 0,
+            Reach::Child => cgroup_flags::CHILDREN_UNDECIDED,
+            Reach::Descendants => cgroup_flags::DESCENDANTS_UNDECIDED,
+        };
+        let chain = self.chain(found.order);
+        let mut policy = 0;
+        if !chain.is_empty() {
+            match self.state.memory.policies.give(&chain) {
+                Some(number) => policy = number,
+                None => {
+                    self.unnumbered.insert(id);
+                    // A strict policy that cannot be enforced is closed, not open.
+                    if chain.iter().any(|name| self.is_strict(name)) {
+                        flags |= cgroup_flags::UNDECIDED;
+                    }
+                }
+            }
+        }
+        (policy != 0 || flags != 0).then_some(CgroupEntry { policy, flags })
+    }
+
+    fn is_strict(&self, name: &Name) -> bool {
+        let policy = self.state.policy(name.as_str());
+        policy.is_some_and(|policy| policy.strict)
+    }
+
+    /// The first policy of `order`, and behind each `otherwise = "next"` the next.
+    pub(super) fn chain(&self, mut order: Vec<Name>) -> Vec<Name> {
+        let last = order.iter().position(|name| {
+            let policy = self.state.policy(name.as_str());
+            policy.is_none_or(|policy| policy.otherwise != Otherwise::Next)
+        });
+        if let Some(last) = last {
+            order.truncate(last + 1);
+        }
+        order
+    }
+
+    /// Inputs to selection of a chain of policies.
+    pub(super) fn inputs(&self, chain: &[Name]) -> Inputs {
+        let mut stages: Vec<Stage> = chain
+            .iter()
+            .filter_map(|name| self.state.policy(name.as_str()))
+            .map(Stage::of)
+            .collect();
+        // Behind the last `next` is the host's routing: the same input as `pass`.
+        if let Some(last) = stages
+            .last_mut()
+            .filter(|last| last.otherwise == Otherwise::Next)
+        {
+            last.otherwise = Otherwise::Pass;
+        }
+        stages.into()
+    }
+
+    fn settle_policy(&mut self, id: PolicyId, changes: &mut Changes) {
+        let used = self.policy_uses.get(&id).is_some_and(|count| *count > 0);
+        let chain = self
+            .state
+            .memory
+            .policies
+            .key(id.0)
+            .filter(|_| used)
+            .cloned();
+        let new = chain.as_ref().map(|chain| self.decide_policy(chain));
+        let old = match new {
+            Some(entry) => self.plan.policies.insert(id, entry),
+            None => {
+                self.policy_uses.remove(&id);
+                self.state.memory.policies.free(id.0);
+                self.plan.policies.remove(&id)
+            }
+        };
+        if new != old {
+            changes.policies.insert(id);
+        }
+        let choice = |entry: Option<PolicyEntry>| {
+            entry
+                .map(|entry| entry.choice)
+                .filter(|choice| *choice != 0)
+                .map(ChoiceId)
+        };
+        if let Some(new) = choice(new) {
+            *self.choice_uses.entry(new).or_default() += 1;
+        }
+        if let Some(old) = choice(old)
+            && release(self.choice_uses.get_mut(&old))
+        {
+            self.dirty.choices.insert(old);
+        }
+    }
+
+    /// Flags hold for the whole chain, since any of its policies may decide: strict if one is, and
+    /// local networks passed if all pass them.
+    fn decide_policy(&mut self, chain: &Arc<[Name]>) -> PolicyEntry {
+        let policies = || {
+            chain
+                .iter()
+                .filter_map(|name| self.state.policy(name.as_str()))
+        };
+        let mut flags = 0;
+        if policies().any(|policy| policy.strict) {
+            flags |= policy_flags::STRICT;
+        }
+        if policies().all(|policy| policy.local_networks == LocalNetworks::Pass) {
+            flags |= policy_flags::LOCAL_PASS;
+        }
+        let inputs = self.inputs(chain);
+        let known = self.state.memory.choices.get(&inputs);
+        let choice = self.state.memory.choices.give(&inputs).unwrap_or(0);
+        if known.is_none() || !self.plan.choices.contains_key(&ChoiceId(choice)) {
+            self.dirty.choices.insert(ChoiceId(choice));
+        }
+        PolicyEntry { choice, flags }
+    }
+
+    /// Gives an index to each domain that policies can choose; returns whether anything is different.
+    fn settle_indices(&mut self) -> bool {
+        let world = self.world();
+        let names: Vec<Name> = self.uses.keys().cloned().collect();
+        let wanted: BTreeSet<Name> = world.expand(&names).into_iter().collect();
+        let mask = self.state.config.agent.mark_mask;
+        let in_use = self.dirty.in_use.take();
+        let memory = &mut self.state.memory;
+        memory.indices.retain(|name, index| {
+            let retired = !wanted.contains(name);
+            let free = in_use
+                .as_ref()
+                .is_some_and(|in_use| !in_use.contains(index));
+            (1..=mask.capacity()).contains(&index.0) && !(retired && free)
+        });
+        let mut taken: BTreeSet<DomainIndex> = memory.indices.values().copied().collect();
+        let unmarked = std::mem::take(&mut self.unmarked);
+        for name in &wanted {
+            if memory.indices.contains_key(name) || self.domains.get(name.as_str()).is_none() {
+                continue;
+            }
+            // Freed indices come back as late as possible.
+            let capacity = mask.capacity();
+            let after = (memory.last_index.min(capacity)..capacity).map(|index| index + 1);
+            let free = after
+                .chain(1..=capacity)
+                .map(DomainIndex)
+                .find(|index| !taken.contains(index));
+            match free {
+                Some(index) => {
+                    taken.insert(index);
+                    memory.last_index = index.0;
+                    memory.indices.insert(name.clone(), index);
+                }
+                None => {
+                    self.unmarked.insert(name.clone());
+                }
+            }
+        }
+        let installed = memory
+            .indices
+            .iter()
+            .filter(|(name, _)| wanted.contains(*name))
+            .map(|(name, index)| (name.clone(), *index))
+            .collect();
+        if installed == self.installed && unmarked == self.unmarked {
+            return false;
+        }
+        let old = std::mem::replace(&mut self.installed, installed);
+        let differs: Vec<Name> = old
+            .keys()
+            .chain(self.installed.keys())
+            .filter(|name| old.get(*name) != self.installed.get(*name))
+            .cloned()
+            .collect();
+        for name in differs {
+            let alias = self
+                .domains
+                .get(name.as_str())
+                .and_then(|domain| domain.alias.clone());
+            self.touch_choices_of(&name);
+            alias.iter().for_each(|alias| self.touch_choices_of(alias));
+        }
+        true
+    }
+
+    fn settle_choices(&mut self, changes: &mut Changes) {
+        let mut choices = std::mem::take(&mut self.dirty.choices);
+        if self.dirty.all_choices {
+            self.choices_by_name.clear();
+            choices.extend(self.plan.choices.keys());
+        }
+        let given: Vec<ChoiceId> = if self.dirty.before.is_none() {
+            // Numbers that an earlier agent gave out and nothing bears now.
+            self.state
+                .memory
+                .choices
+                .iter()
+                .map(|(number, _)| ChoiceId(number))
+                .collect()
+        } else {
+            Vec::new()
+        };
+        choices.extend(given);
+        for id in choices {
+            let used = self.choice_uses.get(&id).is_some_and(|count| *count > 0);
+            let inputs = self.state.memory.choices.key(id.0).cloned();
+            let new = inputs
+                .as_ref()
+                .filter(|_| used)
+                .map(|inputs| self.decide_choice(inputs));
+            let old = match (new, inputs) {
+                (Some(entry), Some(inputs)) => {
+                    self.name_choice(id, &inputs, true);
+                    self.plan.choices.insert(id, entry)
+                }
+                (_, inputs) => {
+                    if let Some(inputs) = inputs {
+                        self.name_choice(id, &inputs, false);
+                    }
+                    self.choice_uses.remove(&id);
+                    self.state.memory.choices.free(id.0);
+                    self.plan.choices.remove(&id)
+                }
+            };
+            if new != old {
+                changes.choices.insert(id);
+            }
+        }
+    }
+
+    fn decide_choice(&self, inputs: &Inputs) -> ChoiceEntry {
+        let world = self.world();
+        let decision = select(inputs, world);
+        let index = |name: &Name| {
+            self.installed
+                .get(name)
+                .map_or(0, |index| u32::from(index.0))
+        };
+        match &decision.verdict {
+            Verdict::Steer(name) => ChoiceEntry {
+                verdict: verdict::STEER,
+                domain: index(name),
+            },
+            Verdict::Pass => ChoiceEntry {
+                verdict: verdict::PASS,
+                domain: 0,
+            },
+            Verdict::Block => ChoiceEntry {
+                verdict: verdict::BLOCK,
+                domain: decision
+                    .candidates
+                    .iter()
+                    .map(|candidate| index(&candidate.domain))
+                    .find(|index| *index != 0)
+                    .unwrap_or(0),
+            },
+        }
+    }
+
+    /// Notes or forgets which names matter to a choice.
+    fn name_choice(&mut self, id: ChoiceId, inputs: &Inputs, matters: bool) {
+        let groups = &self.state.config.groups;
+        let names = inputs
+            .iter()
+            .flat_map(|stage| &stage.use_)
+            .flat_map(|name| {
+                groups
+                    .get(name)
+                    .map_or(std::slice::from_ref(name), Vec::as_slice)
+            });
+        for name in names {
+            if matters {
+                match self.choices_by_name.get_mut(name) {
+                    Some(choices) => {
+                        choices.insert(id);
+                    }
+                    None => {
+                        self.choices_by_name
+                            .insert(name.clone(), BTreeSet::from([id]));
+                    }
+                }
+            } else if let Some(choices) = self.choices_by_name.get_mut(name) {
+                choices.remove(&id);
+                if choices.is_empty() {
+                    self.choices_by_name.remove(name);
+                }
+            }
+        }
+    }
+
+    /// Makes the network part again; returns whether it is different.
+    fn settle_network(&mut self) -> bool {
+        let inputs = network::Inputs {
+            config: &self.state.config,
+            network: &self.state.network,
+            domains: &self.domains,
+            installed: &self.installed,
+            acts: self.index.acts(),
+            strict: self.index.strict(),
+        };
+        let mut new = Plan {
+            cgroups: std::mem::take(&mut self.plan.cgroups),
+            policies: std::mem::take(&mut self.plan.policies),
+            choices: std::mem::take(&mut self.plan.choices),
+            ..Plan::default()
+        };
+        let old = std::mem::take(&mut self.plan);
+        network::write(&inputs, &mut new);
+        let same = network::same(&old, &new);
+        self.plan = new;
+        !same
+    }
+}
+
+/// One use less; returns whether none is left.
+fn release(count: Option<&mut usize>) -> bool {
+    match count {
+        Some(count) => {
+            *count = count.saturating_sub(1);
+            *count == 0
+        }
+        None => true,
+    }
+}

@@ -1,0 +1,232 @@
+//! The part of the plan that follows the network: everything but cgroups, policies and choices.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use steer_common::MarkMask;
+
+use super::{Family, Hook, Plan, rules, tables};
+use crate::config::Config;
+use crate::domains::{Domain, DomainOrigin, Domains};
+use crate::ids::{DomainIndex, IfIndex, TableId};
+use crate::name::Name;
+use crate::network::Network;
+use crate::plan::{foreign, maps};
+
+/// What the network part is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inputs<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) network: &'a Network,
+    pub(crate) domains: &'a Domains,
+    /// Domains that a policy in force can choose, present or not.
+    pub(crate) installed: &'a BTreeMap<Name, DomainIndex>,
+    /// A policy does more than pass.
+    pub(crate) acts: bool,
+    /// A policy is strict.
+    pub(crate) strict: bool,
+}
+
+/// A domain that a policy in force can choose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Installed<'a> {
+    pub(crate) index: DomainIndex,
+    pub(crate) mark: u32,
+    pub(crate) table: TableId,
+    /// `None`: it is not there, and its table says unreachable.
+    pub(crate) domain: Option<&'a Domain>,
+}
+
+/// Hooks that every policy needs.
+const HOOKS: [Hook; 11] = [
+    Hook::SockCreate,
+    Hook::Connect4,
+    Hook::Connect6,
+    Hook::Sendmsg4,
+    Hook::Sendmsg6,
+    Hook::PostBind4,
+    Hook::PostBind6,
+    Hook::Bind4,
+    Hook::Bind6,
+    Hook::CgroupMkdir,
+    Hook::CgroupRmdir,
+];
+
+impl<'a> Inputs<'a> {
+    /// Installed domains in the order of their indices.
+    pub(crate) fn installed(&self) -> Vec<Installed<'a>> {
+        let agent = &self.config.agent;
+        let mut installed: Vec<_> = self
+            .installed
+            .iter()
+            .filter_map(|(name, index)| {
+                Some(Installed {
+                    index: *index,
+                    mark: agent.mark_mask.encode(index.0)?,
+                    table: TableId(agent.table_base.checked_add(index.0.into())?),
+                    domain: self.domains.get(name.as_str()),
+                })
+            })
+            .collect();
+        installed.sort_unstable_by_key(|domain| domain.index);
+        installed
+    }
+
+    pub(crate) fn mask(&self) -> MarkMask {
+        self.config.agent.mark_mask
+    }
+}
+
+/// Writes the network part into `new`, where it is empty.
+pub(crate) fn write(inputs: &Inputs<'_>, new: &mut Plan) {
+    if inputs.acts {
+        new.hooks.extend(HOOKS);
+        if inputs.strict {
+            new.hooks.insert(Hook::Setsockopt);
+            let guarded = inputs.network.links.values().filter(|link| !link.loopback);
+            new.guards = guarded.map(|link| link.index).collect();
+        }
+        let installed = inputs.installed();
+        maps::domains(&installed, new);
+        maps::locals(inputs, &installed, new);
+        if !installed.is_empty() {
+            let owners = Owners::new(&installed);
+            let catchers =
+                Family::BOTH.map(|family| foreign::catching(inputs.network, family).next());
+            for (family, catcher) in Family::BOTH.into_iter().zip(catchers) {
+                tables::write(&installed, family, &mut new.routes);
+                let shape = rules::Shape {
+                    family,
+                    base: inputs.config.agent.rule_base,
+                    mask: inputs.mask(),
+                    unmarked: catcher.is_none(),
+                };
+                new.rules.extend(rules::all_rules(
+                    shape,
+                    &rule_inputs(inputs, &installed, &owners),
+                ));
+            }
+            overlaps(&owners, new);
+        }
+    }
+}
+
+/// Whether two plans have the same network part.
+pub(crate) fn same(a: &Plan, b: &Plan) -> bool {
+    a.hooks == b.hooks
+        && a.guards == b.guards
+        && a.ingress_marks == b.ingress_marks
+        && a.domains == b.domains
+        && a.sources == b.sources
+        && a.locals == b.locals
+        && a.rules == b.rules
+        && a.routes == b.routes
+        && a.sysctls == b.sysctls
+}
+
+/// Which installed domains hold an address.
+pub(crate) struct Owners<'a>(BTreeMap<IpAddr, Vec<Installed<'a>>>);
+
+impl<'a> Owners<'a> {
+    pub(crate) fn new(installed: &[Installed<'a>]) -> Self {
+        let mut owners: BTreeMap<IpAddr, Vec<Installed<'a>>> = BTreeMap::new();
+        for domain in installed {
+            let addresses = domain.domain.map_or(&[][..], |domain| &domain.addresses);
+            for address in addresses {
+                owners.entry(address.ip).or_default().push(*domain);
+            }
+        }
+        Self(owners)
+    }
+
+    /// Addresses of several domains, with those.
+    pub(crate) fn shared(&self) -> impl Iterator<Item = (IpAddr, &[Installed<'a>])> {
+        let shared = self.0.iter().filter(|(_, owners)| owners.len() > 1);
+        shared.map(|(ip, owners)| (*ip, owners.as_slice()))
+    }
+}
+
+fn rule_inputs<'a>(
+    inputs: &Inputs<'_>,
+    installed: &[Installed<'a>],
+    owners: &Owners<'a>,
+) -> rules::Contents {
+    // An address on two interfaces of the host belongs to nobody alone, even if one of them is no
+    // installed domain.
+    let mut holders: BTreeMap<IpAddr, BTreeSet<IfIndex>> = BTreeMap::new();
+    for address in inputs
+        .network
+        .addresses
+        .iter()
+        .filter(|address| address.global)
+    {
+        holders
+            .entry(address.ip)
+            .or_default()
+            .insert(address.interface);
+    }
+    let mut contents = rules::Contents::default();
+    for domain in installed {
+        contents.marks.push((domain.mark, domain.table));
+    }
+    for (ip, owners) in &owners.0 {
+        let alone = holders
+            .get(ip)
+            .is_none_or(|interfaces| interfaces.len() == 1);
+        if let ([owner], true) = (owners.as_slice(), alone) {
+            let leads = owner
+                .domain
+                .is_some_and(|domain| !domain.running || domain.has(Family::of(*ip)));
+            contents.owned.push(rules::Owned {
+                address: *ip,
+                table: owner.table,
+                leads,
+            });
+        }
+    }
+    let loopback = |interface| {
+        let link = inputs.network.links.get(&interface);
+        link.is_some_and(|link| link.loopback)
+    };
+    contents.others = holders
+        .into_iter()
+        .filter(|(ip, interfaces)| {
+            !owners.0.contains_key(ip) && !interfaces.iter().all(|i| loopback(*i))
+        })
+        .map(|(ip, _)| ip)
+        .collect();
+    contents
+}
+
+/// The same IPv4 address on two domains whose `sources` both name it: asked for, so incoming packets
+/// are told apart by mark.
+fn overlaps(owners: &Owners<'_>, plan: &mut Plan) {
+    for (ip, owners) in owners.shared().filter(|(ip, _)| ip.is_ipv4()) {
+        let asked = |owner: &&Installed<'_>| {
+            owner.domain.is_some_and(|domain| {
+                domain.origin == DomainOrigin::File && domain.named_sources.contains(&ip)
+            })
+        };
+        let asking: Vec<&Installed<'_>> = owners.iter().filter(asked).collect();
+        let interfaces: BTreeSet<_> = asking
+            .iter()
+            .filter_map(|owner| owner.domain?.interface)
+            .collect();
+        if interfaces.len() < 2 {
+            continue;
+        }
+        for owner in asking {
+            let Some(domain) = owner.domain else { continue };
+            let (Some(interface), Some(ifname)) = (domain.interface, &domain.ifname) else {
+                continue;
+            };
+            // Two domains on one interface cannot be told apart by interface: the first has it.
+            plan.ingress_marks.entry(interface).or_insert(owner.mark);
+            let path = format!("net/ipv4/conf/{ifname}/src_valid_mark");
+            plan.sysctls.insert(path, "1".to_owned());
+        }
+        for key in ["net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect"] {
+            plan.sysctls.insert(key.to_owned(), "1".to_owned());
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Routing tables of domains: what the main table says about their interfaces.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::network::Installed;
+use super::{Family, RouteTarget, TableRoute};
+use crate::domains::Domain;
+use crate::network::Route;
+
+/// Metric of the route that ends every table.
+pub(crate) const LAST_METRIC: u32 = u32::MAX;
+
+/// Writes the tables of a family. Every table ends in `unreachable`, so that no lookup that was sent
+/// there goes on to the main table; a domain without a usable source has nothing else.
+pub(crate) fn write(
+    installed: &[Installed<'_>],
+    family: Family,
+    routes: &mut BTreeSet<TableRoute>,
+) {
+    for installed in installed {
+        routes.insert(TableRoute {
+            table: installed.table,
+            destination: family.any(),
+            metric: LAST_METRIC,
+            target: RouteTarget::Unreachable,
+        });
+        let Some(domain) = installed.domain.filter(|domain| domain.has(family)) else {
+            continue;
+        };
+        let mut taken = BTreeSet::new();
+        let mut own: Vec<&Route> = domain
+            .routes
+            .iter()
+            .filter(|route| Family::of_net(&route.destination) == family)
+            .collect();
+        own.sort_unstable_by_key(|route| (route.metric, **route));
+        for route in own {
+            let destination = route.destination.trunc();
+            // Next hops of a multipath route, and routes of several tables, may be equal in what the
+            // kernel tells routes of a table apart by.
+            let metric = (route.metric..LAST_METRIC).find(|m| taken.insert((destination, *m)));
+            let Some(metric) = metric else { continue };
+            routes.insert(TableRoute {
+                table: installed.table,
+                destination,
+                metric,
+                target: RouteTarget::Unicast {
+                    interface: route.interface,
+                    gateway: route.gateway,
+                    onlink: route.onlink,
+                    prefsrc: source(domain, route, family),
+                    mtu: route.mtu,
+                },
+            });
+        }
+    }
+}
+
+/// Preferred source of a route: its own if that is the domain's; on-link, the domain's address in it;
+/// else the domain's first.
+fn source(domain: &Domain, route: &Route, family: Family) -> Option<IpAddr> {
+    let usable: Vec<IpAddr> = match family {
+        Family::Ipv4 => domain.sources4.iter().copied().map(IpAddr::V4).collect(),
+        Family::Ipv6 => domain.sources6.iter().copied().map(IpAddr::V6).collect(),
+    };
+    let own = route.prefsrc.filter(|source| usable.contains(source));
+    let near = || {
+        let of_prefix = |ip: &IpAddr| in_prefix(domain, &route.destination, *ip);
+        route
+            .gateway
+            .is_none()
+            .then(|| usable.iter().copied().find(of_prefix))?
+    };
+    own.or_else(near).or_else(|| usable.first().copied())
+}
+
+fn in_prefix(domain: &Domain, prefix: &IpNet, ip: IpAddr) -> bool {
+    domain
+        .on_link()
+        .any(|(on_link, address)| on_link == *prefix && address == ip)
+}

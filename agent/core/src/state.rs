@@ -1,0 +1,110 @@
+//! Everything that is known: what selection and plan are made of.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::cgroups::{CgroupChange, CgroupTree};
+use crate::config::Config;
+use crate::ids::{CgroupId, DomainIndex};
+use crate::memory::Memory;
+use crate::name::Name;
+use crate::network::{Network, NetworkChange};
+use crate::plan::Hook;
+use crate::policy::Policy;
+
+/// Everything that is known. A plan is a function of it alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Time since boot.
+    pub now: Duration,
+    /// The files.
+    pub config: Config,
+    /// The network as netlink tells it.
+    pub network: Network,
+    /// The cgroup tree.
+    pub cgroups: CgroupTree,
+    /// The managed cgroup: policies hold at and below it.
+    pub cgroup_root: CgroupId,
+    /// The agent's own cgroups.
+    pub exempt: BTreeSet<CgroupId>,
+    /// Policies that were set by API. Those of the files are in `config`.
+    pub api_policies: BTreeMap<Name, Policy>,
+    /// What the kernel refused, with its words.
+    pub refused: BTreeMap<Object, String>,
+    /// Numbers given out.
+    pub memory: Memory,
+}
+
+/// Something that the kernel can refuse.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Object {
+    /// Rules and routes of a domain.
+    Domain(Name),
+    /// A program.
+    Hook(Hook),
+    /// The guard, anywhere.
+    Guard,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Time went on.
+    Now(Duration),
+    /// The network changed.
+    Network(NetworkChange),
+    /// The cgroup tree changed.
+    Cgroups(CgroupChange),
+    /// Which cgroup is managed, and which are the agent's own.
+    Managed {
+        /// The managed cgroup.
+        root: CgroupId,
+        /// The agent's own cgroups.
+        exempt: BTreeSet<CgroupId>,
+    },
+    /// A policy was set by API, in place of one of the same name set by API.
+    SetPolicy(Policy),
+    /// A policy of the API was unset.
+    UnsetPolicy(Name),
+    /// The files were read again. Policies of the API with the name of one of the files are dropped:
+    /// they were saved.
+    Config(Box<Config>),
+    /// The kernel was asked which indices sockets bear; all others may be given out again.
+    IndicesInUse(BTreeSet<DomainIndex>),
+    /// The kernel took something (again), or refused it with these words.
+    Outcome(Object, Result<(), String>),
+}
+
+impl State {
+    /// A state in which nothing is known but the root of the cgroup tree.
+    pub fn new(root: CgroupId) -> Self {
+        Self {
+            now: Duration::ZERO,
+            config: Config::default(),
+            network: Network::default(),
+            cgroups: CgroupTree::new(root),
+            cgroup_root: root,
+            exempt: BTreeSet::new(),
+            api_policies: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            memory: Memory::default(),
+        }
+    }
+
+    /// A policy by its name, from the files or the API.
+    pub fn policy(&self, name: &str) -> Option<&Policy> {
+        self.config
+            .policies
+            .get(name)
+            .or_else(|| self.api_policies.get(name))
+    }
+
+    /// All policies: those of the files, then those of the API, each in the order of names.
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+        let api = self
+            .api_policies
+            .values()
+            .filter(|policy| !self.config.policies.contains_key(&policy.name));
+        self.config.policies.values().chain(api)
+    }
+}

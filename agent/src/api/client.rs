@@ -1,0 +1,154 @@
+//! The caller's end of the API: blocking, one call at a time.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use zlink::varlink_service::OwnedError;
+
+use super::INTERFACE;
+use super::error::ApiError;
+use super::methods::Method;
+
+/// Largest answer taken, bytes: 100,000 policies have about 50 MB.
+const MAX_ANSWER: u64 = 256 << 20;
+
+/// How long the agent may take for a call that it need not wait for anything to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody listens at the socket.
+    #[error(
+        "the agent is not running (no answer at {0}): start it with `steer agent` or \
+         `systemctl start steer`"
+    )]
+    NotRunning(PathBuf),
+    /// The socket is not for this user.
+    #[error("only root may call the agent at {0}: try sudo")]
+    NotPermitted(PathBuf),
+    /// The socket could not be used.
+    #[error("call the agent at {0}")]
+    Io(PathBuf, #[source] io::Error),
+    /// The agent is there, and silent.
+    #[error("the agent at {0} does not answer: its log may say why")]
+    Silent(PathBuf),
+    /// The agent closed the connection instead of answering.
+    #[error("the agent at {0} closed the connection without an answer: its log may say why")]
+    Closed(PathBuf),
+    /// The agent said no.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// The agent did not take the call for a call.
+    #[error("the agent did not understand the call: {0}; is it of another version?")]
+    Service(String),
+    /// The answer is none.
+    #[error("the answer of the agent was not understood; is it of another version?")]
+    Answer(#[source] serde_json::Error),
+}
+
+/// A connection to the agent.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+    path: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Message<'a, M> {
+    method: &'a str,
+    parameters: &'a M,
+}
+
+#[derive(Deserialize)]
+struct Failure {
+    error: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Success<P> {
+    parameters: P,
+}
+
+impl Client {
+    /// Connects to the agent.
+    ///
+    /// # Errors
+    /// No agent listens at `path`, or not for this user.
+    pub fn connect(path: &Path) -> Result<Self, Error> {
+        let at = path.to_owned();
+        match UnixStream::connect(path) {
+            Ok(stream) => Ok(Self { stream: BufReader::new(stream), path: at }),
+            Err(e) => Err(match e.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NotRunning(at),
+                io::ErrorKind::PermissionDenied => Error::NotPermitted(at),
+                _ => Error::Io(at, e),
+            }),
+        }
+    }
+
+    /// Calls a method.
+    ///
+    /// # Errors
+    /// The agent says no, or does not answer.
+    pub fn call<M: Method>(&mut self, method: &M) -> Result<M::Reply, Error> {
+        self.call_within(method, Some(PATIENCE))
+    }
+
+    /// Calls a method that may take its time; `None`: any time.
+    ///
+    /// # Errors
+    /// The agent says no, or does not answer.
+    pub fn call_within<M: Method>(
+        &mut self,
+        method: &M,
+        patience: Option<Duration>,
+    ) -> Result<M::Reply, Error> {
+        let name = format!("{INTERFACE}.{}", M::NAME);
+        let message = Message { method: &name, parameters: method };
+        let mut text = serde_json::to_vec(&message).map_err(Error::Answer)?;
+        text.push(0);
+
+        let stream = self.stream.get_ref();
+        stream.set_read_timeout(patience).map_err(|e| self.failed(e))?;
+        stream.set_write_timeout(Some(PATIENCE)).map_err(|e| self.failed(e))?;
+        match self.stream.get_mut().write_all(&text) {
+            // The agent may have refused us before we spoke: then the reason is there to be read.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+            other => other.map_err(|e| self.failed(e))?,
+        }
+
+        let mut answer = Vec::new();
+        let read = self.stream.by_ref().take(MAX_ANSWER).read_until(0, &mut answer);
+        read.map_err(|e| self.failed(e))?;
+        if answer.pop() != Some(0) {
+            return Err(Error::Closed(self.path.clone()));
+        }
+        read_answer(&answer)
+    }
+
+    fn failed(&self, e: io::Error) -> Error {
+        match e.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::Silent(self.path.clone()),
+            io::ErrorKind::ConnectionReset => Error::Closed(self.path.clone()),
+            _ => Error::Io(self.path.clone(), e),
+        }
+    }
+}
+
+fn read_answer<R: DeserializeOwned>(text: &[u8]) -> Result<R, Error> {
+    let Failure { error } = serde_json::from_slice(text).map_err(Error::Answer)?;
+    let Some(error) = error else {
+        let success: Success<R> = serde_json::from_slice(text).map_err(Error::Answer)?;
+        return Ok(success.parameters);
+    };
+    if error.starts_with(INTERFACE) {
+        return Err(serde_json::from_slice(text).map_or(Error::Service(error), Error::Api));
+    }
+    let known: Result<OwnedError, _> = serde_json::from_slice(text);
+    Err(Error::Service(known.map_or(error, |known| known.to_string())))
+}

@@ -1,0 +1,259 @@
+//! The methods of the API: what is asked, what is answered.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use zlink::introspect::Type;
+
+use super::types::{DomainView, LocalNetworks, Otherwise, PolicyView, StatusView};
+
+/// A method, by its parameters.
+pub trait Method: Serialize + DeserializeOwned + Type {
+    /// Name, without the interface.
+    const NAME: &'static str;
+    /// What it does, for the description of the interface.
+    const ABOUT: &'static str;
+    /// What is answered.
+    type Reply: Serialize + DeserializeOwned + Type;
+}
+
+/// Makes a policy, or replaces the one of that name. Answered when it is in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct SetPolicy {
+    /// Name of the policy.
+    pub name: String,
+    /// Cgroup paths and patterns, as in /proc/PID/cgroup.
+    pub cgroup: Vec<String>,
+    /// Units.
+    pub unit: Vec<String>,
+    /// A process: its cgroup.
+    pub pid: Option<u32>,
+    /// Domains and groups, in order.
+    #[serde(rename = "use")]
+    #[zlink(rename = "use")]
+    pub use_: Vec<String>,
+    /// Its flows leave by these domains or not at all. Absent: false.
+    pub strict: Option<bool>,
+    /// What becomes of its flows when no domain fits. Absent: block if strict, else pass.
+    pub otherwise: Option<Otherwise>,
+    /// What becomes of its flows to other interfaces' networks. Absent: steer if strict, else pass.
+    pub local_networks: Option<LocalNetworks>,
+    /// Which policy wins on the same cgroup: the higher. Absent: 0.
+    pub priority: Option<i64>,
+    /// Keep it in a file. Absent: false.
+    pub save: Option<bool>,
+}
+
+/// Removes a policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct UnsetPolicy {
+    /// Name of the policy.
+    pub name: String,
+    /// Remove it from the file that keeps it, too. Absent: false.
+    pub save: Option<bool>,
+}
+
+/// Shows all policies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct ListPolicies {}
+
+/// Shows one policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct ShowPolicy {
+    /// Name of the policy.
+    pub name: String,
+}
+
+/// Shows all domains.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct ListDomains {}
+
+/// Shows one domain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct ShowDomain {
+    /// Name of the domain, or its alias.
+    pub name: String,
+}
+
+/// Shows the agent and all it does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct Status {}
+
+/// Puts the calling process into a cgroup of its own with a policy of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct Run {
+    /// Domains and groups, in order.
+    pub via: Vec<String>,
+    /// Its flows leave by these domains or not at all. Absent: false.
+    pub strict: Option<bool>,
+    /// How long to wait until a domain fits, milliseconds; -1: without limit. Absent: do not wait.
+    pub wait_ms: Option<i64>,
+    /// What will be run, for display.
+    pub command: String,
+}
+
+/// One policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct PolicyReply {
+    /// The policy as it is now.
+    pub policy: PolicyView,
+}
+
+/// All policies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct PoliciesReply {
+    /// Sorted by name.
+    pub policies: Vec<PolicyView>,
+}
+
+/// One domain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct DomainReply {
+    /// The domain as it is now.
+    pub domain: DomainView,
+}
+
+/// All domains.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct DomainsReply {
+    /// Sorted by name.
+    pub domains: Vec<DomainView>,
+}
+
+/// The agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct StatusReply {
+    /// Everything.
+    pub status: StatusView,
+}
+
+/// Where the calling process now is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct RunReply {
+    /// Path of its cgroup, as in /proc/PID/cgroup.
+    pub cgroup: String,
+    /// Name of its policy.
+    pub policy: String,
+    /// The domain that its flows leave by.
+    pub domain: Option<String>,
+}
+
+/// Nothing but success.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct Done {}
+
+impl Method for SetPolicy {
+    const NAME: &'static str = "SetPolicy";
+    const ABOUT: &'static str = "Makes a policy, or replaces the one of that name. \
+                                 Answered when it is in force.";
+    type Reply = PolicyReply;
+}
+
+impl Method for UnsetPolicy {
+    const NAME: &'static str = "UnsetPolicy";
+    const ABOUT: &'static str = "Removes a policy. Answered when it is no longer in force.";
+    type Reply = Done;
+}
+
+impl Method for ListPolicies {
+    const NAME: &'static str = "ListPolicies";
+    const ABOUT: &'static str = "Shows all policies.";
+    type Reply = PoliciesReply;
+}
+
+impl Method for ShowPolicy {
+    const NAME: &'static str = "ShowPolicy";
+    const ABOUT: &'static str = "Shows one policy.";
+    type Reply = PolicyReply;
+}
+
+impl Method for ListDomains {
+    const NAME: &'static str = "ListDomains";
+    const ABOUT: &'static str = "Shows all domains.";
+    type Reply = DomainsReply;
+}
+
+impl Method for ShowDomain {
+    const NAME: &'static str = "ShowDomain";
+    const ABOUT: &'static str = "Shows one domain.";
+    type Reply = DomainReply;
+}
+
+impl Method for Status {
+    const NAME: &'static str = "Status";
+    const ABOUT: &'static str = "Shows the agent and all it does.";
+    type Reply = StatusReply;
+}
+
+impl Method for Run {
+    const NAME: &'static str = "Run";
+    const ABOUT: &'static str = "Puts the calling process into a cgroup of its own with a policy \
+                                 of its own. Answered when that is in force.";
+    type Reply = RunReply;
+}
+
+/// A request that the server understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// To be answered by [`Reply::Policy`].
+    SetPolicy(SetPolicy),
+    /// To be answered by [`Reply::Done`].
+    UnsetPolicy(UnsetPolicy),
+    /// To be answered by [`Reply::Policies`].
+    ListPolicies,
+    /// To be answered by [`Reply::Policy`].
+    ShowPolicy(ShowPolicy),
+    /// To be answered by [`Reply::Domains`].
+    ListDomains,
+    /// To be answered by [`Reply::Domain`].
+    ShowDomain(ShowDomain),
+    /// To be answered by [`Reply::Status`].
+    Status,
+    /// To be answered by [`Reply::Run`].
+    Run(Run),
+}
+
+/// The answer to a [`Request`]; lists need no order, the server sorts them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// One policy.
+    Policy(Box<PolicyView>),
+    /// All policies.
+    Policies(Vec<PolicyView>),
+    /// One domain.
+    Domain(Box<DomainView>),
+    /// All domains.
+    Domains(Vec<DomainView>),
+    /// The agent.
+    Status(Box<StatusView>),
+    /// Where the calling process now is.
+    Run(RunReply),
+    /// Done; nothing to say.
+    Done,
+}
+
+impl Reply {
+    /// The parameters of the answer on the wire, every list in it sorted.
+    ///
+    /// # Errors
+    /// Never in practice: the types here serialize.
+    pub(super) fn into_json(self) -> serde_json::Result<Vec<u8>> {
+        match self {
+            Self::Policy(policy) => serde_json::to_vec(&PolicyReply { policy: *policy }),
+            Self::Policies(mut policies) => {
+                policies.sort_by(|a, b| a.name.cmp(&b.name));
+                serde_json::to_vec(&PoliciesReply { policies })
+            }
+            Self::Domain(domain) => serde_json::to_vec(&DomainReply { domain: *domain }),
+            Self::Domains(mut domains) => {
+                domains.sort_by(|a, b| a.name.cmp(&b.name));
+                serde_json::to_vec(&DomainsReply { domains })
+            }
+            Self::Status(mut status) => {
+                status.sort();
+                serde_json::to_vec(&StatusReply { status: *status })
+            }
+            Self::Run(run) => serde_json::to_vec(&run),
+            Self::Done => serde_json::to_vec(&Done {}),
+        }
+    }
+}

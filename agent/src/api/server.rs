@@ -1,0 +1,240 @@
+//! The agent's end of the API: a socket, and calls handed to the agent's loop.
+//!
+//! A handler only enqueues; whatever a peer does (says too much, too little, nothing, or does not
+//! listen) costs it its own connection and no one else anything.
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::socket::{getsockopt, sockopt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
+
+use super::connection::{Connection, refuse};
+use super::error::ApiError;
+use super::methods::{Reply, Request};
+
+/// How long to leave the socket alone after a failed accept: what is missing (file descriptors,
+/// memory) does not come back at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The socket could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its directory could not be made.
+    #[error("make directory {0}")]
+    Directory(PathBuf, #[source] io::Error),
+    /// The lock beside it could not be taken.
+    #[error("lock {0}")]
+    Lock(PathBuf, #[source] io::Error),
+    /// Another agent has it.
+    #[error("another agent listens at {0}: stop it first, or give this one another --socket")]
+    Taken(PathBuf),
+    /// Something else is in its place.
+    #[error("{0} exists and is no socket: remove it, or give another --socket")]
+    NoSocket(PathBuf),
+    /// The socket of an agent that ended could not be removed.
+    #[error("remove the old socket {0}")]
+    Remove(PathBuf, #[source] io::Error),
+    /// It could not be made.
+    #[error("listen at {0}")]
+    Listen(PathBuf, #[source] io::Error),
+}
+
+/// What a peer may take of the agent.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: usize,
+    /// Time to take an answer.
+    pub take: Duration,
+    /// Time from the first byte of a call to its last.
+    pub message: Duration,
+    /// Time between calls.
+    pub idle: Duration,
+}
+
+/// Who calls.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Process id, in the agent's namespace.
+    pub pid: i32,
+    /// Effective user id when it connected.
+    pub uid: u32,
+    /// Effective group id when it connected.
+    pub gid: u32,
+    /// The process itself, whatever becomes of its id.
+    pub pidfd: Arc<OwnedFd>,
+}
+
+/// A call, to be answered by the agent's loop.
+#[derive(Debug)]
+pub struct Call {
+    /// Who calls.
+    pub caller: Caller,
+    /// What is asked.
+    pub request: Request,
+    /// Where the answer goes. `is_closed()`: the caller has gone, nobody waits any longer.
+    pub reply: oneshot::Sender<Result<Reply, ApiError>>,
+}
+
+/// The socket, listening.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    calls: mpsc::Sender<Call>,
+    limits: Limits,
+    /// Held as long as the socket is ours: makes "is there another agent?" and "remove what it
+    /// left" one step.
+    _lock: File,
+}
+
+impl Server {
+    /// Listens at `path`, which root alone may use. To be called within a runtime.
+    ///
+    /// # Errors
+    /// Another agent listens there, or the file system refuses.
+    pub fn bind(path: &Path, calls: mpsc::Sender<Call>) -> Result<Self, Error> {
+        if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(directory)
+                .map_err(|e| Error::Directory(directory.to_owned(), e))?;
+        }
+        let lock = lock(path)?;
+        remove_stale(path)?;
+        let failed = |e| Error::Listen(path.to_owned(), e);
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            calls,
+            limits: Limits::default(),
+            _lock: lock,
+        })
+    }
+
+    /// The same with other limits.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Serves until dropped; the socket goes with it.
+    pub async fn run(self) {
+        let places = Arc::new(Semaphore::new(self.limits.connections));
+        let mut connections = JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(e) => {
+                    warn!("no call could be accepted: {e}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let caller = match identify(&stream) {
+                Ok(caller) => caller,
+                Err(e) => {
+                    debug!("a caller could not be identified: {e}");
+                    continue;
+                }
+            };
+            if caller.uid != 0 {
+                let reason = "only root may call the agent: try sudo".to_owned();
+                refuse(&stream, &ApiError::NotPermitted { reason });
+                continue;
+            }
+            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+                let reason = format!("{} connections are open", self.limits.connections);
+                refuse(&stream, &ApiError::Busy { reason });
+                continue;
+            };
+            let connection = Connection::new(stream, caller, self.limits);
+            let calls = self.calls.clone();
+            connections.spawn(async move {
+                if let Err(e) = connection.serve(calls).await {
+                    debug!("connection closed: {e}");
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(e) = fs::remove_file(&self.path) {
+            debug!("{} was not removed: {e}", self.path.display());
+        }
+    }
+}
+
+/// Takes the lock beside the socket.
+fn lock(path: &Path) -> Result<File, Error> {
+    let at = path.with_extension("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&at)
+        .map_err(|e| Error::Lock(at.clone(), e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Taken(path.to_owned())),
+        Err(TryLockError::Error(e)) => Err(Error::Lock(at, e)),
+    }
+}
+
+/// Removes the socket of an agent that has ended.
+fn remove_stale(path: &Path) -> Result<(), Error> {
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::Listen(path.to_owned(), e)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(Error::NoSocket(path.to_owned()));
+        }
+        Ok(_) => {}
+    }
+    match StdUnixStream::connect(path) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {}
+        _ => return Err(Error::Taken(path.to_owned())),
+    }
+    fs::remove_file(path).map_err(|e| Error::Remove(path.to_owned(), e))
+}
+
+fn identify(stream: &UnixStream) -> io::Result<Caller> {
+    let peer = getsockopt(stream, sockopt::PeerCredentials)?;
+    let pidfd = match getsockopt(stream, sockopt::PeerPidfd) {
+        Ok(pidfd) => pidfd,
+        // Before Linux 6.5 (7b26952a91cf): by number. The number may be another process' by now,
+        // if the peer has ended; it is then one that root's process had, and nobody waits.
+        Err(nix::Error::ENOPROTOOPT) => pidfd_open(peer.pid())?,
+        Err(e) => return Err(e.into()),
+    };
+    Ok(Caller { pid: peer.pid(), uid: peer.uid(), gid: peer.gid(), pidfd: Arc::new(pidfd) })
+}
+
+fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes two numbers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel just gave us this descriptor; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

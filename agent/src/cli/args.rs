@@ -1,0 +1,346 @@
+//! The shape of the command line, and nothing more: what a name or a path may be is the agent's
+//! to judge.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+
+use crate::api::SOCKET;
+use crate::api::types::{LocalNetworks, Otherwise};
+
+const EXAMPLES: &str = "\
+Examples:
+  steer                                         what is in force, and why
+  steer domain list                             the ways out of this host
+  steer run --via wlan0 -- curl example.org     one command by one domain
+  steer policy set web --cgroup app.slice/firefox.scope --via wifi,lte --strict
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 agent not reachable, 4 no domain fits;
+`run` gives COMMAND's own.";
+
+/// Puts every flow of an application on the interface its policy names.
+#[derive(Debug, Parser)]
+#[command(name = "steer", version, after_help = EXAMPLES, propagate_version = false)]
+pub struct Cli {
+    /// Socket of the agent.
+    #[arg(long, global = true, hide = true, value_name = "PATH", default_value = SOCKET)]
+    pub(super) socket: PathBuf,
+    #[command(flatten)]
+    pub(super) output: Output,
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+}
+
+/// How to answer.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct Output {
+    /// Print one JSON document, with sorted keys.
+    #[arg(short, long)]
+    pub(super) json: bool,
+}
+
+/// What to do; without it: status.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the agent: in the foreground, or as a notifying systemd service.
+    Agent(AgentArgs),
+    /// Run a command by chosen domains.
+    Run(RunArgs),
+    /// Show, set and unset policies (without a command: list).
+    Policy {
+        #[command(subcommand)]
+        command: Option<PolicyCommand>,
+    },
+    /// Show domains (without a command: list).
+    Domain {
+        #[command(subcommand)]
+        command: Option<DomainCommand>,
+    },
+    /// Show the agent, its policies and domains, and what they came to.
+    #[command(after_help = "Works without an agent, too: it then shows what the last one left in \
+                            force, and exits with 3.")]
+    Status(Output),
+    /// Undo everything: rules, tables, kernel programs and cgroups that the agent made.
+    #[command(after_help = "Stop the agent first. What the files say is in force again when the \
+                            agent starts again.")]
+    Detach(Output),
+}
+
+/// `steer agent`
+#[derive(Args, Debug)]
+#[command(after_help = "Stopping the agent keeps the last decisions in force; `steer detach` \
+                        undoes everything.\nSTEER_LOG sets what is logged: error, warn, info \
+                        (default), debug, trace.")]
+pub(super) struct AgentArgs {
+    /// Read this file, and steer.d/*.toml beside it, instead of /etc/steer/steer.toml.
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+}
+
+/// `steer run`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  steer run --via wlan0 -- curl https://example.org
+  steer run --via wifi,lte --strict --wait=30s -- ./backup.sh
+
+COMMAND never starts unsteered: if the agent is not reachable (3) or no domain
+fits (4), it does not start at all. It keeps this process' id, environment,
+directory and user.")]
+pub(super) struct RunArgs {
+    /// Domains or groups, in order of preference.
+    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', required = true)]
+    pub(super) via: Vec<String>,
+    /// By these domains or not at all.
+    #[arg(long)]
+    pub(super) strict: bool,
+    /// Wait until one of them fits, at most TIME (as 500ms, 30s, 5m, 1h).
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, value_parser = time)]
+    pub(super) wait: Option<Option<Duration>>,
+    /// What to run, with its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(super) command: Vec<OsString>,
+}
+
+/// `steer policy`
+#[derive(Debug, Subcommand)]
+pub(super) enum PolicyCommand {
+    /// Show all policies.
+    List(Output),
+    /// Show one policy: what it says and what it came to.
+    Show {
+        /// Name of the policy.
+        name: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Make a policy, or replace the one of that name.
+    Set(Box<PolicySetArgs>),
+    /// Remove a policy.
+    Unset {
+        /// Name of the policy.
+        name: String,
+        /// Remove it from the file that keeps it, too.
+        #[arg(long)]
+        save: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// `steer policy set`
+#[derive(Args, Debug)]
+#[command(
+    group(ArgGroup::new("match").required(true).args(["cgroup", "pid", "unit"])),
+    after_help = "\
+Examples:
+  steer policy set web --cgroup app.slice/firefox.scope --via wifi,lte --strict
+  steer policy set mail --unit postfix.service --via lan --otherwise block --save
+  steer policy set this --pid 1234 --via lte
+
+The policy is in force when the command ends."
+)]
+pub(super) struct PolicySetArgs {
+    /// Name of the policy.
+    pub(super) name: String,
+    /// Cgroup, as in /proc/PID/cgroup; * matches within a level, ** across.
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub(super) cgroup: Vec<String>,
+    /// The cgroup of this process.
+    #[arg(long)]
+    pub(super) pid: Option<u32>,
+    /// The cgroup of this systemd unit.
+    #[arg(long, num_args = 1..)]
+    pub(super) unit: Vec<String>,
+    /// Domains or groups, in order of preference.
+    #[arg(
+        long,
+        value_name = "DOMAIN",
+        value_delimiter = ',',
+        required_unless_present = "otherwise"
+    )]
+    pub(super) via: Vec<String>,
+    /// By these domains or not at all.
+    #[arg(long)]
+    pub(super) strict: bool,
+    /// What becomes of flows when no domain fits.
+    #[arg(long, value_name = "WHAT")]
+    pub(super) otherwise: Option<OtherwiseArg>,
+    /// What becomes of flows to networks of other interfaces.
+    #[arg(long, value_name = "WHAT")]
+    pub(super) local_networks: Option<LocalNetworksArg>,
+    /// Which policy wins on the same cgroup: the higher.
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(super) priority: Option<i64>,
+    /// Keep it in a file, over a restart of the host.
+    #[arg(long)]
+    pub(super) save: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
+}
+
+/// `steer domain`
+#[derive(Debug, Subcommand)]
+pub(super) enum DomainCommand {
+    /// Show all domains.
+    List(Output),
+    /// Show one domain.
+    Show {
+        /// Name of the domain, or of its interface.
+        name: String,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// Values of `--otherwise`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum OtherwiseArg {
+    /// They are refused.
+    Block,
+    /// They are left to the host's ordinary routing.
+    Pass,
+    /// The policy decides that would apply if this one did not exist.
+    Next,
+}
+
+impl From<OtherwiseArg> for Otherwise {
+    fn from(arg: OtherwiseArg) -> Self {
+        match arg {
+            OtherwiseArg::Block => Self::Block,
+            OtherwiseArg::Pass => Self::Pass,
+            OtherwiseArg::Next => Self::Next,
+        }
+    }
+}
+
+/// Values of `--local-networks`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LocalNetworksArg {
+    /// They are left to the host's ordinary routing.
+    Pass,
+    /// They are steered like all others.
+    Steer,
+}
+
+impl From<LocalNetworksArg> for LocalNetworks {
+    fn from(arg: LocalNetworksArg) -> Self {
+        match arg {
+            LocalNetworksArg::Pass => Self::Pass,
+            LocalNetworksArg::Steer => Self::Steer,
+        }
+    }
+}
+
+/// Reads a time with its unit.
+fn time(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("a time has a number and a unit: 500ms, 30s, 5m, 1h".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "a time begins with a number".to_owned())?;
+    let ms = number.checked_mul(factor).filter(|&ms| i64::try_from(ms).is_ok());
+    ms.map(Duration::from_millis).ok_or_else(|| "that is too long".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    fn refused(line: &str) -> ErrorKind {
+        parse(line).unwrap_err().kind()
+    }
+
+    #[test]
+    fn the_shape_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn nothing_means_status() {
+        assert!(parse("steer").unwrap().command.is_none());
+        assert!(parse("steer -j").unwrap().output.json);
+        assert_eq!(parse("steer").unwrap().socket, PathBuf::from(SOCKET));
+        assert_eq!(parse("steer status --socket /x").unwrap().socket, PathBuf::from("/x"));
+    }
+
+    #[test]
+    fn run_leaves_the_arguments_of_the_command_alone() {
+        for line in [
+            "steer run --via wifi,lte --strict --wait=30s -- curl -4 --json x",
+            "steer run --via wifi --via lte --strict --wait=30s curl -4 --json x",
+        ] {
+            let Some(Command::Run(run)) = parse(line).unwrap().command else { panic!("{line}") };
+            assert_eq!(run.via, ["wifi", "lte"]);
+            assert!(run.strict);
+            assert_eq!(run.wait, Some(Some(Duration::from_secs(30))));
+            assert_eq!(run.command, ["curl", "-4", "--json", "x"]);
+        }
+        let line = "steer run --via wifi --wait -- true";
+        let Some(Command::Run(run)) = parse(line).unwrap().command else { panic!("{line}") };
+        assert_eq!(run.wait, Some(None));
+        let line = "steer run --via wifi true";
+        let Some(Command::Run(run)) = parse(line).unwrap().command else { panic!("{line}") };
+        assert_eq!(run.wait, None);
+        assert_eq!(refused("steer run --via wifi"), ErrorKind::MissingRequiredArgument);
+        assert_eq!(refused("steer run -- true"), ErrorKind::MissingRequiredArgument);
+        assert_eq!(refused("steer run --via a --wait=30 true"), ErrorKind::ValueValidation);
+    }
+
+    #[test]
+    fn policy_set_wants_one_kind_of_match_and_a_wish() {
+        let line = "steer policy set web --cgroup a b --via wifi,lte --otherwise next \
+                    --local-networks steer --priority -3 --save -j";
+        let Some(Command::Policy { command: Some(PolicyCommand::Set(set)) }) =
+            parse(line).unwrap().command
+        else {
+            panic!("{line}")
+        };
+        assert_eq!(set.name, "web");
+        assert_eq!(set.cgroup, ["a", "b"]);
+        assert_eq!(set.via, ["wifi", "lte"]);
+        assert!(matches!(set.otherwise, Some(OtherwiseArg::Next)));
+        assert!(matches!(set.local_networks, Some(LocalNetworksArg::Steer)));
+        assert_eq!(set.priority, Some(-3));
+        assert!(set.save && set.output.json && !set.strict);
+
+        assert!(parse("steer policy set web --pid 7 --otherwise block").is_ok());
+        assert!(parse("steer policy set web --unit a.service b.service --via x").is_ok());
+        for (line, kind) in [
+            ("steer policy set web --via x", ErrorKind::MissingRequiredArgument),
+            ("steer policy set web --pid 7", ErrorKind::MissingRequiredArgument),
+            ("steer policy set web --pid 7 --unit a --via x", ErrorKind::ArgumentConflict),
+            ("steer policy set web --pid -7 --via x", ErrorKind::UnknownArgument),
+            ("steer policy set web --pid 7 --otherwise maybe", ErrorKind::InvalidValue),
+            ("steer policy set", ErrorKind::MissingRequiredArgument),
+        ] {
+            assert_eq!(refused(line), kind, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_time_has_a_unit() {
+        assert_eq!(time("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(time("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(time("1h"), Ok(Duration::from_secs(3600)));
+        for bad in ["", "5", "s", "-5s", "5 s", "5d", "99999999999999999999s", "9223372036854775s"]
+        {
+            assert!(time(bad).is_err(), "{bad}");
+        }
+        assert!(time("9223372036854775807ms").is_ok());
+    }
+}

@@ -1,0 +1,38 @@
+//! `steer detach`: undoes everything.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use serde_json::json;
+
+use super::output::{Look, Page, print_json};
+use crate::api::client::{Client, Error};
+use crate::daemon;
+
+pub(super) fn detach(socket: &Path, json: bool) -> anyhow::Result<()> {
+    match Client::connect(socket) {
+        Err(Error::NotRunning(_)) => {}
+        Err(Error::NotPermitted(_)) => bail!("only root may undo what the agent made: try sudo"),
+        Ok(_) | Err(_) => bail!(
+            "the agent is running (it answers at {}) and would make everything again: stop it \
+             first, by `systemctl stop steer` or Ctrl-C where it runs",
+            socket.display()
+        ),
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the asynchronous runtime")?;
+    let removed = runtime.block_on(daemon::detach())?.removed;
+    if json {
+        return print_json(&json!({ "removed": removed }));
+    }
+    let mut page = Page::new();
+    if removed.is_empty() {
+        page.line("nothing to undo", Look::Plain);
+    }
+    for what in removed {
+        page.line(&format!("removed {what}"), Look::Plain);
+    }
+    page.print()
+}

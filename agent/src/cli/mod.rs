@@ -1,0 +1,89 @@
+//! The command line: a file per subcommand. All but `agent`, `detach` and `status` without an
+//! agent go by the API alone.
+
+mod agent;
+mod args;
+mod detach;
+mod domain;
+mod output;
+mod policy;
+mod run;
+mod status;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::api::client::{self, Client};
+use crate::api::error::ApiError;
+use args::{Command, DomainCommand, Output, PolicyCommand};
+
+pub use args::Cli;
+pub use output::clean;
+
+/// Exit code: it failed.
+const FAILED: u8 = 1;
+/// Exit code: the agent is not reachable.
+const NOT_REACHABLE: u8 = 3;
+/// Exit code: no domain fits.
+const NO_DOMAIN_FITS: u8 = 4;
+
+/// Does what the command line says.
+///
+/// # Errors
+/// It cannot be done; [`exit_code`] tells what to exit with.
+pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    let socket = &cli.socket;
+    let json = |output: Output| cli.output.json || output.json;
+    match cli.command {
+        None => status::status(socket, cli.output.json),
+        Some(Command::Status(output)) => status::status(socket, json(output)),
+        Some(Command::Agent(args)) => done(agent::agent(args, cli.socket)),
+        Some(Command::Run(args)) => run::run(socket, args),
+        Some(Command::Policy { command }) => done(match command {
+            None => policy::list(socket, cli.output.json),
+            Some(PolicyCommand::List(output)) => policy::list(socket, json(output)),
+            Some(PolicyCommand::Show { name, output }) => policy::show(socket, name, json(output)),
+            Some(PolicyCommand::Set(args)) => {
+                let json = json(args.output);
+                policy::set(socket, *args, json)
+            }
+            Some(PolicyCommand::Unset { name, save, output }) => {
+                policy::unset(socket, name, save, json(output))
+            }
+        }),
+        Some(Command::Domain { command }) => done(match command {
+            None => domain::list(socket, cli.output.json),
+            Some(DomainCommand::List(output)) => domain::list(socket, json(output)),
+            Some(DomainCommand::Show { name, output }) => domain::show(socket, name, json(output)),
+        }),
+        Some(Command::Detach(output)) => done(detach::detach(socket, json(output))),
+    }
+}
+
+fn done(result: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+/// What to exit with after an error.
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let code = error.chain().find_map(|cause| {
+        if let Some(error) = cause.downcast_ref::<run::Error>() {
+            return Some(error.exit_code());
+        }
+        match cause.downcast_ref::<client::Error>()? {
+            client::Error::NotRunning(_) => Some(NOT_REACHABLE),
+            client::Error::Api(ApiError::NoDomainFits { .. }) => Some(NO_DOMAIN_FITS),
+            _ => None,
+        }
+    });
+    code.unwrap_or(FAILED).into()
+}
+
+fn connect(socket: &Path) -> Result<Client, client::Error> {
+    Client::connect(socket)
+}
+
+/// A list as people read it.
+fn list(items: &[String]) -> String {
+    items.join(", ")
+}

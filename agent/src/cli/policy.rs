@@ -1,0 +1,177 @@
+//! `steer policy`: what is wanted, and what came of it.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::args::PolicySetArgs;
+use super::output::{Cell, Look, Page, print_json};
+use super::{connect, list as joined};
+use crate::api::methods::{ListPolicies, SetPolicy, ShowPolicy, UnsetPolicy};
+use crate::api::types::{DecisionView, PolicyView, Verdict};
+
+pub(super) fn list(socket: &Path, json: bool) -> anyhow::Result<()> {
+    let policies = connect(socket)?.call(&ListPolicies {})?.policies;
+    if json {
+        return print_json(&policies);
+    }
+    let mut page = Page::new();
+    if policies.is_empty() {
+        page.line(NONE, Look::Plain);
+    } else {
+        table(&mut page, &policies);
+    }
+    page.print()
+}
+
+pub(super) fn show(socket: &Path, name: String, json: bool) -> anyhow::Result<()> {
+    print(&connect(socket)?.call(&ShowPolicy { name })?.policy, json)
+}
+
+pub(super) fn set(socket: &Path, args: PolicySetArgs, json: bool) -> anyhow::Result<()> {
+    let set = SetPolicy {
+        name: args.name,
+        cgroup: args.cgroup.iter().map(|path| without_slash(path)).collect(),
+        unit: args.unit,
+        pid: args.pid,
+        use_: args.via,
+        strict: args.strict.then_some(true),
+        otherwise: args.otherwise.map(Into::into),
+        local_networks: args.local_networks.map(Into::into),
+        priority: args.priority,
+        save: args.save.then_some(true),
+    };
+    print(&connect(socket)?.call(&set)?.policy, json)
+}
+
+pub(super) fn unset(socket: &Path, name: String, save: bool, json: bool) -> anyhow::Result<()> {
+    let unset = UnsetPolicy { name, save: save.then_some(true) };
+    connect(socket)?.call(&unset)?;
+    if json {
+        return print_json(&json!({ "removed": unset.name }));
+    }
+    let mut page = Page::new();
+    page.line(&format!("policy {} removed", unset.name), Look::Plain);
+    page.print()
+}
+
+/// A path as in /proc/PID/cgroup begins with a slash; patterns do not need it.
+fn without_slash(path: &str) -> String {
+    match path.strip_prefix('/') {
+        Some("") | None => path.to_owned(),
+        Some(rest) => rest.to_owned(),
+    }
+}
+
+/// What is said when there are none.
+pub(super) const NONE: &str = "no policies: every flow is left to the host's ordinary routing";
+
+/// All policies, one a line.
+pub(super) fn table(page: &mut Page, policies: &[PolicyView]) {
+    let rows = policies.iter().map(|policy| {
+        vec![
+            policy.name.as_str().into(),
+            Cell::new(&decision(policy), look(policy)),
+            wish(policy).into(),
+            matches(policy).into(),
+        ]
+    });
+    page.table(&["POLICY", "DECISION", "USE", "MATCHES"], rows.collect());
+}
+
+fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
+    if json {
+        return print_json(policy);
+    }
+    let mut page = Page::new();
+    let DecisionView { source4, source6, reason, candidates, .. } = &policy.decision;
+    let sources: Vec<String> = source4.iter().chain(source6).cloned().collect();
+    let priority = if policy.priority == 0 { String::new() } else { policy.priority.to_string() };
+    let kept = if policy.saved { "in a file" } else { "until the host restarts" };
+    let quarantined = policy.quarantined.as_deref().unwrap_or_default();
+    page.facts(vec![
+        ("policy", policy.name.as_str().into()),
+        ("decision", Cell::new(&decision(policy), look(policy))),
+        ("reason", reason.as_str().into()),
+        ("not in force", Cell::new(quarantined, Look::Bad)),
+        ("sources", joined(&sources).into()),
+        ("use", wish(policy).into()),
+        ("otherwise", word(&policy.otherwise).into()),
+        ("local networks", word(&policy.local_networks).into()),
+        ("matches", matches(policy).into()),
+        ("cgroups", policy.cgroups.to_string().into()),
+        ("priority", priority.into()),
+        ("origin", word(&policy.origin).into()),
+        ("kept", kept.into()),
+    ]);
+    if !candidates.is_empty() {
+        page.gap();
+        let rows = candidates.iter().map(|candidate| {
+            let taken = if candidate.taken {
+                Cell::new("taken", Look::Good)
+            } else {
+                "not taken".into()
+            };
+            vec![candidate.domain.as_str().into(), taken, candidate.reason.as_str().into()]
+        });
+        page.table(&["CANDIDATE", "", "REASON"], rows.collect());
+    }
+    page.print()
+}
+
+/// The decision in a few words.
+fn decision(policy: &PolicyView) -> String {
+    if policy.quarantined.is_some() {
+        return "not in force".to_owned();
+    }
+    let DecisionView { verdict, domain, interface, .. } = &policy.decision;
+    match (verdict, domain, interface) {
+        (Verdict::Steer, Some(domain), Some(interface)) if domain != interface => {
+            format!("steer by {domain} ({interface})")
+        }
+        (Verdict::Steer, Some(domain), _) => format!("steer by {domain}"),
+        (Verdict::Steer, None, _) => "steer".to_owned(),
+        (Verdict::Block, ..) => "block".to_owned(),
+        (Verdict::Pass, ..) => "pass".to_owned(),
+    }
+}
+
+fn look(policy: &PolicyView) -> Look {
+    match policy.decision.verdict {
+        _ if policy.quarantined.is_some() => Look::Bad,
+        Verdict::Steer => Look::Good,
+        Verdict::Block => Look::Bad,
+        Verdict::Pass => Look::Warning,
+    }
+}
+
+/// What the policy wants, in a few words.
+fn wish(policy: &PolicyView) -> String {
+    let mut wish = policy.use_.join(",");
+    if policy.strict {
+        wish.push_str(if wish.is_empty() { "strict" } else { " strict" });
+    }
+    wish
+}
+
+fn matches(policy: &PolicyView) -> String {
+    let all: Vec<String> = policy.cgroup.iter().chain(&policy.unit).cloned().collect();
+    joined(&all)
+}
+
+/// The word that stands for a value on the wire.
+fn word(value: &impl std::fmt::Debug) -> String {
+    format!("{value:?}").to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_slash;
+
+    #[test]
+    fn a_leading_slash_is_tolerated() {
+        assert_eq!(without_slash("/app.slice/x"), "app.slice/x");
+        assert_eq!(without_slash("app.slice/x"), "app.slice/x");
+        assert_eq!(without_slash("/"), "/");
+    }
+}

@@ -1,0 +1,250 @@
+//! Answers the API's calls.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use steer_core::config::policy_to_toml;
+use steer_core::engine::Rejected;
+use steer_core::name::Name;
+use steer_core::pattern::{CgroupPattern, UnitName};
+use steer_core::policy::{self, Match, Policy};
+use steer_core::state::Event;
+use tracing::info;
+
+use super::{Daemon, files, start};
+use crate::api::error::ApiError;
+use crate::api::methods::{Reply, Request, SetPolicy, UnsetPolicy};
+use crate::api::server::Call;
+use crate::api::types::{LocalNetworks, Otherwise};
+use crate::cgroup::id_of;
+use crate::reconcile::chain;
+
+impl Daemon {
+    pub(super) async fn call(&mut self, call: Call) {
+        let result = match call.request {
+            Request::Run(run) => return self.run(&call.caller, run, call.reply).await,
+            Request::SetPolicy(set) => self.set_policy(set).await,
+            Request::UnsetPolicy(unset) => self.unset_policy(unset).await,
+            Request::ListPolicies => Ok(Reply::Policies(self.status_view().policies)),
+            Request::ShowPolicy(show) => self.show_policy(&show.name),
+            Request::ListDomains => Ok(Reply::Domains(self.status_view().domains)),
+            Request::ShowDomain(show) => self.show_domain(show.name),
+            Request::Status => Ok(Reply::Status(Box::new(self.status_view()))),
+        };
+        // A caller that did not wait gets no answer; what it asked for holds.
+        let _gone = call.reply.send(result);
+    }
+
+    fn show_policy(&self, name: &str) -> Result<Reply, ApiError> {
+        let policy = self.find_policy(name).ok_or_else(|| ApiError::NoSuchPolicy {
+            name: name.to_owned(),
+        })?;
+        Ok(Reply::Policy(Box::new(self.policy_view(policy))))
+    }
+
+    fn show_domain(&self, name: String) -> Result<Reply, ApiError> {
+        match self.engine.domains().get(&name) {
+            Some(domain) => Ok(Reply::Domain(Box::new(self.domain_view(domain)))),
+            None => Err(ApiError::NoSuchDomain { name }),
+        }
+    }
+
+    async fn set_policy(&mut self, set: SetPolicy) -> Result<Reply, ApiError> {
+        let name = name("name", &set.name)?;
+        let save = set.save.unwrap_or(false);
+        if self.is_from_file(&name) && !save {
+            return Err(ApiError::InvalidArgument {
+                field: "name".to_owned(),
+                reason: format!(
+                    "policy `{name}` is written in a file: change it there, or choose another name"
+                ),
+            });
+        }
+        let mut policy = self.policy(name.clone(), &set)?;
+        if save {
+            policy.origin = policy::Origin::Admin;
+            self.save_policy(&policy)?;
+        } else {
+            self.event(Event::SetPolicy(policy)).map_err(|e| refused("name", &e))?;
+        }
+        self.commit_for_call().await?;
+        info!(policy = %name, save, "set");
+        self.show_policy(name.as_str())
+    }
+
+    /// The policy that a caller asks for.
+    fn policy(&mut self, name: Name, set: &SetPolicy) -> Result<Policy, ApiError> {
+        let mut matches = Vec::new();
+        for path in &set.cgroup {
+            let pattern = CgroupPattern::new(path).map_err(|e| invalid("cgroup", &e))?;
+            matches.push(Match::Cgroup(pattern));
+        }
+        for unit in &set.unit {
+            let unit = UnitName::new(unit).map_err(|e| invalid("unit", &e))?;
+            matches.push(Match::Unit(unit));
+        }
+        if let Some(pid) = set.pid {
+            matches.push(self.cgroup_of_process(pid)?);
+        }
+        let use_ = names("use", &set.use_)?;
+        let strict = set.strict.unwrap_or(false);
+        let mut policy = Policy::new(name, policy::Origin::User, matches, use_, strict);
+        if let Some(otherwise) = set.otherwise {
+            policy.otherwise = match otherwise {
+                Otherwise::Block => policy::Otherwise::Block,
+                Otherwise::Pass => policy::Otherwise::Pass,
+                Otherwise::Next => policy::Otherwise::Next,
+            };
+        }
+        if let Some(local) = set.local_networks {
+            policy.local_networks = match local {
+                LocalNetworks::Pass => policy::LocalNetworks::Pass,
+                LocalNetworks::Steer => policy::LocalNetworks::Steer,
+            };
+        }
+        policy.priority = i32::try_from(set.priority.unwrap_or(0)).map_err(|_| {
+            ApiError::InvalidArgument {
+                field: "priority".to_owned(),
+                reason: "it has at most 32 bits".to_owned(),
+            }
+        })?;
+        Ok(policy)
+    }
+
+    fn cgroup_of_process(&mut self, pid: u32) -> Result<Match, ApiError> {
+        let pid = i32::try_from(pid).map_err(|e| invalid("pid", &e))?;
+        let directory = self.tree.of_process(pid).map_err(|e| invalid("pid", &e))?;
+        if directory == self.tree.root() || !directory.starts_with(self.tree.root()) {
+            return Err(ApiError::InvalidArgument {
+                field: "pid".to_owned(),
+                reason: format!(
+                    "process {pid} has no cgroup of its own below {}: start it with `steer run`, or \
+                     as a unit",
+                    self.tree.root().display()
+                ),
+            });
+        }
+        let id = id_of(&directory).map_err(|e| invalid("pid", &e))?;
+        self.learn(&directory).map_err(|e| invalid("pid", &e))?;
+        Ok(Match::CgroupId(id))
+    }
+
+    async fn unset_policy(&mut self, unset: UnsetPolicy) -> Result<Reply, ApiError> {
+        let Some(policy) = self.find_policy(&unset.name) else {
+            return Err(ApiError::NoSuchPolicy { name: unset.name });
+        };
+        let name = policy.name.clone();
+        if self.is_from_file(&name) {
+            self.unsave_policy(&name, unset.save.unwrap_or(false))?;
+        } else {
+            self.event(Event::UnsetPolicy(name.clone()))
+                .map_err(|e| refused("name", &e))?;
+        }
+        self.commit_for_call().await?;
+        info!(policy = %name, "unset");
+        Ok(Reply::Done)
+    }
+
+    async fn commit_for_call(&mut self) -> Result<(), ApiError> {
+        self.commit().await.map_err(|e| ApiError::Failed { reason: chain(&e) })?;
+        match self.reconciler.refused().iter().next() {
+            None => Ok(()),
+            Some((step, words)) => Err(ApiError::Failed {
+                reason: format!("the kernel refused {step}: {words}; it is tried again"),
+            }),
+        }
+    }
+
+    /// Where `save` writes a policy: a drop-in of its own.
+    fn drop_in(&self, name: &Name) -> PathBuf {
+        let main = self.config.as_deref().unwrap_or(Path::new(files::DEFAULT_FILE));
+        files::drop_in_directory(main).join(format!("50-{name}.toml"))
+    }
+
+    /// Writes a policy to its drop-in and reads the files again. If they are wrong then, the drop-in
+    /// is as it was.
+    fn save_policy(&mut self, policy: &Policy) -> Result<(), ApiError> {
+        let path = self.drop_in(&policy.name);
+        let text = policy_to_toml(policy).map_err(|e| invalid("save", &e))?;
+        let failed = |e: io::Error| ApiError::Failed {
+            reason: format!("write {}: {e}", path.display()),
+        };
+        let before = match fs::read(&path) {
+            Ok(bytes) => Some(bytes),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(failed(e)),
+        };
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(failed)?;
+        }
+        replace(&path, text.as_bytes()).map_err(failed)?;
+        let result = self.reload();
+        if result.is_err() {
+            match before {
+                Some(bytes) => replace(&path, &bytes).map_err(failed)?,
+                None => fs::remove_file(&path).map_err(failed)?,
+            }
+        }
+        result
+    }
+
+    fn unsave_policy(&mut self, name: &Name, save: bool) -> Result<(), ApiError> {
+        let path = self.drop_in(name);
+        if !save || !path.exists() {
+            return Err(ApiError::InvalidArgument {
+                field: "name".to_owned(),
+                reason: if path.exists() {
+                    format!("policy `{name}` is saved in {}: use --save to remove it there", path.display())
+                } else {
+                    format!("policy `{name}` is written in a file: remove it there")
+                },
+            });
+        }
+        fs::remove_file(&path).map_err(|e| ApiError::Failed {
+            reason: format!("remove {}: {e}", path.display()),
+        })?;
+        self.reload()
+    }
+
+    /// Reads the files again; wrong ones change nothing.
+    fn reload(&mut self) -> Result<(), ApiError> {
+        let config = start::load(self.config.as_deref()).map_err(|e| ApiError::Failed {
+            reason: format!("{e:#}"),
+        })?;
+        self.event(Event::Config(Box::new(config)))
+            .map_err(|e| refused("save", &e))
+    }
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let next = path.with_extension("next");
+    fs::write(&next, bytes)?;
+    fs::rename(&next, path)
+}
+
+pub(super) fn name(field: &str, text: &str) -> Result<Name, ApiError> {
+    Name::new(text).map_err(|e| invalid(field, &e))
+}
+
+pub(super) fn names(field: &str, texts: &[String]) -> Result<Vec<Name>, ApiError> {
+    if texts.is_empty() {
+        return Err(ApiError::InvalidArgument {
+            field: field.to_owned(),
+            reason: "name at least one domain or group (`steer domain list`)".to_owned(),
+        });
+    }
+    texts.iter().map(|text| name(field, text)).collect()
+}
+
+/// What the engine rejected.
+pub(super) fn refused(field: &str, rejected: &Rejected) -> ApiError {
+    invalid(field, rejected)
+}
+
+fn invalid(field: &str, error: &dyn std::error::Error) -> ApiError {
+    ApiError::InvalidArgument {
+        field: field.to_owned(),
+        reason: chain(error),
+    }
+}

@@ -1,0 +1,93 @@
+//! Undoes everything, without an agent.
+
+use std::path::Path;
+
+use steer_core::plan::{Rule, TableRoute};
+
+use super::{PIN_ROOT, Saved, state_file};
+use crate::cgroup::{OwnCgroup, Placement, Tree};
+use crate::datapath;
+use crate::netlink::Routing;
+use crate::reconcile::{Sysctls, chain};
+
+/// What [`detach`] removed, and what it had to leave.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DetachReport {
+    /// What was removed, one object a line.
+    pub removed: Vec<String>,
+    /// What was left, and why.
+    pub left: Vec<String>,
+}
+
+/// Removes programs, maps, rules, tables, changed settings, empty cgroups and the state, in that order:
+/// flows lose their decisions before they lose their ways.
+///
+/// Rules and routes are known by the agent's protocol number. A call that was cut short is finished by
+/// the next one.
+///
+/// # Errors
+/// An agent runs, or the kernel refuses.
+pub async fn detach() -> anyhow::Result<DetachReport> {
+    let mut report = DetachReport::default();
+    let state_file = state_file();
+    let saved: Saved = match state_file.read() {
+        Ok(saved) => saved.unwrap_or_default(),
+        Err(error) => {
+            report.left.push(chain(&error));
+            Saved::default()
+        }
+    };
+
+    let pins = datapath::detach(Path::new(PIN_ROOT))?;
+    if pins.directories > 0 {
+        report.removed.push(format!(
+            "{} attached programs, {} maps (pinned at {PIN_ROOT})",
+            pins.links, pins.maps
+        ));
+    }
+
+    let mut routing = Routing::open().await?;
+    for rule in routing.rules().await? {
+        routing.delete_rule(&rule).await?;
+        report.removed.push(show_rule(&rule));
+    }
+    for route in routing.routes().await? {
+        routing.delete_route(&route).await?;
+        report.removed.push(show_route(&route));
+    }
+
+    let mut sysctls = Sysctls::adopt(saved.sysctls.clone());
+    for (path, value) in &saved.sysctls {
+        sysctls.restore(path)?;
+        report.removed.push(format!("setting {path}, again {value}"));
+    }
+
+    let root = (!saved.cgroup_root.as_os_str().is_empty()).then_some(saved.cgroup_root.as_path());
+    if let Ok(tree) = Tree::open(root) {
+        let mut placement = OwnCgroup::new(&tree);
+        for place in placement.existing()? {
+            let shown = place.directory.display().to_string();
+            match placement.remove(&place.directory) {
+                Ok(()) => report.removed.push(format!("cgroup {shown}")),
+                Err(error) => report.left.push(format!(
+                    "{}: its processes run on without a policy",
+                    chain(&error)
+                )),
+            }
+        }
+        if report.left.is_empty() {
+            placement.withdraw()?;
+        }
+    }
+    state_file.remove()?;
+    Ok(report)
+}
+
+fn show_rule(rule: &Rule) -> String {
+    let family = rule.family;
+    format!("{family:?} rule {}: {:?}", rule.priority, rule.action).to_lowercase()
+}
+
+fn show_route(route: &TableRoute) -> String {
+    format!("route {} in table {}", route.destination, route.table)
+}

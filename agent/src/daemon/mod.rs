@@ -1,0 +1,200 @@
+//! The agent: one loop, and data goes one way through it.
+//!
+//! [`start`] opens everything and takes over what an earlier agent left, [`serve`] turns what happens
+//! into events of the engine, and [`Daemon::commit`] brings the kernel to the plan.
+
+mod calls;
+mod detach;
+mod files;
+mod offline;
+mod runs;
+mod serve;
+mod start;
+mod views;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use steer_core::cgroups::{CgroupChange, CgroupTree};
+use steer_core::engine::Engine;
+use steer_core::memory::Memory;
+use steer_core::policy::Policy;
+use steer_core::state::Event;
+use tracing::{error, warn};
+
+use crate::cgroup::{self, Tree};
+use crate::reconcile::{Reconciler, chain};
+use crate::statefile::{self, StateFile};
+
+use runs::Runs;
+
+pub use detach::{DetachReport, detach};
+pub use offline::offline_status;
+
+/// Where the pins are.
+const PIN_ROOT: &str = "/sys/fs/bpf/steer";
+
+/// How an agent is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The main file; none: /etc/steer/steer.toml, if there is one.
+    pub config: Option<PathBuf>,
+    /// Where the API listens.
+    pub socket: PathBuf,
+}
+
+/// Runs the agent until it is told to stop. What it put in force stays.
+///
+/// # Errors
+/// It cannot start: the configuration is wrong, the kernel lacks something, or another agent runs.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let (daemon, inputs) = start::start(&options).await?;
+    serve::serve(daemon, inputs).await
+}
+
+/// What outlives the agent but not the boot.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Saved {
+    /// Policies of the API.
+    policies: Vec<Policy>,
+    /// Numbers given out.
+    memory: Memory,
+    /// Settings that were changed, with their values before.
+    sysctls: BTreeMap<String, String>,
+    /// The managed root, for `detach`.
+    cgroup_root: PathBuf,
+}
+
+/// The agent's loop between two events.
+struct Daemon {
+    engine: Engine,
+    reconciler: Reconciler,
+    tree: Tree,
+    runs: Runs,
+    state_file: StateFile,
+    saved: Saved,
+    config: Option<PathBuf>,
+    started: SystemTime,
+    /// Something happened that [`Daemon::commit`] has not seen.
+    dirty: bool,
+}
+
+impl Daemon {
+    fn event(&mut self, event: Event) -> Result<(), steer_core::engine::Rejected> {
+        self.dirty = true;
+        self.engine.apply(event)
+    }
+
+    /// As [`Daemon::event`], for events that the engine never rejects.
+    fn fact(&mut self, event: Event) {
+        if let Err(rejected) = self.event(event) {
+            error!("an event was rejected: {rejected}");
+        }
+    }
+
+    /// Selects and plans anew, keeps what must outlive the agent, and brings the kernel to the plan.
+    ///
+    /// # Errors
+    /// The state could not be kept; the kernel was brought to the plan all the same.
+    async fn commit(&mut self) -> Result<(), statefile::Error> {
+        self.dirty = false;
+        let changes = self.engine.settle();
+        // Numbers are kept before the kernel sees them: sockets remember them longer than an agent lives.
+        let kept = self.keep();
+        if self.reconciler.apply(self.engine.plan(), &changes).await {
+            self.rescan().await;
+        }
+        let kept_sysctls = if *self.reconciler.original_sysctls() == self.saved.sysctls {
+            Ok(())
+        } else {
+            self.keep()
+        };
+        for place in self.runs.answer(&self.engine) {
+            self.watch_run(&place);
+        }
+        kept.and(kept_sysctls)
+    }
+
+    /// [`Daemon::commit`] where nobody waits for an answer.
+    async fn commit_and_log(&mut self) {
+        if let Err(error) = self.commit().await {
+            error!("{}", chain(&error));
+        }
+    }
+
+    /// Reads what is from the kernel and brings all of it to the plan.
+    async fn check_all(&mut self) {
+        self.commit_and_log().await;
+        self.rescan().await;
+        match self.reconciler.apply_all(self.engine.plan()).await {
+            Ok(false) => {}
+            Ok(true) => self.rescan().await,
+            Err(error) => error!("{}", chain(&error)),
+        }
+    }
+
+    /// Reads rules, tables and settings from the kernel and brings them to the plan.
+    async fn check_routing(&mut self) {
+        self.commit_and_log().await;
+        match self.reconciler.apply_routing(self.engine.plan()).await {
+            Ok(false) => {}
+            Ok(true) => self.rescan().await,
+            Err(error) => error!("{}", chain(&error)),
+        }
+    }
+
+    /// Reads the cgroup tree anew: cgroups that were made before the programs that tell of them were
+    /// attached, or whose events were lost.
+    async fn rescan(&mut self) {
+        match scan(&self.tree) {
+            Ok(found) => {
+                self.fact(Event::Cgroups(CgroupChange::Dump(found)));
+                self.dirty = false;
+                let changes = self.engine.settle();
+                self.reconciler.apply(self.engine.plan(), &changes).await;
+            }
+            Err(error) => warn!("{}", chain(&error)),
+        }
+    }
+
+    /// Writes what must outlive the agent, if it changed.
+    fn keep(&mut self) -> Result<(), statefile::Error> {
+        let state = self.engine.state();
+        let same = self.saved.memory == state.memory
+            && self.saved.policies.iter().eq(state.api_policies.values())
+            && self.saved.sysctls == *self.reconciler.original_sysctls();
+        if same {
+            return Ok(());
+        }
+        let saved = Saved {
+            policies: state.api_policies.values().cloned().collect(),
+            memory: state.memory.clone(),
+            sysctls: self.reconciler.original_sysctls().clone(),
+            cgroup_root: self.tree.root().to_owned(),
+        };
+        self.state_file.write(&saved)?;
+        self.saved = saved;
+        Ok(())
+    }
+}
+
+/// The cgroup tree as the engine wants it.
+fn scan(tree: &Tree) -> Result<CgroupTree, cgroup::Error> {
+    let mut found = tree.scan()?.into_iter();
+    let root = found.next().ok_or(cgroup::Error::NotMounted)?;
+    let mut cgroups = CgroupTree::new(root.id);
+    for cgroup in found {
+        if let Some(parent) = cgroup.parent {
+            cgroups.made(cgroup.id, parent, &cgroup.name);
+        }
+    }
+    Ok(cgroups)
+}
+
+/// The state file of the agent.
+fn state_file() -> StateFile {
+    StateFile::new(Path::new(statefile::RUN_DIRECTORY))
+}

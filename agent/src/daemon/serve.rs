@@ -1,0 +1,176 @@
+//! The loop: waits for something to happen, tells the engine, and commits.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use steer_core::cgroups::CgroupChange;
+use steer_core::ids::{CgroupId, IfIndex};
+use steer_core::name::Name;
+use steer_core::network::NetworkChange;
+use steer_core::policy::Match;
+use steer_core::state::Event;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tracing::{debug, info, warn};
+
+use super::Daemon;
+use crate::api::server::Call;
+use crate::datapath::{self, EventStream};
+use crate::netlink::{Notification, Watcher};
+
+/// Longest time that a burst of events is gathered.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// Everything is compared with the kernel this often.
+const CHECK_ALL: Duration = Duration::from_secs(30);
+
+/// What the kernel refused is tried again after this time.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Where events come from.
+pub(super) struct Inputs {
+    pub(super) watcher: Watcher,
+    pub(super) events: EventStream,
+    pub(super) calls: mpsc::Receiver<Call>,
+    pub(super) server: JoinHandle<()>,
+}
+
+/// Serves until SIGTERM or SIGINT. What is in force stays in force.
+pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    let mut check = interval(CHECK_ALL);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    check.reset();
+    // systemd is told only if it asked (NOTIFY_SOCKET).
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell systemd")?;
+
+    let mut gather: Option<Instant> = None;
+    let mut retry: Option<Instant> = None;
+    let mut routing_touched = false;
+    loop {
+        if daemon.reconciler.refused().is_empty() {
+            retry = None;
+        } else if retry.is_none() {
+            retry = Some(Instant::now() + RETRY);
+        }
+        let expiry = daemon.runs.next_deadline();
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = at(gather) => {
+                gather = None;
+                if std::mem::take(&mut routing_touched) {
+                    daemon.check_routing().await;
+                } else {
+                    daemon.commit_and_log().await;
+                }
+                continue;
+            }
+            batch = inputs.watcher.next() => {
+                for notification in batch? {
+                    match notification {
+                        Notification::Network(change) => {
+                            if loses_carrier(&daemon, &change) {
+                                gather = Some(Instant::now());
+                            }
+                            daemon.fact(Event::Network(change));
+                        }
+                        Notification::OwnRule | Notification::OwnRoute => {
+                            routing_touched = true;
+                            daemon.dirty = true;
+                        }
+                    }
+                }
+            }
+            event = inputs.events.next() => {
+                daemon.kernel_event(event.context("read the kernel programs' events")?);
+                while let Some(event) = inputs.events.try_next() {
+                    daemon.kernel_event(event);
+                }
+            }
+            call = inputs.calls.recv() => match call {
+                Some(call) => daemon.call(call).await,
+                None => bail!("the API ended"),
+            },
+            emptied = daemon.runs.emptied() => {
+                for directory in emptied? {
+                    daemon.end_run(&directory);
+                }
+            }
+            () = at(expiry) => daemon.expire_runs(),
+            () = at(retry) => {
+                retry = None;
+                daemon.check_all().await;
+            }
+            _ = check.tick() => daemon.check_all().await,
+        }
+        if daemon.dirty && gather.is_none() {
+            gather = Some(Instant::now() + GATHER);
+        }
+    }
+    inputs.server.abort();
+    info!("stopped; decisions stay in force (`steer detach` removes everything)");
+    Ok(())
+}
+
+/// Whether a link is gone, or has lost the carrier it had: not to be gathered.
+fn loses_carrier(daemon: &Daemon, change: &NetworkChange) -> bool {
+    let had = |index: IfIndex| {
+        let link = daemon.engine.state().network.links.get(&index);
+        link.is_some_and(|link| link.up && link.carrier)
+    };
+    match change {
+        NetworkChange::Link(link) => !(link.up && link.carrier) && had(link.index),
+        NetworkChange::LinkGone(index) => had(*index),
+        _ => false,
+    }
+}
+
+/// Completes at `deadline`, or never.
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Daemon {
+    fn kernel_event(&mut self, event: datapath::Event) {
+        match event {
+            datapath::Event::CgroupMade { id, parent, name } => {
+                self.fact(Event::Cgroups(CgroupChange::Made {
+                    id: CgroupId(id),
+                    parent: CgroupId(parent),
+                    name,
+                }));
+            }
+            datapath::Event::CgroupRemoved { id } => self.cgroup_removed(CgroupId(id)),
+            datapath::Event::Guard(event) => {
+                let policy = self.engine.state().memory.policies.key(event.policy);
+                warn!(
+                    policy = policy.and_then(|c| c.first()).map_or("undecided", Name::as_str),
+                    interface = event.ifindex,
+                    reason = event.reason,
+                    "the guard dropped a packet"
+                );
+                debug!(?event);
+            }
+        }
+    }
+    /// A cgroup is gone, and with it the policies that were set for it alone.
+    fn cgroup_removed(&mut self, id: CgroupId) {
+        let policies = self.engine.state().api_policies.values();
+        let ended: Vec<Name> = policies
+            .filter(|policy| policy.matches == [Match::CgroupId(id)])
+            .map(|policy| policy.name.clone())
+            .collect();
+        for name in ended {
+            self.fact(Event::UnsetPolicy(name));
+        }
+        self.fact(Event::Cgroups(CgroupChange::Removed(id)));
+    }
+}

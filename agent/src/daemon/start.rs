@@ -1,0 +1,162 @@
+//! Opens everything that the agent needs, and takes over what an earlier one left.
+//!
+//! Nothing in the kernel is removed before files, state, netlink and the cgroup tree were read.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::SystemTime;
+
+use anyhow::{Context, bail};
+use steer_core::cgroups::CgroupChange;
+use steer_core::config::{self, Config};
+use steer_core::engine::Engine;
+use steer_core::policy::{Match, Policy};
+use steer_core::state::{Event, State};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::runs::Runs;
+use super::serve::Inputs;
+use super::{Daemon, Options, PIN_ROOT, Saved, files, scan, state_file};
+use crate::api::server::Server;
+use crate::cgroup::{EmptyWatch, OwnCgroup, Tree, id_of};
+use crate::datapath::{self, Datapath};
+use crate::netlink::{Notification, OwnRange, Routing, Watcher};
+use crate::reconcile::{Reconciler, Sysctls, chain};
+
+/// Calls that wait for the loop at one time; each connection has at most one.
+const CALL_QUEUE: usize = 64;
+
+/// Our rules' priorities: `rule-base` and this many above it.
+pub(super) const RULE_SPAN: u32 = 999;
+
+pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the agent needs root: run it as root, or with sudo");
+    }
+    let config = load(options.config.as_deref())?;
+    let tree = Tree::open(config.agent.cgroup_root.as_deref().map(Path::new))?;
+
+    // The socket first: a second agent must not touch what the first has.
+    let (calls_in, calls) = mpsc::channel(CALL_QUEUE);
+    let server = Server::bind(&options.socket, calls_in).context("offer the API")?;
+
+    let state_file = state_file();
+    let saved: Saved = match state_file.read() {
+        Ok(saved) => saved.unwrap_or_default(),
+        Err(damaged @ crate::statefile::Error::Damaged(..)) => {
+            warn!("{}: policies that the API set are lost", chain(&damaged));
+            Saved::default()
+        }
+        Err(error) => return Err(error.into()),
+    };
+
+    let pin_root = Path::new(PIN_ROOT);
+    datapath::ensure_bpffs(pin_root.parent().unwrap_or(pin_root))?;
+    let mut datapath = Datapath::open(datapath::Options {
+        pin_root,
+        cgroup_root: tree.root(),
+        mark_mask: config.agent.mark_mask,
+    })?;
+    let events = datapath.events()?;
+
+    let range = OwnRange {
+        priorities: config.agent.rule_base..=config.agent.rule_base.saturating_add(RULE_SPAN),
+        tables: config.agent.table_base
+            ..=config.agent.table_base.saturating_add(u32::from(config.agent.mark_mask.capacity())),
+    };
+    let routing = Routing::open().await?;
+    let mut watcher = Watcher::open(range).await?;
+    let notifications = watcher.next().await?;
+
+    let engine = engine(&tree, saved.clone(), config, notifications)?;
+    let reconciler =
+        Reconciler::adopt(datapath, routing, Sysctls::adopt(saved.sysctls.clone())).await?;
+    let runs = Runs::new(Box::new(OwnCgroup::new(&tree)), EmptyWatch::open()?);
+
+    let mut daemon = Daemon {
+        engine,
+        reconciler,
+        tree,
+        runs,
+        state_file,
+        saved,
+        config: options.config.clone(),
+        started: SystemTime::now(),
+        dirty: false,
+    };
+    daemon.adopt_runs();
+    daemon.commit().await?;
+    daemon.check_all().await;
+    info!(
+        cgroup_root = %daemon.tree.root().display(),
+        policies = daemon.engine.state().policies().count(),
+        "ready"
+    );
+    let inputs = Inputs {
+        watcher,
+        events,
+        calls,
+        server: tokio::task::spawn_local(server.run()),
+    };
+    Ok((daemon, inputs))
+}
+
+/// Reads and checks the files.
+pub(super) fn load(named: Option<&Path>) -> anyhow::Result<Config> {
+    let texts = files::read(named)?;
+    let texts: Vec<(&str, &str)> = texts
+        .iter()
+        .map(|(name, text)| (name.as_str(), text.as_str()))
+        .collect();
+    config::parse(&texts).map_err(|errors| {
+        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("{}", lines.join("\n"))
+    })
+}
+
+fn engine(
+    tree: &Tree,
+    saved: Saved,
+    config: Config,
+    notifications: Vec<Notification>,
+) -> anyhow::Result<Engine> {
+    let cgroups = scan(tree)?;
+    let mut state = State::new(cgroups.root());
+    state.memory = saved.memory;
+    let mut engine = Engine::new(state);
+    let own = tree.of_process(std::process::id().cast_signed())?;
+    let exempt = id_of(&own).map(|id| BTreeSet::from([id])).unwrap_or_default();
+    let root = tree.root_id()?;
+    let known: Vec<Policy> = saved
+        .policies
+        .into_iter()
+        .filter(|policy| {
+            // What was set for one cgroup ended with it, also while no agent ran.
+            policy.matches.is_empty()
+                || policy.matches.iter().any(|m| match m {
+                    Match::CgroupId(id) => cgroups.contains(*id),
+                    Match::Cgroup(_) | Match::Unit(_) => true,
+                })
+        })
+        .collect();
+    let facts = [
+        Event::Cgroups(CgroupChange::Dump(cgroups)),
+        Event::Managed { root, exempt },
+        Event::Config(Box::new(config)),
+    ];
+    let network = notifications.into_iter().filter_map(|n| match n {
+        Notification::Network(change) => Some(Event::Network(change)),
+        _ => None,
+    });
+    for event in facts.into_iter().chain(network) {
+        engine.apply(event)?;
+    }
+    for policy in known {
+        let name = policy.name.clone();
+        if let Err(rejected) = engine.apply(Event::SetPolicy(policy)) {
+            warn!("policy `{name}` of an earlier agent was dropped: {rejected}");
+        }
+    }
+    Ok(engine)
+}

@@ -1,0 +1,227 @@
+//! What the API shows of the engine's state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use steer_core::domains::{Domain, DomainOrigin, DomainState};
+use steer_core::engine::Warning;
+use steer_core::ids::{DomainIndex, IfIndex};
+use steer_core::name::Name;
+use steer_core::network::LinkKind;
+use steer_core::plan::Family;
+use steer_core::policy::{self, Match, Policy};
+use steer_core::select::{self, Decision};
+
+use super::Daemon;
+use crate::api::types::{
+    Candidate, DecisionView, DomainView, LocalNetworks, Origin, Otherwise, PolicyView, StatusView,
+    Verdict,
+};
+use crate::datapath::Counters;
+use crate::reconcile::{chain, program};
+
+impl Daemon {
+    pub(super) fn policy_view(&self, policy: &Policy) -> PolicyView {
+        let engine = &self.engine;
+        let name = policy.name.as_str();
+        let mut cgroup = Vec::new();
+        let mut unit = Vec::new();
+        for m in &policy.matches {
+            match m {
+                Match::Cgroup(pattern) => cgroup.push(pattern.as_str().to_owned()),
+                Match::Unit(name) => unit.push(name.as_str().to_owned()),
+                Match::CgroupId(id) => cgroup.push(
+                    engine.state().cgroups.path(*id).unwrap_or_else(|| format!("(id {id}, gone)")),
+                ),
+            }
+        }
+        let decision = engine.decision(name);
+        PolicyView {
+            name: name.to_owned(),
+            origin: origin(policy.origin),
+            cgroup,
+            unit,
+            use_: policy.use_.iter().map(ToString::to_string).collect(),
+            strict: policy.strict,
+            otherwise: match policy.otherwise {
+                policy::Otherwise::Block => Otherwise::Block,
+                policy::Otherwise::Pass => Otherwise::Pass,
+                policy::Otherwise::Next => Otherwise::Next,
+            },
+            local_networks: match policy.local_networks {
+                policy::LocalNetworks::Pass => LocalNetworks::Pass,
+                policy::LocalNetworks::Steer => LocalNetworks::Steer,
+            },
+            priority: i64::from(policy.priority),
+            saved: engine.state().config.policies.contains_key(&policy.name),
+            cgroups: engine.cgroups_of(&policy.name).len() as u64,
+            decision: self.decision_view(decision.as_ref()),
+            quarantined: engine.warnings().into_iter().find_map(|warning| match &warning {
+                Warning::Conflict { conflict, .. } if conflict.refused == policy.name => {
+                    Some(warning.to_string())
+                }
+                _ => None,
+            }),
+        }
+    }
+
+    fn decision_view(&self, decision: Option<&Decision>) -> DecisionView {
+        let Some(decision) = decision else {
+            return DecisionView {
+                verdict: Verdict::Pass,
+                domain: None,
+                interface: None,
+                source4: None,
+                source6: None,
+                reason: "it is in force for no cgroup".to_owned(),
+                candidates: Vec::new(),
+            };
+        };
+        let domain = decision
+            .domain()
+            .and_then(|name| self.engine.domains().get(name.as_str()));
+        let source = |family| {
+            let ip: Option<IpAddr> = domain.and_then(|d| d.source(family));
+            ip.map(|ip| ip.to_string())
+        };
+        DecisionView {
+            verdict: match decision.verdict {
+                select::Verdict::Steer(_) => Verdict::Steer,
+                select::Verdict::Block => Verdict::Block,
+                select::Verdict::Pass => Verdict::Pass,
+            },
+            domain: decision.domain().map(ToString::to_string),
+            interface: domain.and_then(|d| d.ifname.clone()),
+            source4: source(Family::Ipv4),
+            source6: source(Family::Ipv6),
+            reason: decision.reason.clone(),
+            candidates: candidates(decision),
+        }
+    }
+
+    pub(super) fn domain_view(&self, domain: &Domain) -> DomainView {
+        let state = self.engine.state();
+        let index = state.memory.indices.get(&domain.name).copied();
+        let agent = &state.config.agent;
+        let mark = index.and_then(|DomainIndex(index)| agent.mark_mask.encode(index));
+        DomainView {
+            name: domain.name.to_string(),
+            alias: domain.alias.as_ref().map(ToString::to_string),
+            origin: match domain.origin {
+                DomainOrigin::File => Origin::Admin,
+                DomainOrigin::Discovered => Origin::Default,
+            },
+            interface: domain.ifname.clone(),
+            ifindex: domain.interface.map(|IfIndex(index)| index),
+            kind: kind(domain.kind).to_owned(),
+            state: match domain.state {
+                DomainState::Absent => "absent",
+                DomainState::Down => "down",
+                DomainState::Configuring => "configuring",
+                DomainState::Up => "up",
+            }
+            .to_owned(),
+            reason: domain.reason.clone(),
+            addresses: domain
+                .addresses
+                .iter()
+                .map(|a| format!("{}/{}", a.ip, a.prefix_len))
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
+            gateways: domain.gateways.iter().map(ToString::to_string).collect(),
+            index: index.map(|DomainIndex(index)| u32::from(index)),
+            mark: mark.map(|mark| format!("{mark:#010x}")),
+            table: index.map(|DomainIndex(index)| agent.table_base + u32::from(index)),
+        }
+    }
+
+    pub(super) fn status_view(&self) -> StatusView {
+        let state = self.engine.state();
+        let is = self.reconciler.is();
+        let mut warnings: Vec<String> = self.engine.warnings().iter().map(ToString::to_string).collect();
+        for (step, words) in self.reconciler.refused() {
+            warnings.push(format!("the kernel refused {step}: {words}"));
+        }
+        let counters = match self.reconciler.counters() {
+            Ok(counters) => counters_view(&counters),
+            Err(error) => {
+                warnings.push(chain(&error));
+                BTreeMap::new()
+            }
+        };
+        let mut view = StatusView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            agent_running: true,
+            since: Some(humantime::format_rfc3339_seconds(self.started).to_string()),
+            cgroup_root: self.tree.root().display().to_string(),
+            hooks: is.hooks.iter().map(|hook| program(*hook).to_string()).collect(),
+            guards: is.guards.iter().map(|index| self.interface(*index)).collect(),
+            policies: state.policies().map(|p| self.policy_view(p)).collect(),
+            domains: self.engine.domains().iter().map(|d| self.domain_view(d)).collect(),
+            counters,
+            warnings,
+        };
+        view.sort();
+        view
+    }
+
+    /// Name of an interface; its index if it is gone.
+    pub(super) fn interface(&self, index: IfIndex) -> String {
+        let link = self.engine.state().network.links.get(&index);
+        link.map_or_else(|| format!("(index {index}, gone)"), |link| link.name.clone())
+    }
+
+    pub(super) fn find_policy(&self, name: &str) -> Option<&Policy> {
+        self.engine.state().policy(name)
+    }
+
+    pub(super) fn is_from_file(&self, name: &Name) -> bool {
+        self.engine.state().config.policies.contains_key(name)
+    }
+}
+
+pub(super) fn candidates(decision: &Decision) -> Vec<Candidate> {
+    let view = |c: &select::Candidate| Candidate {
+        domain: c.domain.to_string(),
+        taken: c.taken,
+        reason: c.reason.clone(),
+    };
+    decision.candidates.iter().map(view).collect()
+}
+
+pub(super) fn counters_view(counters: &Counters) -> BTreeMap<String, u64> {
+    [
+        ("cgroups-full", counters.cgroups_full),
+        ("connect-steered", counters.connect_steered),
+        ("events-lost", counters.events_lost),
+        ("guard-dropped", counters.guard_dropped),
+        ("guard-passed", counters.guard_passed),
+        ("not-allowed", counters.not_allowed),
+        ("refused", counters.refused),
+        ("source-failed", counters.source_failed),
+        ("storage-failed", counters.storage_failed),
+    ]
+    .map(|(name, count)| (name.to_owned(), count))
+    .into()
+}
+
+fn origin(origin: policy::Origin) -> Origin {
+    match origin {
+        policy::Origin::App => Origin::App,
+        policy::Origin::User => Origin::User,
+        policy::Origin::Admin => Origin::Admin,
+        policy::Origin::Operator => Origin::Operator,
+        policy::Origin::Default => Origin::Default,
+    }
+}
+
+fn kind(kind: LinkKind) -> &'static str {
+    match kind {
+        LinkKind::Wired => "wired",
+        LinkKind::Wlan => "wlan",
+        LinkKind::Cellular => "cellular",
+        LinkKind::Vpn => "vpn",
+        LinkKind::Other => "other",
+    }
+}

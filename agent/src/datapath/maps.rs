@@ -1,0 +1,335 @@
+//! The maps, as typed tables.
+
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
+
+use bytemuck::Pod;
+use steer_common::{
+    CgroupEntry, ChoiceEntry, DomainEntry, EVENT_RING_BYTES, FlowState, LocalEntry, LocalKey4,
+    LocalKey6, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_INGRESS, MAX_LOCALS, MAX_POLICIES,
+    MAX_SOURCES, PolicyEntry, SourceKey, counter,
+};
+
+use super::{
+    error::{Error, Result},
+    sys,
+};
+
+/// What a map must be.
+pub(super) struct MapSpec {
+    pub(super) name: &'static str,
+    kind: u32,
+    key_size: usize,
+    value_size: usize,
+    max_entries: u32,
+}
+
+const HASH: u32 = 1;
+const ARRAY: u32 = 2;
+const PERCPU_ARRAY: u32 = 6;
+const LPM_TRIE: u32 = 11;
+const SK_STORAGE: u32 = 24;
+const RINGBUF: u32 = 27;
+
+const fn spec<K, V>(name: &'static str, kind: u32, max_entries: u32) -> MapSpec {
+    MapSpec { name, kind, key_size: size_of::<K>(), value_size: size_of::<V>(), max_entries }
+}
+
+const CGROUPS: MapSpec = spec::<u64, CgroupEntry>("CGROUPS", HASH, MAX_CGROUPS);
+const POLICIES: MapSpec = spec::<u32, PolicyEntry>("POLICIES", ARRAY, MAX_POLICIES);
+const CHOICES: MapSpec = spec::<u32, ChoiceEntry>("CHOICES", ARRAY, MAX_CHOICES);
+const DOMAINS: MapSpec = spec::<u32, DomainEntry>("DOMAINS", ARRAY, MAX_DOMAINS);
+const SOURCES: MapSpec = spec::<SourceKey, u8>("SOURCES", HASH, MAX_SOURCES);
+const LOCALS4: MapSpec = spec::<LocalKey4, LocalEntry>("LOCALS4", LPM_TRIE, MAX_LOCALS);
+const LOCALS6: MapSpec = spec::<LocalKey6, LocalEntry>("LOCALS6", LPM_TRIE, MAX_LOCALS);
+const INGRESS: MapSpec = spec::<u32, u32>("INGRESS", HASH, MAX_INGRESS);
+const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", PERCPU_ARRAY, counter::COUNT);
+const FLOWS: MapSpec = spec::<i32, FlowState>("FLOWS", SK_STORAGE, 0);
+/// The ring of events.
+pub(super) const EVENTS: MapSpec = spec::<(), ()>("EVENTS", RINGBUF, EVENT_RING_BYTES);
+
+/// Every map there is.
+pub(super) const MAPS: [MapSpec; 11] = [
+    CGROUPS, POLICIES, CHOICES, DOMAINS, SOURCES, LOCALS4, LOCALS6, INGRESS, COUNTERS, FLOWS, EVENTS,
+];
+
+impl MapSpec {
+    /// Opens the map that is pinned in `directory`, if it is as it must be. `None`: nothing there.
+    pub(super) fn open(&self, directory: &Path) -> Result<Option<OwnedFd>> {
+        let path = directory.join(self.name);
+        let map = match sys::get(&path) {
+            Ok(map) => map,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(Error::File { operation: "open pinned map", path, source }),
+        };
+        let found = sys::map_info(map.as_fd())
+            .map_err(Error::kernel("read the properties of map", self.name))?;
+        let found = [found.kind, found.key_size, found.value_size, found.max_entries];
+        let size = |size: usize| u32::try_from(size).expect("map elements are small");
+        let expected =
+            [self.kind, size(self.key_size), size(self.value_size), self.max_entries];
+        if found != expected {
+            let describe = |[kind, key, value, entries]: [u32; 4]| {
+                format!("type {kind}, keys of {key} and values of {value} bytes, {entries} entries")
+            };
+            return Err(Error::MapDiffers {
+                path,
+                found: describe(found),
+                expected: describe(expected),
+            });
+        }
+        Ok(Some(map))
+    }
+
+    fn open_existing(&self, directory: &Path) -> Result<OwnedFd> {
+        self.open(directory)?.ok_or_else(|| Error::File {
+            operation: "open pinned map",
+            path: directory.join(self.name),
+            source: io::ErrorKind::NotFound.into(),
+        })
+    }
+}
+
+/// Elements per system call when many are written or read.
+const BATCH: usize = 4_096;
+
+/// A map from `K` to `V` whose keys come and go.
+pub struct Table<K, V> {
+    map: OwnedFd,
+    name: &'static str,
+    types: PhantomData<fn(K) -> V>,
+}
+
+impl<K: Pod, V: Pod> Table<K, V> {
+    fn open(spec: &MapSpec, directory: &Path) -> Result<Self> {
+        debug_assert_eq!((spec.key_size, spec.value_size), (size_of::<K>(), size_of::<V>()));
+        Ok(Self { map: spec.open_existing(directory)?, name: spec.name, types: PhantomData })
+    }
+
+    /// The value of `key`.
+    pub fn get(&self, key: &K) -> Result<Option<V>> {
+        let mut value = V::zeroed();
+        let found = sys::lookup(
+            self.map.as_fd(),
+            bytemuck::bytes_of(key),
+            bytemuck::bytes_of_mut(&mut value),
+        )
+        .map_err(Error::kernel("read map", self.name))?;
+        Ok(found.then_some(value))
+    }
+
+    /// Sets the value of `key`.
+    pub fn set(&self, key: &K, value: &V) -> Result<()> {
+        sys::update(self.map.as_fd(), bytemuck::bytes_of(key), bytemuck::bytes_of(value))
+            .map_err(Error::kernel("write map", self.name))
+    }
+
+    /// Sets many, a few thousand by one system call.
+    pub fn set_all(&self, elements: &[(K, V)]) -> Result<()> {
+        set_all(&self.map, self.name, elements.iter().copied())
+    }
+
+    /// Removes `key`. False: it was not there.
+    pub fn remove(&self, key: &K) -> Result<bool> {
+        sys::delete(self.map.as_fd(), bytemuck::bytes_of(key))
+            .map_err(Error::kernel("delete from map", self.name))
+    }
+
+    /// Everything in it, in no order. What is added or removed meanwhile may be missed.
+    pub fn entries(&self) -> Result<Vec<(K, V)>> {
+        entries(&self.map, self.name)
+    }
+}
+
+/// A map from an index to `V`, where zero means "nothing".
+pub struct Array<V> {
+    map: OwnedFd,
+    name: &'static str,
+    types: PhantomData<fn() -> V>,
+}
+
+impl<V: Pod + PartialEq> Array<V> {
+    fn open(spec: &MapSpec, directory: &Path) -> Result<Self> {
+        debug_assert_eq!((spec.key_size, spec.value_size), (4, size_of::<V>()));
+        Ok(Self { map: spec.open_existing(directory)?, name: spec.name, types: PhantomData })
+    }
+
+    /// The value at `index`. An index beyond the end is an error.
+    pub fn get(&self, index: u32) -> Result<V> {
+        let mut value = V::zeroed();
+        let found = sys::lookup(
+            self.map.as_fd(),
+            bytemuck::bytes_of(&index),
+            bytemuck::bytes_of_mut(&mut value),
+        )
+        .map_err(Error::kernel("read map", self.name))?;
+        if found { Ok(value) } else { Err(self.beyond_end()) }
+    }
+
+    fn beyond_end(&self) -> Error {
+        Error::Kernel {
+            operation: "read map",
+            object: self.name.to_owned(),
+            source: io::Error::from_raw_os_error(libc::E2BIG),
+        }
+    }
+
+    /// Sets the value at `index`. An index beyond the end is an error.
+    pub fn set(&self, index: u32, value: &V) -> Result<()> {
+        sys::update(self.map.as_fd(), bytemuck::bytes_of(&index), bytemuck::bytes_of(value))
+            .map_err(Error::kernel("write map", self.name))
+    }
+
+    /// Sets many, a few thousand by one system call.
+    pub fn set_all(&self, elements: &[(u32, V)]) -> Result<()> {
+        set_all(&self.map, self.name, elements.iter().copied())
+    }
+
+    /// All that are not zero.
+    pub fn entries(&self) -> Result<Vec<(u32, V)>> {
+        let mut entries = entries(&self.map, self.name)?;
+        entries.retain(|(_, value)| *value != V::zeroed());
+        Ok(entries)
+    }
+}
+
+fn set_all<K: Pod, V: Pod>(
+    map: &OwnedFd,
+    name: &'static str,
+    elements: impl ExactSizeIterator<Item = (K, V)>,
+) -> Result<()> {
+    let mut elements = elements.peekable();
+    while elements.peek().is_some() {
+        let (keys, values): (Vec<K>, Vec<V>) = elements.by_ref().take(BATCH).unzip();
+        let count = u32::try_from(keys.len()).expect("at most a batch");
+        sys::update_batch(
+            map.as_fd(),
+            bytemuck::cast_slice(&keys),
+            bytemuck::cast_slice(&values),
+            count,
+        )
+        .map_err(Error::kernel("write map", name))?;
+    }
+    Ok(())
+}
+
+fn entries<K: Pod, V: Pod>(map: &OwnedFd, name: &'static str) -> Result<Vec<(K, V)>> {
+    let mut room = BATCH;
+    let mut all = Vec::new();
+    let mut from = None;
+    loop {
+        let mut keys = vec![K::zeroed(); room];
+        let mut values = vec![V::zeroed(); room];
+        let found = sys::lookup_batch(
+            map.as_fd(),
+            from,
+            bytemuck::cast_slice_mut(&mut keys),
+            bytemuck::cast_slice_mut(&mut values),
+            u32::try_from(room).expect("a few batches"),
+        );
+        match found {
+            Ok(found) => {
+                let count = found.count as usize;
+                all.extend(keys.into_iter().zip(values).take(count));
+                match found.next {
+                    Some(next) => from = Some(next),
+                    None => return Ok(all),
+                }
+            }
+            // One bucket of the hash table holds more than there is room for.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => room *= 2,
+            Err(error) => return Err(Error::kernel("read map", name)(error)),
+        }
+    }
+}
+
+/// Every table that the agent writes.
+pub struct Tables {
+    /// Cgroup id -> the policy in force for it.
+    pub cgroups: Table<u64, CgroupEntry>,
+    /// Policy -> choice.
+    pub policies: Array<PolicyEntry>,
+    /// Choice -> domain.
+    pub choices: Array<ChoiceEntry>,
+    /// Domain -> mark, interface, sources.
+    pub domains: Array<DomainEntry>,
+    /// All addresses of every domain.
+    pub sources: Table<SourceKey, u8>,
+    /// On-link prefixes and own addresses, IPv4.
+    pub locals4: Table<LocalKey4, LocalEntry>,
+    /// On-link prefixes and own addresses, IPv6.
+    pub locals6: Table<LocalKey6, LocalEntry>,
+    pub(super) ingress: Table<u32, u32>,
+    counters: OwnedFd,
+}
+
+impl Tables {
+    /// Opens the maps that are pinned in `directory`.
+    pub(super) fn open(directory: &Path) -> Result<Self> {
+        Ok(Self {
+            cgroups: Table::open(&CGROUPS, directory)?,
+            policies: Array::open(&POLICIES, directory)?,
+            choices: Array::open(&CHOICES, directory)?,
+            domains: Array::open(&DOMAINS, directory)?,
+            sources: Table::open(&SOURCES, directory)?,
+            locals4: Table::open(&LOCALS4, directory)?,
+            locals6: Table::open(&LOCALS6, directory)?,
+            ingress: Table::open(&INGRESS, directory)?,
+            counters: COUNTERS.open_existing(directory)?,
+        })
+    }
+
+    /// What the programs counted since their maps were made, over all CPUs.
+    pub fn counters(&self) -> Result<Counters> {
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(path, source)| Error::File { operation: "read", path: path.into(), source })?;
+        let read = |index: u32| -> Result<u64> {
+            let mut values = vec![0_u64; cpus];
+            sys::lookup(
+                self.counters.as_fd(),
+                bytemuck::bytes_of(&index),
+                bytemuck::cast_slice_mut(&mut values),
+            )
+            .map_err(Error::kernel("read map", COUNTERS.name))?;
+            Ok(values.iter().sum())
+        };
+        Ok(Counters {
+            connect_steered: read(counter::CONNECT_STEERED)?,
+            refused: read(counter::REFUSED)?,
+            source_failed: read(counter::SOURCE_FAILED)?,
+            not_allowed: read(counter::NOT_ALLOWED)?,
+            guard_passed: read(counter::GUARD_PASSED)?,
+            guard_dropped: read(counter::GUARD_DROPPED)?,
+            events_lost: read(counter::EVENTS_LOST)?,
+            storage_failed: read(counter::STORAGE_FAILED)?,
+            cgroups_full: read(counter::CGROUPS_FULL)?,
+        })
+    }
+}
+
+/// The slots of [`counter`] by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Flows put on a domain by `connect`.
+    pub connect_steered: u64,
+    /// Flows refused: no domain fits.
+    pub refused: u64,
+    /// Sources that could not be set.
+    pub source_failed: u64,
+    /// Options and binds that a strict policy refused.
+    pub not_allowed: u64,
+    /// Packets of strict policies that a guard let through.
+    pub guard_passed: u64,
+    /// Packets of strict policies that a guard dropped.
+    pub guard_dropped: u64,
+    /// Events that did not fit the ring: scan cgroups anew.
+    pub events_lost: u64,
+    /// Socket storage that could not be had.
+    pub storage_failed: u64,
+    /// New cgroups whose entry could not be written.
+    pub cgroups_full: u64,
+}

@@ -1,0 +1,128 @@
+//! Loads the kernel programs that are built into this binary.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    path::Path,
+};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    programs::{Program, ProgramError, ProgramFd},
+};
+use steer_common::MarkMask;
+
+use super::{
+    btf::{self, BtfError, Types},
+    error::{Error, Result},
+    hook::Hook,
+    maps::MAPS,
+};
+
+/// The program at tc egress.
+pub(super) const GUARD: &str = "guard";
+/// The program at tc ingress.
+pub(super) const INGRESS_MARK: &str = "ingress_mark";
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer-ebpf"));
+
+/// All programs, loaded and verified, attached nowhere.
+pub(super) struct Programs(BTreeMap<&'static str, ProgramFd>);
+
+impl Programs {
+    /// Loads the programs for this thread's network namespace. Maps are taken from `maps`, and made
+    /// and pinned there where they are missing.
+    pub(super) fn load(maps: &Path, mask: MarkMask) -> Result<Self> {
+        let mark_mask = mask.bits();
+        let netns_cookie = netns_cookie().map_err(Error::NetnsCookie)?;
+        let offsets = Offsets::of_this_kernel()?;
+        let mut loader = EbpfLoader::new();
+        // None of the programs has relocations against kernel types.
+        loader.btf(None);
+        loader.override_global("MARK_MASK", &mark_mask, true);
+        loader.override_global("NETNS_COOKIE", &netns_cookie, true);
+        for (name, offset) in &offsets.0 {
+            loader.override_global(name, offset, true);
+        }
+        for map in &MAPS {
+            loader.map_pin_path(map.name, maps.join(map.name));
+        }
+        let mut object = loader.load(OBJECT).map_err(|error| Error::Object(Box::new(error)))?;
+
+        let kernel_types = Btf::from_sys_fs()
+            .map_err(|error| Error::Object(Box::new(error.into())))?;
+        let mut programs = BTreeMap::new();
+        for name in Hook::ALL.map(Hook::program).into_iter().chain([GUARD, INGRESS_MARK]) {
+            let program = load_one(&mut object, name, &kernel_types)
+                .map_err(|error| Error::Program { name, source: Box::new(error) })?;
+            programs.insert(name, program);
+        }
+        Ok(Self(programs))
+    }
+
+    /// The program called `name`.
+    pub(super) fn get(&self, name: &'static str) -> BorrowedFd<'_> {
+        self.0[name].as_fd()
+    }
+}
+
+fn load_one(
+    object: &mut Ebpf,
+    name: &str,
+    kernel_types: &Btf,
+) -> std::result::Result<ProgramFd, ProgramError> {
+    let program = object.program_mut(name).ok_or(ProgramError::NotLoaded)?;
+    match program {
+        Program::CgroupSock(program) => program.load()?,
+        Program::CgroupSockAddr(program) => program.load()?,
+        Program::CgroupSockopt(program) => program.load()?,
+        Program::SchedClassifier(program) => program.load()?,
+        // The tracepoints are called as their programs are.
+        Program::BtfTracePoint(program) => program.load(name, kernel_types)?,
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    }
+    Ok(program.fd()?.try_clone()?)
+}
+
+/// Offsets in kernel structures, by the name of the global that takes them.
+struct Offsets([(&'static str, u32); 7]);
+
+impl Offsets {
+    fn of_this_kernel() -> Result<Self> {
+        let data = fs::read(btf::VMLINUX).map_err(BtfError::Read)?;
+        let types = Types::parse(&data)?;
+        let own_state = types.offset("cgroup", "self")?;
+        Ok(Self([
+            ("CGROUP_KN", types.offset("cgroup", "kn")?),
+            ("CGROUP_SELF", own_state),
+            (
+                "CGROUP_SELF_PARENT",
+                own_state + types.offset("cgroup_subsys_state", "parent")?,
+            ),
+            ("CGROUP_ROOT", types.offset("cgroup", "root")?),
+            ("CGROUP_ROOT_HIERARCHY_ID", types.offset("cgroup_root", "hierarchy_id")?),
+            ("KERNFS_NODE_ID", types.offset("kernfs_node", "id")?),
+            ("KERNFS_NODE_NAME", types.offset("kernfs_node", "name")?),
+        ]))
+    }
+}
+
+/// The cookie of this thread's network namespace.
+fn netns_cookie() -> io::Result<u64> {
+    // Any socket will do; this family needs no network.
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    let mut cookie = 0_u64;
+    let mut length: libc::socklen_t = 8;
+    // SAFETY: both pointers are valid, and `length` is the size of `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,342 @@
+//! A process in a cgroup that does with sockets what it is told.
+//!
+//! It is this test binary again. One command per line on its standard input, one answer each:
+//! `ok [value]` or `errno <number>`.
+
+use std::{
+    collections::HashMap,
+    ffi::c_void,
+    fs,
+    io::{self, BufRead as _, BufReader, Write as _},
+    net::SocketAddr,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::process::CommandExt as _,
+    },
+    path::Path,
+    process::{Command, Stdio},
+};
+
+/// Marks answers in the output, where the test harness writes too.
+const ANSWER: &str = "\u{1}";
+
+/// The process, seen from the test. Killed when dropped.
+pub(crate) struct Child {
+    process: std::process::Child,
+    answers: BufReader<std::process::ChildStdout>,
+}
+
+impl Child {
+    /// Starts one in `cgroup` and in this thread's namespaces.
+    pub(crate) fn start(cgroup: &Path) -> Self {
+        let procs = fs::OpenOptions::new().write(true).open(cgroup.join("cgroup.procs")).unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--ignored", "--exact", "child_process", "--nocapture"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        // SAFETY: between fork and exec only `write` is called.
+        unsafe {
+            command.pre_exec(move || (&procs).write_all(b"0"));
+        }
+        let mut process = command.spawn().unwrap();
+        let answers = BufReader::new(process.stdout.take().unwrap());
+        Self { process, answers }
+    }
+
+    /// Gives a command and returns the answer.
+    pub(crate) fn ask(&mut self, command: &str) -> String {
+        writeln!(self.process.stdin.as_mut().unwrap(), "{command}").unwrap();
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.answers.read_line(&mut line).unwrap(), 0, "the child died of {command}");
+            if let Some((_, answer)) = line.split_once(ANSWER) {
+                return answer.trim_end().to_owned();
+            }
+        }
+    }
+
+    /// Gives commands that must each be answered `ok`.
+    #[track_caller]
+    pub(crate) fn must(&mut self, commands: &[&str]) {
+        for command in commands {
+            let answer = self.ask(command);
+            assert!(answer.starts_with("ok"), "{command}: {answer}");
+        }
+    }
+
+    /// The mark of socket `name`.
+    pub(crate) fn mark(&mut self, name: &str) -> u32 {
+        self.ask(&format!("mark {name}")).strip_prefix("ok ").unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _killed = self.process.kill();
+        let _reaped = self.process.wait();
+    }
+}
+
+/// The process itself.
+pub(crate) fn serve() {
+    let mut sockets = HashMap::new();
+    for line in io::stdin().lines() {
+        let line = line.unwrap();
+        let answer = match run(&mut sockets, &line.split(' ').collect::<Vec<_>>()) {
+            Ok(value) => format!("ok {value}"),
+            Err(error) => format!("errno {}", error.raw_os_error().unwrap()),
+        };
+        println!("{ANSWER}{}", answer.trim_end());
+    }
+}
+
+fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<String> {
+    let descriptor = |name: &str| sockets[name].as_raw_fd();
+    let done = |result: i64| {
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(String::new()) }
+    };
+    match *words {
+        ["open", name, family, kind] => {
+            let (kind, protocol) = match (kind, family) {
+                ("stream", _) => (libc::SOCK_STREAM, 0),
+                ("dgram", _) => (libc::SOCK_DGRAM, 0),
+                ("ping", "inet") => (libc::SOCK_DGRAM, libc::IPPROTO_ICMP),
+                ("ping", "inet6") => (libc::SOCK_DGRAM, libc::IPPROTO_ICMPV6),
+                ("raw", "inet") => (libc::SOCK_RAW, libc::IPPROTO_ICMP),
+                ("raw", "inet6") => (libc::SOCK_RAW, libc::IPPROTO_ICMPV6),
+                ("raw", "packet") => (libc::SOCK_DGRAM, 0),
+                _ => panic!("{words:?}"),
+            };
+            let family = match family {
+                "inet" => libc::AF_INET,
+                "inet6" => libc::AF_INET6,
+                "packet" => libc::AF_PACKET,
+                _ => panic!("{words:?}"),
+            };
+            // SAFETY: takes numbers.
+            let socket = unsafe { libc::socket(family, kind, protocol) };
+            if socket < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // SAFETY: just made.
+            sockets.insert(name.to_owned(), unsafe { OwnedFd::from_raw_fd(socket) });
+            Ok(String::new())
+        }
+        ["close", name] => {
+            sockets.remove(name);
+            Ok(String::new())
+        }
+        ["mark", name] => {
+            let mut mark = 0_u32;
+            let mut length: libc::socklen_t = 4;
+            // SAFETY: both pointers are valid for the length told.
+            done(i64::from(unsafe {
+                libc::getsockopt(
+                    descriptor(name),
+                    libc::SOL_SOCKET,
+                    libc::SO_MARK,
+                    (&raw mut mark).cast(),
+                    &raw mut length,
+                )
+            }))?;
+            Ok(mark.to_string())
+        }
+        ["set", name, level, option, value] => {
+            let number: Result<u32, _> = value.parse();
+            let bytes = match number {
+                Ok(number) => number.to_ne_bytes().to_vec(),
+                Err(_) => value.as_bytes().to_vec(),
+            };
+            done(set(descriptor(name), level, option, &bytes))
+        }
+        ["set-long", name, level, option, value] => {
+            let mut bytes = vec![0; 20_000];
+            bytes[..4].copy_from_slice(&value.parse::<u32>().unwrap().to_ne_bytes());
+            done(set(descriptor(name), level, option, &bytes))
+        }
+        ["connect", name, target] => {
+            let (address, length) = encode(target);
+            // SAFETY: the address is valid for the length told.
+            done(i64::from(unsafe {
+                libc::connect(descriptor(name), (&raw const address).cast(), length)
+            }))
+        }
+        ["listen", name] => {
+            // SAFETY: takes numbers.
+            done(i64::from(unsafe { libc::listen(descriptor(name), 8) }))
+        }
+        ["disconnect", name] => {
+            // SAFETY: all zero is `AF_UNSPEC`.
+            let address: libc::sockaddr = unsafe { std::mem::zeroed() };
+            // SAFETY: the address is valid for the length told.
+            done(i64::from(unsafe { libc::connect(descriptor(name), &raw const address, 16) }))
+        }
+        ["bind", name, target] => {
+            let (address, length) = encode(target);
+            // SAFETY: the address is valid for the length told.
+            done(i64::from(unsafe {
+                libc::bind(descriptor(name), (&raw const address).cast(), length)
+            }))
+        }
+        ["source", name] => {
+            // SAFETY: all zero is valid.
+            let mut address: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+            let mut length = libc::socklen_t::try_from(size_of_val(&address)).unwrap();
+            // SAFETY: both pointers are valid for the length told.
+            done(i64::from(unsafe {
+                libc::getsockname(
+                    descriptor(name),
+                    (&raw mut address).cast(),
+                    &raw mut length,
+                )
+            }))?;
+            Ok(decode(&address))
+        }
+        ["send", name, target, text] => {
+            let (address, length) = encode(target);
+            // SAFETY: buffer and address are valid for the lengths told.
+            done(i64::try_from(unsafe {
+                libc::sendto(
+                    descriptor(name),
+                    text.as_ptr().cast(),
+                    text.len(),
+                    0,
+                    (&raw const address).cast(),
+                    length,
+                )
+            })
+            .unwrap())
+        }
+        ["write", name, text] => {
+            // SAFETY: the buffer is valid for the length told.
+            done(i64::try_from(unsafe {
+                libc::send(descriptor(name), text.as_ptr().cast(), text.len(), 0)
+            })
+            .unwrap())
+        }
+        ["send-by", name, interface, target, text] => {
+            done(send_by(descriptor(name), interface, target, text))
+        }
+        ["packet", name, interface] => done(packet(descriptor(name), interface)),
+        ["move", cgroup] => {
+            fs::write(Path::new(cgroup).join("cgroup.procs"), "0")?;
+            Ok(String::new())
+        }
+        ["unshare"] => {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+            Ok(String::new())
+        }
+        _ => panic!("{words:?}"),
+    }
+}
+
+fn set(socket: i32, level: &str, option: &str, value: &[u8]) -> i64 {
+    let [level, option] = [level, option].map(|number| number.parse().unwrap());
+    let length = libc::socklen_t::try_from(value.len()).unwrap();
+    // SAFETY: the value is valid for the length told.
+    i64::from(unsafe { libc::setsockopt(socket, level, option, value.as_ptr().cast(), length) })
+}
+
+fn encode(target: &str) -> (libc::sockaddr_storage, libc::socklen_t) {
+    // SAFETY: all zero is valid.
+    let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+    let length = match target.parse().unwrap() {
+        SocketAddr::V4(address) => {
+            let name = libc::sockaddr_in {
+                sin_family: libc::AF_INET as u16,
+                sin_port: address.port().to_be(),
+                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
+                sin_zero: [0; 8],
+            };
+            // SAFETY: a storage holds any name.
+            unsafe { (&raw mut storage).cast::<libc::sockaddr_in>().write(name) };
+            size_of::<libc::sockaddr_in>()
+        }
+        SocketAddr::V6(address) => {
+            let name = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as u16,
+                sin6_port: address.port().to_be(),
+                sin6_flowinfo: 0,
+                sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
+                sin6_scope_id: address.scope_id(),
+            };
+            // SAFETY: a storage holds any name.
+            unsafe { (&raw mut storage).cast::<libc::sockaddr_in6>().write(name) };
+            size_of::<libc::sockaddr_in6>()
+        }
+    };
+    (storage, libc::socklen_t::try_from(length).unwrap())
+}
+
+fn decode(storage: &libc::sockaddr_storage) -> String {
+    if i32::from(storage.ss_family) == libc::AF_INET {
+        // SAFETY: the family says what it is.
+        let name = unsafe { *std::ptr::from_ref(storage).cast::<libc::sockaddr_in>() };
+        std::net::Ipv4Addr::from(name.sin_addr.s_addr.to_ne_bytes()).to_string()
+    } else {
+        // SAFETY: the family says what it is.
+        let name = unsafe { *std::ptr::from_ref(storage).cast::<libc::sockaddr_in6>() };
+        std::net::Ipv6Addr::from(name.sin6_addr.s6_addr).to_string()
+    }
+}
+
+/// Sends one IPv4 datagram by an interface of the sender's choice (`IP_PKTINFO`).
+fn send_by(socket: i32, interface: &str, target: &str, text: &str) -> i64 {
+    let (mut address, length) = encode(target);
+    let index = nix::net::if_::if_nametoindex(interface).unwrap();
+    let information = libc::in_pktinfo {
+        ipi_ifindex: i32::try_from(index).unwrap(),
+        ipi_spec_dst: libc::in_addr { s_addr: 0 },
+        ipi_addr: libc::in_addr { s_addr: 0 },
+    };
+    let mut part = libc::iovec { iov_base: text.as_ptr().cast_mut().cast(), iov_len: text.len() };
+    let mut control = [0_u64; 8];
+    // SAFETY: all zero is valid.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_name = (&raw mut address).cast();
+    message.msg_namelen = length;
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast::<c_void>();
+    let size = u32::try_from(size_of::<libc::in_pktinfo>()).unwrap();
+    // SAFETY: computes.
+    message.msg_controllen = unsafe { libc::CMSG_SPACE(size) } as usize;
+    // SAFETY: there is room for one header and its data.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::IPPROTO_IP;
+        (*header).cmsg_type = libc::IP_PKTINFO;
+        (*header).cmsg_len = libc::CMSG_LEN(size) as usize;
+        libc::CMSG_DATA(header).cast::<libc::in_pktinfo>().write_unaligned(information);
+    }
+    // SAFETY: everything that the message points to is alive.
+    i64::try_from(unsafe { libc::sendmsg(socket, &raw const message, 0) }).unwrap()
+}
+
+/// Sends an IPv4 packet to everybody behind an interface, past all of the stack but tc.
+fn packet(socket: i32, interface: &str) -> i64 {
+    let index = nix::net::if_::if_nametoindex(interface).unwrap();
+    // SAFETY: all zero is valid.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = 0x0800_u16.to_be();
+    address.sll_ifindex = i32::try_from(index).unwrap();
+    address.sll_halen = 6;
+    address.sll_addr[..6].fill(0xff);
+    let header: [u8; 28] = [
+        0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 2, 2, 192, 0, 2, 1, 0, 1, 0, 1, 0, 8, 0, 0,
+    ];
+    // SAFETY: buffer and address are valid for the lengths told.
+    let sent = unsafe {
+        libc::sendto(
+            socket,
+            header.as_ptr().cast(),
+            header.len(),
+            0,
+            (&raw const address).cast(),
+            libc::socklen_t::try_from(size_of_val(&address)).unwrap(),
+        )
+    };
+    i64::try_from(sent).unwrap()
+}

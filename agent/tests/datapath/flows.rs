@@ -1,0 +1,317 @@
+//! Where flows go.
+
+use steer_common::{LocalEntry, LocalKey4, local_flags, policy_flags};
+
+use crate::{
+    child::Child,
+    lab::{BLOCKED, Lab, ONE, SERVER4, SERVER6, TWO, mark, on_a_new_host},
+    peer::{Tcp, Udp},
+};
+
+/// A host with everything attached, and policy 1 that steers to `TWO`, while the host's own default
+/// route leads to `ONE`.
+pub(crate) fn steered(test: impl FnOnce(&mut Lab, &mut Child) + Send + 'static) {
+    on_a_new_host(|lab| {
+        lab.attach_all();
+        lab.write_domains();
+        lab.policy(1, TWO, 0);
+        let group = lab.group("app", 1);
+        let mut child = Child::start(&group);
+        test(lab, &mut child);
+    });
+}
+
+#[test]
+fn tcp_leaves_by_the_domain_with_its_source() {
+    steered(|lab, child| {
+        let server = Tcp::new(lab);
+        let port = server.port;
+        for (family, target, source) in [
+            ("inet", format!("{SERVER4}:{port}"), "10.0.2.2"),
+            ("inet6", format!("[{SERVER6}]:{port}"), "fd00:2::2"),
+            ("inet6", format!("[::ffff:{SERVER4}]:{port}"), "10.0.2.2"),
+        ] {
+            child.must(&[&format!("open s {family} stream"), &format!("connect s {target}")]);
+            assert_eq!(server.next().to_string(), source, "{target}");
+            assert_eq!(child.mark("s"), mark(TWO));
+        }
+        assert_eq!(lab.datapath().counters().unwrap().connect_steered, 3);
+    });
+}
+
+#[test]
+fn a_process_without_policy_is_left_alone() {
+    on_a_new_host(|lab| {
+        lab.attach_all();
+        lab.write_domains();
+        let server = Tcp::new(lab);
+        let mut child = Child::start(&lab.group("app", 0));
+        child.must(&["open s inet stream", "set s 1 36 5"]);
+        child.must(&[&format!("connect s {SERVER4}:{}", server.port)]);
+        assert_eq!(server.next().to_string(), "10.0.1.2");
+        assert_eq!(child.mark("s"), 5);
+    });
+}
+
+#[test]
+fn connected_datagrams_leave_by_the_domain() {
+    steered(|lab, child| {
+        let server = Udp::new(lab);
+        let port = server.port;
+        for (family, target, source) in [
+            ("inet", format!("{SERVER4}:{port}"), "10.0.2.2"),
+            ("inet6", format!("[{SERVER6}]:{port}"), "fd00:2::2"),
+            ("inet6", format!("[::ffff:{SERVER4}]:{port}"), "10.0.2.2"),
+        ] {
+            child.must(&[&format!("open s {family} dgram"), &format!("connect s {target}")]);
+            child.must(&["write s hello"]);
+            assert_eq!(server.next().1.to_string(), source, "{target}");
+        }
+    });
+}
+
+#[test]
+fn unconnected_datagrams_leave_by_the_domain_from_the_first_on() {
+    steered(|lab, child| {
+        let server = Udp::new(lab);
+        let port = server.port;
+        for (family, target, source) in [
+            ("inet", format!("{SERVER4}:{port}"), "10.0.2.2"),
+            ("inet6", format!("[{SERVER6}]:{port}"), "fd00:2::2"),
+            ("inet6", format!("[::ffff:{SERVER4}]:{port}"), "10.0.2.2"),
+        ] {
+            child.must(&[&format!("open s {family} dgram")]);
+            for _ in 0..3 {
+                child.must(&[&format!("send s {target} hello")]);
+                assert_eq!(server.next().1.to_string(), source, "{target}");
+            }
+        }
+    });
+}
+
+#[test]
+fn an_older_unmarked_socket_sends_its_first_datagram_right() {
+    steered(|lab, child| {
+        let server = Udp::new(lab);
+        let outside = lab.group("outside", 0);
+        let inside = lab.cgroup.join("app");
+        child.must(&[&format!("move {}", outside.display()), "open s inet dgram"]);
+        child.must(&[&format!("move {}", inside.display())]);
+        assert_eq!(child.mark("s"), 0);
+        child.must(&[&format!("send s {SERVER4}:{} hello", server.port)]);
+        assert_eq!(server.next().1.to_string(), "10.0.2.2");
+    });
+}
+
+#[test]
+fn raw_and_ping_sockets_start_with_the_mark() {
+    steered(|_, child| {
+        for family in ["inet", "inet6"] {
+            for kind in ["raw", "ping", "stream", "dgram"] {
+                child.must(&[&format!("open s {family} {kind}")]);
+                assert_eq!(child.mark("s"), mark(TWO), "{family} {kind}");
+            }
+        }
+    });
+}
+
+#[test]
+fn foreign_bits_of_the_mark_are_kept() {
+    steered(|lab, child| {
+        let server = Udp::new(lab);
+        child.must(&["open s inet dgram", "set s 1 36 2147483653"]);
+        child.must(&[&format!("connect s {SERVER4}:{}", server.port)]);
+        assert_eq!(child.mark("s"), 0x8000_0005 | mark(TWO));
+        // To the host itself: our bits go, the others stay.
+        child.must(&["connect s 127.0.0.1:9"]);
+        assert_eq!(child.mark("s"), 0x8000_0005);
+    });
+}
+
+#[test]
+fn a_blocked_flow_sees_network_unreachable() {
+    steered(|lab, child| {
+        lab.policy(1, BLOCKED, 0);
+        for (family, target) in [
+            ("inet", format!("{SERVER4}:9")),
+            ("inet6", format!("[{SERVER6}]:9")),
+            ("inet6", format!("[::ffff:{SERVER4}]:9")),
+        ] {
+            for kind in ["stream", "dgram"] {
+                child.must(&[&format!("open s {family} {kind}")]);
+                assert_eq!(child.ask(&format!("connect s {target}")), "errno 101", "{target}");
+            }
+            child.must(&[&format!("open s {family} dgram")]);
+            assert_eq!(child.ask(&format!("send s {target} x")), "errno 101", "{target}");
+        }
+        assert_eq!(lab.datapath().counters().unwrap().refused, 9);
+    });
+}
+
+#[test]
+fn a_domain_without_interface_or_family_refuses() {
+    steered(|lab, child| {
+        let mut entry = lab.maps().domains.get(TWO).unwrap();
+        entry.flags = steer_common::domain_flags::IPV4;
+        lab.maps().domains.set(TWO, &entry).unwrap();
+        child.must(&["open s inet6 dgram"]);
+        assert_eq!(child.ask(&format!("connect s [{SERVER6}]:9")), "errno 101");
+        assert_eq!(child.ask(&format!("send s [{SERVER6}]:9 x")), "errno 101");
+        entry.ifindex = 0;
+        lab.maps().domains.set(TWO, &entry).unwrap();
+        child.must(&["open s inet dgram"]);
+        assert_eq!(child.ask(&format!("connect s {SERVER4}:9")), "errno 101");
+        assert_eq!(child.ask(&format!("send s {SERVER4}:9 x")), "errno 101");
+    });
+}
+
+#[test]
+fn destinations_on_this_host_and_link_are_not_steered() {
+    steered(|lab, child| {
+        let key = LocalKey4 { prefix_len: 32, address: [10, 0, 1, 2] };
+        let entry = LocalEntry { flags: local_flags::HOST, ..LocalEntry::default() };
+        lab.maps().locals4.set(&key, &entry).unwrap();
+        for target in ["127.0.0.1:9", "0.0.0.0:9", "169.254.7.7:9", "224.0.0.251:9", "10.0.1.2:9"] {
+            child.must(&["open s inet dgram"]);
+            let answer = child.ask(&format!("connect s {target}"));
+            assert!(!answer.contains("101") || target.starts_with("169"), "{target}: {answer}");
+            assert_eq!(child.mark("s"), 0, "{target}");
+        }
+        for target in ["[::1]:9", "[ff02::fb%2]:9", "[fe80::1%2]:9"] {
+            child.must(&["open s inet6 dgram"]);
+            child.ask(&format!("connect s {target}"));
+            assert_eq!(child.mark("s"), 0, "{target}");
+        }
+    });
+}
+
+#[test]
+fn other_links_are_left_to_the_host_if_the_policy_says_so() {
+    steered(|lab, child| {
+        lab.policy(1, TWO, policy_flags::LOCAL_PASS);
+        let server = Udp::new(lab);
+        let entry = |domain: u32| {
+            let mut entry = LocalEntry::default();
+            entry.domains.insert(u16::try_from(domain).unwrap());
+            let octet = u8::try_from(domain).unwrap();
+            entry.source[..4].copy_from_slice(&[10, 0, octet, 2]);
+            entry
+        };
+        for domain in [ONE, TWO] {
+            let key = LocalKey4 { prefix_len: 24, address: [10, 0, u8::try_from(domain).unwrap(), 0] };
+            lab.maps().locals4.set(&key, &entry(domain)).unwrap();
+        }
+        let port = server.port;
+        child.must(&["open s inet dgram", &format!("connect s 10.0.1.1:{port}"), "write s x"]);
+        assert_eq!(server.next().1.to_string(), "10.0.1.2");
+        assert_eq!(child.mark("s"), 0);
+        child.must(&["open s inet dgram", &format!("connect s 10.0.2.1:{port}"), "write s x"]);
+        assert_eq!(server.next().1.to_string(), "10.0.2.2");
+        assert_eq!(child.mark("s"), mark(TWO));
+        // One unconnected socket, alternating.
+        child.must(&["open s inet dgram"]);
+        for _ in 0..3 {
+            child.must(&[&format!("send s 10.0.1.1:{port} x")]);
+            assert_eq!(server.next().1.to_string(), "10.0.1.2");
+            child.must(&[&format!("send s {SERVER4}:{port} x")]);
+            assert_eq!(server.next().1.to_string(), "10.0.2.2");
+        }
+    });
+}
+
+#[test]
+fn an_address_that_the_application_bound_is_respected() {
+    steered(|lab, child| {
+        let server = Udp::new(lab);
+        let port = server.port;
+        for (family, address, target) in [
+            ("inet", "10.0.1.2:0", format!("{SERVER4}:{port}")),
+            ("inet6", "[fd00:1::2]:0", format!("[{SERVER6}]:{port}")),
+        ] {
+            let source = address.trim_end_matches(":0").trim_matches(['[', ']']);
+            // Option 24: IP_BIND_ADDRESS_NO_PORT, after which the kernel calls no `post_bind`.
+            for option in ["set s 0 24 0", "set s 0 24 1"] {
+                child.must(&[&format!("open s {family} dgram"), option]);
+                child.must(&[&format!("bind s {address}"), &format!("connect s {target}")]);
+                child.must(&["write s x"]);
+                assert_eq!(server.next().1.to_string(), source);
+                assert_eq!(child.mark("s"), 0);
+                // Again, to show that it is not taken for the kernel's choice.
+                child.must(&[&format!("connect s {target}"), "write s x"]);
+                assert_eq!(server.next().1.to_string(), source);
+                assert_eq!(child.mark("s"), 0);
+            }
+            child.must(&[&format!("open s {family} dgram"), &format!("bind s {address}")]);
+            child.must(&[&format!("send s {target} x")]);
+            assert_eq!(server.next().1.to_string(), source);
+        }
+    });
+}
+
+#[test]
+fn an_interface_that_the_application_bound_is_respected() {
+    steered(|lab, child| {
+        let server = Udp::new(lab);
+        let target = format!("{SERVER4}:{}", server.port);
+        child.must(&["open s inet dgram", "set s 1 25 h1", &format!("connect s {target}")]);
+        assert_eq!(child.mark("s"), 0);
+        child.must(&["write s x"]);
+        assert_eq!(server.next().1.to_string(), "10.0.1.2");
+    });
+}
+
+#[test]
+fn a_second_connect_follows_its_source_until_it_is_disconnected() {
+    steered(|lab, child| {
+        let server = Udp::new(lab);
+        let port = server.port;
+        for (family, target, sources) in [
+            ("inet", format!("{SERVER4}:{port}"), ["10.0.1.2", "10.0.2.2"]),
+            ("inet6", format!("[{SERVER6}]:{port}"), ["fd00:1::2", "fd00:2::2"]),
+        ] {
+            lab.policy(1, TWO, 0);
+            child.must(&[&format!("open s {family} dgram"), &format!("connect s {target}")]);
+            assert_eq!(child.ask("source s"), format!("ok {}", sources[1]));
+            lab.policy(1, ONE, 0);
+            child.must(&[&format!("connect s {target}"), "write s x"]);
+            assert_eq!(server.next().1.to_string(), sources[1]);
+            assert_eq!(child.mark("s"), mark(TWO));
+            child.must(&["disconnect s", &format!("connect s {target}"), "write s x"]);
+            assert_eq!(server.next().1.to_string(), sources[0]);
+            assert_eq!(child.mark("s"), mark(ONE));
+        }
+    });
+}
+
+/// The C library sorts addresses with one IPv6 socket that it connects to destinations of both
+/// families in turn.
+#[test]
+fn one_socket_can_be_connected_to_both_families_in_turn() {
+    steered(|_, child| {
+        child.must(&["open s inet6 dgram"]);
+        for (target, source) in [
+            (format!("[{SERVER6}]:9"), "fd00:2::2"),
+            (format!("{SERVER4}:9"), "::ffff:10.0.2.2"),
+            ("127.0.0.1:9".to_owned(), "::ffff:127.0.0.1"),
+            (format!("[{SERVER6}]:9"), "fd00:2::2"),
+            ("[::1]:9".to_owned(), "::1"),
+            (format!("[::ffff:{SERVER4}]:9"), "::ffff:10.0.2.2"),
+        ] {
+            child.must(&[&format!("connect s {target}")]);
+            assert_eq!(child.ask("source s"), format!("ok {source}"), "{target}");
+            child.must(&["disconnect s"]);
+        }
+    });
+}
+
+#[test]
+fn sockets_of_other_network_namespaces_are_passed() {
+    steered(|lab, child| {
+        lab.policy(1, BLOCKED, policy_flags::STRICT);
+        child.must(&["unshare", "open s inet dgram", "open t inet6 stream"]);
+        assert_eq!(child.mark("s"), 0);
+        child.must(&["set s 1 36 7", "connect s 127.0.0.1:9"]);
+        assert_eq!(child.mark("s"), 7);
+        assert_eq!(lab.datapath().counters().unwrap().refused, 0);
+    });
+}

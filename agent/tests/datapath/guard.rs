@@ -1,0 +1,174 @@
+//! What the guard lets out.
+
+use steer::datapath::Event;
+use steer_common::{cgroup_flags, guard_reason, policy_flags::STRICT};
+
+use crate::{
+    child::Child,
+    flows::steered,
+    lab::{BLOCKED, Lab, SERVER4, SERVER6, TWO, id, ifindex},
+    peer::{Capture, Tcp, Udp, eventually},
+};
+
+/// As [`steered`], strict, with a guard on both uplinks.
+fn guarded(test: impl FnOnce(&mut Lab, &mut Child) + Send + 'static) {
+    steered(|lab, child| {
+        lab.policy(1, TWO, STRICT);
+        for interface in ["h1", "h2"] {
+            lab.datapath().set_guard(ifindex(interface), true).unwrap();
+        }
+        test(lab, child);
+    });
+}
+
+#[test]
+fn right_packets_pass_and_are_counted() {
+    guarded(|lab, child| {
+        let server = Tcp::new(lab);
+        child.must(&["open s inet stream", &format!("connect s {SERVER4}:{}", server.port)]);
+        child.must(&["open s inet6 stream", &format!("connect s [{SERVER6}]:{}", server.port)]);
+        assert_eq!(server.next().to_string(), "10.0.2.2");
+        assert_eq!(server.next().to_string(), "fd00:2::2");
+        let counters = lab.datapath().counters().unwrap();
+        assert!(counters.guard_passed >= 4);
+        assert_eq!(counters.guard_dropped, 0);
+    });
+}
+
+#[test]
+fn a_flow_older_than_its_policy_is_stopped() {
+    guarded(|lab, child| {
+        let server = Udp::new(lab);
+        let arrivals = Capture::on(lab, "p1");
+        let target = format!("{SERVER4}:{}", server.port);
+        let none = lab.group("none", 0);
+        child.must(&[&format!("move {}", none.display()), "open s inet dgram"]);
+        child.must(&[&format!("connect s {target}"), "write s allowed-out"]);
+        assert_eq!(server.next().1.to_string(), "10.0.1.2");
+        lab.give(&none, 1, 0);
+        child.must(&["write s not-allowed-out"]);
+        assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 1);
+        // A later packet shows that the earlier one would have arrived.
+        lab.policy(1, TWO, 0);
+        child.must(&["write s allowed-again"]);
+        assert_eq!(server.next().0, "allowed-again");
+        assert!(!arrivals.saw("not-allowed-out"));
+    });
+}
+
+#[test]
+fn an_interface_chosen_by_a_control_message_is_stopped() {
+    guarded(|lab, child| {
+        let arrivals = Capture::on(lab, "p1");
+        let server = Udp::new(lab);
+        let target = format!("{SERVER4}:{}", server.port);
+        child.must(&["open s inet dgram", &format!("send-by s h1 {target} sneaky")]);
+        assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 1);
+        child.must(&[&format!("send-by s h2 {target} honest")]);
+        assert_eq!(server.next().0, "honest");
+        assert!(!arrivals.saw("sneaky"));
+    });
+}
+
+#[test]
+fn packet_sockets_are_held_to_the_domain() {
+    guarded(|lab, child| {
+        child.must(&["open s packet raw"]);
+        child.ask("packet s h1");
+        assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 1);
+        child.must(&["packet s h2"]);
+        assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 1);
+    });
+}
+
+#[test]
+fn servers_answer_only_where_they_may() {
+    guarded(|lab, child| {
+        // The answer to a SYN has no full socket: it is its listener's.
+        child.must(&["open s inet stream", "bind s 0.0.0.0:7000"]);
+        child.must(&["listen s"]);
+        let connect = |address: &'static str| {
+            lab.in_peer(|| {
+                std::net::TcpStream::connect_timeout(
+                    &address.parse().unwrap(),
+                    std::time::Duration::from_millis(300),
+                )
+            })
+        };
+        assert!(connect("10.0.2.2:7000").is_ok());
+        assert!(connect("10.0.1.2:7000").is_err());
+    });
+}
+
+#[test]
+fn an_undecided_cgroup_is_closed_and_then_what_it_became() {
+    guarded(|lab, child| {
+        let arrivals = Capture::on(lab, "p1");
+        let group = lab.group("new", 0);
+        lab.give(&group, 0, cgroup_flags::UNDECIDED);
+        child.must(&[&format!("move {}", group.display()), "open s inet dgram"]);
+        assert_eq!(child.ask(&format!("connect s {SERVER4}:9")), "errno 101");
+        assert_eq!(child.ask(&format!("send s {SERVER4}:9 early")), "errno 101");
+        child.must(&["open p packet raw"]);
+        child.ask("packet p h1");
+        assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 1);
+        lab.maps().cgroups.remove(&id(&group)).unwrap();
+        let server = Udp::new(lab);
+        child.must(&[&format!("send s {SERVER4}:{} late", server.port)]);
+        assert_eq!(server.next(), ("late".to_owned(), "10.0.1.2".parse().unwrap()));
+        assert!(!arrivals.saw("early"));
+    });
+}
+
+#[test]
+fn drops_are_told_with_their_reason() {
+    guarded(|lab, child| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let mut events = lab.datapath().events().unwrap();
+        child.must(&["open s inet dgram", &format!("send-by s h1 {SERVER4}:9 x")]);
+        lab.policy(1, BLOCKED, STRICT);
+        child.must(&["open p packet raw"]);
+        child.ask("packet p h2");
+        let mut reasons = Vec::new();
+        eventually("two drops are told", || {
+            while let Some(event) = events.try_next() {
+                if let Event::Guard(event) = event {
+                    assert_eq!(event.policy, 1);
+                    assert_eq!(event.cgroup, id(&lab.cgroup.join("app")));
+                    reasons.push((event.reason, event.ifindex));
+                }
+            }
+            reasons.len() == 2
+        });
+        assert_eq!(
+            reasons,
+            [(guard_reason::INTERFACE, ifindex("h1")), (guard_reason::NO_DOMAIN, ifindex("h2"))]
+        );
+    });
+}
+
+#[test]
+fn parts_of_the_domains_interface_let_pass_what_it_let_pass() {
+    guarded(|lab, child| {
+        crate::lab::ip("link add link h2 name v2 type vlan id 7");
+        crate::lab::ip("addr add 10.0.7.2/24 dev v2");
+        crate::lab::ip("link set v2 up");
+        crate::lab::ip("route add default via 10.0.7.1 dev v2 table 102 metric 1 src 10.0.7.2");
+        crate::lab::ip("rule add from 10.0.7.2 lookup 102 pref 1000");
+        lab.in_peer(|| {
+            crate::lab::ip("link add link p2 name w2 type vlan id 7");
+            crate::lab::ip("addr add 10.0.7.1/24 dev w2");
+            crate::lab::ip("link set w2 up");
+        });
+        let mut entry = lab.maps().domains.get(TWO).unwrap();
+        entry.ifindex = ifindex("v2");
+        entry.source4 = [10, 0, 7, 2];
+        lab.maps().domains.set(TWO, &entry).unwrap();
+        lab.datapath().set_guard(ifindex("v2"), true).unwrap();
+        let server = Udp::new(lab);
+        child.must(&["open s inet dgram", &format!("send s {SERVER4}:{} tagged", server.port)]);
+        assert_eq!(server.next(), ("tagged".to_owned(), "10.0.7.2".parse().unwrap()));
+        assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 0);
+    });
+}

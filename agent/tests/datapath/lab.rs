@@ -1,0 +1,311 @@
+//! A small host: a network namespace with two uplinks to a peer, a cgroup, and a BPF file system,
+//! all of its own and gone with it.
+
+use std::{
+    fs,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, setns, unshare},
+};
+use steer::datapath::{Datapath, Hook, Options, Tables, ensure_bpffs};
+use steer_common::{
+    CgroupEntry, ChoiceEntry, DomainEntry, MarkMask, PolicyEntry, SourceKey, domain_flags, verdict,
+};
+
+/// Index of the domain on `h1`.
+pub(crate) const ONE: u32 = 1;
+/// Index of the domain on `h2`.
+pub(crate) const TWO: u32 = 2;
+/// An address that the peer has, reached by either uplink.
+pub(crate) const SERVER4: &str = "192.0.2.1";
+/// The same for IPv6.
+pub(crate) const SERVER6: &str = "2001:db8::1";
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// The host.
+pub(crate) struct Lab {
+    pub(crate) cgroup: PathBuf,
+    pub(crate) pins: PathBuf,
+    datapath: Option<Datapath>,
+    peer: OwnedFd,
+    _scratch: tempfile::TempDir,
+}
+
+/// The mark of a domain.
+pub(crate) fn mark(domain: u32) -> u32 {
+    MarkMask::DEFAULT.encode(u16::try_from(domain).unwrap()).unwrap()
+}
+
+/// Runs `test` on a new host. It has a thread of its own, because namespaces belong to threads.
+pub(crate) fn on_a_new_host(test: impl FnOnce(&mut Lab) + Send + 'static) {
+    let outcome = thread::spawn(move || {
+        let mut lab = Lab::new();
+        test(&mut lab);
+    })
+    .join();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Where cgroup2 is mounted.
+fn cgroup_mount() -> PathBuf {
+    fs::read_to_string("/proc/self/mountinfo")
+        .unwrap()
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .map(|line| PathBuf::from(line.split(' ').nth(4).unwrap()))
+        .expect("these tests need a cgroup2 mount")
+}
+
+/// The network namespace that this thread is in.
+fn this_netns() -> OwnedFd {
+    fs::File::open("/proc/thread-self/ns/net").unwrap().into()
+}
+
+/// Runs `ip` with the words of `arguments`, in this thread's namespace.
+pub(crate) fn ip(arguments: &str) {
+    let output = Command::new("ip")
+        .args(arguments.split_whitespace())
+        .output()
+        .expect("these tests need iproute2");
+    assert!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn sysctl(name: &str, value: &str) {
+    fs::write(Path::new("/proc/sys/net").join(name), value).unwrap();
+}
+
+impl Lab {
+    fn new() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "these tests need root");
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+            .unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        assert!(ensure_bpffs(scratch.path()).unwrap());
+        assert!(!ensure_bpffs(scratch.path()).unwrap());
+        let cgroup = cgroup_mount().join(format!(
+            "steer-test-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ));
+        fs::create_dir(&cgroup).unwrap();
+        let peer = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            this_netns()
+        })
+        .join()
+        .unwrap();
+        let pins = scratch.path().join("steer");
+        let datapath = Some(open(&pins, &cgroup));
+        let lab = Self { cgroup, pins, datapath, peer, _scratch: scratch };
+        lab.lay_cables();
+        lab
+    }
+
+    fn lay_cables(&self) {
+        ip("link set lo up");
+        let path = format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            std::os::fd::AsRawFd::as_raw_fd(&self.peer)
+        );
+        for domain in [ONE, TWO] {
+            ip(&format!("link add h{domain} type veth peer name p{domain} netns {path}"));
+            ip(&format!("addr add 10.0.{domain}.2/24 dev h{domain}"));
+            ip(&format!("addr add fd00:{domain}::2/64 dev h{domain} nodad"));
+            ip(&format!("link set h{domain} up"));
+        }
+        self.in_peer(|| {
+            ip("link set lo up");
+            ip(&format!("addr add {SERVER4}/32 dev lo"));
+            ip(&format!("addr add {SERVER6}/128 dev lo"));
+            for domain in [ONE, TWO] {
+                ip(&format!("addr add 10.0.{domain}.1/24 dev p{domain}"));
+                ip(&format!("addr add fd00:{domain}::1/64 dev p{domain} nodad"));
+                ip(&format!("link set p{domain} up"));
+            }
+        });
+        let mask = MarkMask::DEFAULT.bits();
+        for domain in [ONE, TWO] {
+            let table = 100 + domain;
+            let fwmark = mark(domain);
+            for (family, source, gateway) in [
+                ("-4", format!("10.0.{domain}.2"), format!("10.0.{domain}.1")),
+                ("-6", format!("fd00:{domain}::2"), format!("fd00:{domain}::1")),
+            ] {
+                ip(&format!("{family} route add default via {gateway} dev h{domain} src {source} table {table}"));
+                ip(&format!("{family} rule add from {source} lookup {table} pref 1000"));
+                ip(&format!("{family} rule add fwmark {fwmark}/{mask} lookup {table} pref 2000"));
+            }
+        }
+        ip("-4 route add default via 10.0.1.1 dev h1");
+        ip("-6 route add default via fd00:1::1 dev h1");
+        sysctl("ipv4/ping_group_range", "0 2147483647");
+    }
+
+    /// Runs `what` in the peer's namespace.
+    pub(crate) fn in_peer<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    setns(&self.peer, CloneFlags::CLONE_NEWNET).unwrap();
+                    what()
+                })
+                .join()
+                .unwrap()
+        })
+    }
+
+    /// The datapath.
+    pub(crate) fn datapath(&mut self) -> &mut Datapath {
+        self.datapath.as_mut().expect("the agent is alive")
+    }
+
+    /// Its tables.
+    pub(crate) fn maps(&self) -> &Tables {
+        &self.datapath.as_ref().expect("the agent is alive").maps
+    }
+
+    /// Lets go of everything, as an agent that dies does.
+    pub(crate) fn kill_agent(&mut self) {
+        self.datapath = None;
+    }
+
+    /// Takes over, as the next agent does.
+    pub(crate) fn start_agent(&mut self) {
+        self.datapath = Some(open(&self.pins, &self.cgroup));
+    }
+
+    /// Attaches every hook.
+    pub(crate) fn attach_all(&mut self) {
+        for hook in Hook::ALL {
+            self.datapath().set_hook(hook, true).unwrap();
+        }
+    }
+
+    /// Writes both domains, choices 1 and 2 that steer to them, and choice 3 that blocks.
+    pub(crate) fn write_domains(&self) {
+        let maps = self.maps();
+        for domain in [ONE, TWO] {
+            let octet = u8::try_from(domain).unwrap();
+            let mut source6 = [0; 16];
+            (source6[0], source6[1], source6[3], source6[15]) = (0xfd, 0, octet, 2);
+            let mut ifname = [0; 16];
+            ifname[..2].copy_from_slice(format!("h{domain}").as_bytes());
+            let source4 = [10, 0, octet, 2];
+            let entry = DomainEntry {
+                mark: mark(domain),
+                ifindex: ifindex(&format!("h{domain}")),
+                flags: domain_flags::IPV4 | domain_flags::IPV6,
+                source4,
+                source6,
+                ifname,
+            };
+            maps.domains.set(domain, &entry).unwrap();
+            let mapped = std::net::Ipv4Addr::from(source4).to_ipv6_mapped().octets();
+            maps.sources.set(&SourceKey { domain, address: mapped }, &1).unwrap();
+            maps.sources.set(&SourceKey { domain, address: source6 }, &1).unwrap();
+            maps.choices.set(domain, &ChoiceEntry { verdict: verdict::STEER, domain }).unwrap();
+        }
+        maps.choices.set(BLOCKED, &ChoiceEntry { verdict: verdict::BLOCK, domain: 0 }).unwrap();
+    }
+
+    /// Sets policy `index`.
+    pub(crate) fn policy(&self, index: u32, choice: u32, flags: u32) {
+        self.maps().policies.set(index, &PolicyEntry { choice, flags }).unwrap();
+    }
+
+    /// Makes a cgroup below the root and gives it a policy (0: none).
+    pub(crate) fn group(&self, name: &str, policy: u32) -> PathBuf {
+        let path = self.cgroup.join(name);
+        fs::create_dir(&path).unwrap();
+        if policy != 0 {
+            self.give(&path, policy, 0);
+        }
+        path
+    }
+
+    /// Sets the entry of a cgroup.
+    pub(crate) fn give(&self, cgroup: &Path, policy: u32, flags: u32) {
+        self.maps().cgroups.set(&id(cgroup), &CgroupEntry { policy, flags }).unwrap();
+    }
+}
+
+/// Choice that blocks.
+pub(crate) const BLOCKED: u32 = 3;
+
+/// The id of a cgroup.
+pub(crate) fn id(cgroup: &Path) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(&fs::metadata(cgroup).unwrap())
+}
+
+/// The index of an interface of this thread's namespace.
+pub(crate) fn ifindex(name: &str) -> u32 {
+    nix::net::if_::if_nametoindex(name).unwrap()
+}
+
+fn open(pins: &Path, cgroup: &Path) -> Datapath {
+    match Datapath::open(Options {
+        pin_root: pins,
+        cgroup_root: cgroup,
+        mark_mask: MarkMask::DEFAULT,
+    }) {
+        Ok(datapath) => datapath,
+        Err(error) => panic!("{}", chain(&error)),
+    }
+}
+
+/// An error with all its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.datapath = None;
+        // Processes in it were killed by their owners; they may take a moment to be gone.
+        for child in fs::read_dir(&self.cgroup).into_iter().flatten().flatten() {
+            remove_cgroup(&child.path());
+        }
+        remove_cgroup(&self.cgroup);
+    }
+}
+
+/// Removes a cgroup below and with `path`, as soon as its processes are gone.
+pub(crate) fn remove_cgroup(path: &Path) {
+    let deadline = Instant::now() + PATIENCE;
+    while path.is_dir() && Instant::now() < deadline {
+        for child in fs::read_dir(path).into_iter().flatten().flatten() {
+            if child.path().is_dir() {
+                remove_cgroup(&child.path());
+            }
+        }
+        if fs::remove_dir(path).is_err() {
+            thread::yield_now();
+        }
+    }
+}
+
+/// How long anything may take that must happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);

@@ -1,0 +1,20 @@
+//! The kernel programs and the module that owns them, on the real kernel: real cgroups, real sockets,
+//! two uplinks, and what arrives at their other end. Needs root, a cgroup2 mount and iproute2.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod cgroups;
+mod child;
+mod flows;
+mod guard;
+mod lab;
+mod life;
+mod peer;
+mod strict;
+mod whose;
+
+/// What `child::Child` runs, in a process of its own.
+#[test]
+#[ignore = "the part of the other tests that runs inside a cgroup"]
+fn child_process() {
+    child::serve();
+}

@@ -1,0 +1,74 @@
+//! Sends traffic in every way a program can, one operation at a time, and reports each as a JSON line.
+//!
+//! `steer-probe KIND FAMILY` opens a socket, reports it, and then performs one operation for every line
+//! of its standard input.
+
+mod control;
+mod operation;
+mod probe;
+mod socket;
+mod wire;
+
+use std::io::BufRead;
+use std::process::ExitCode;
+use std::sync::mpsc;
+
+use anyhow::{Context, Result};
+
+use crate::probe::Probe;
+
+const HELP: &str = "\
+usage: steer-probe KIND FAMILY
+
+KIND    tcp | udp | ping | raw (ICMP) | raw-udp (UDP header by hand)
+        | header (IP header by hand) | packet (AF_PACKET)
+FAMILY  4 | 6 | mapped (AF_INET6 with v4-mapped addresses)
+
+Operations, one a line on standard input; addresses as ADDRESS, ADDRESS:PORT, [ADDRESS%INTERFACE]:PORT:
+  open KIND FAMILY      close the socket and open another
+  set KEY=VALUE         mark=N device=IF ifindex=IF unicast-if=IF pktinfo6=IF|ADDRESS broadcast=1
+                        multicast-if=IF qdisc-bypass=1; source=ADDRESS (header and packet),
+                        timeout=MILLISECONDS
+  bind ADDRESS | connect ADDRESS | listen
+  send TOKEN [ADDRESS] [pktinfo=IF|ADDRESS] [mark=N]    send and wait for the answer
+  post TOKEN [ADDRESS] [pktinfo=IF|ADDRESS] [mark=N]    send only
+  serve                 take one connection or datagram and answer it
+  flood TOKEN [ADDRESS] post TOKEN-1, TOKEN-2, .. every millisecond until the next line comes
+  churn TOKEN ADDRESS   the same with a new socket, connect, send and answer each time
+  enter CGROUP          move this process into the cgroup directory CGROUP
+  close                 close the socket
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [kind, family] = arguments.as_slice() else {
+        eprint!("{HELP}");
+        return ExitCode::from(2);
+    };
+    match run(kind, family) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("steer-probe: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(kind: &str, family: &str) -> Result<()> {
+    // Lines are read by a thread of their own, so that `flood` and `churn` notice the next one.
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lock().lines() {
+            let Ok(line) = line else { return };
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    let mut probe = Probe::new(lines);
+    probe.perform(&format!("open {kind} {family}"))?;
+    while let Some(line) = probe.next_line() {
+        probe.perform(&line).with_context(|| format!("operation {line:?}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! Where the programs under test are.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+/// The probe, built beside the scenarios.
+pub(crate) fn probe() -> Result<PathBuf> {
+    let path = target_directory()?.join("steer-probe");
+    if !path.exists() {
+        bail!("no {}: run: cargo build -p steer-tests --bins", path.display());
+    }
+    Ok(path)
+}
+
+/// The `steer` under test: `$STEER_BIN`, else what was built last beside the scenarios.
+pub(crate) fn steer() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("STEER_BIN") {
+        return std::path::absolute(path).context("make STEER_BIN absolute");
+    }
+    let target = target_directory()?;
+    let target = target.parent().context("target directory")?;
+    for profile in ["release", "debug"] {
+        let path = target.join(profile).join("steer");
+        if path.exists() {
+            return Ok(path);
+        }
+    }
+    bail!("no steer to test: run: cargo xtask test (or set STEER_BIN)")
+}
+
+/// The profile's directory that the running test or demo was built into.
+fn target_directory() -> Result<PathBuf> {
+    let mut path = std::env::current_exe().context("find the running program")?;
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    Ok(path)
+}

@@ -1,0 +1,198 @@
+//! What an uplink of the laboratory's host looks like, and the `ip` lines that make it so.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+/// An address with its prefix and gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Net {
+    /// The host's address.
+    pub address: IpAddr,
+    /// Prefix length.
+    pub length: u8,
+    /// The peer's address.
+    pub gateway: IpAddr,
+}
+
+/// An uplink: a veth from the host to a peer namespace that plays router, network and servers.
+#[derive(Clone, Debug)]
+pub struct Uplink {
+    pub(crate) name: String,
+    pub(crate) number: u8,
+    pub(crate) ipv4: Option<Net>,
+    pub(crate) ipv6: Option<Net>,
+    pub(crate) metric: Option<u32>,
+    pub(crate) serves: Vec<String>,
+    pub(crate) bridge: bool,
+}
+
+impl Uplink {
+    /// Uplink number `number` (1 to 250): `10.N.0.2/24` and `2001:db8:N::2/64`, default routes by the
+    /// peer with metric 100 N.
+    pub fn new(name: &str, number: u8) -> Self {
+        let segment = u16::from(number);
+        Self {
+            name: name.to_owned(),
+            number,
+            ipv4: Some(Net {
+                address: Ipv4Addr::new(10, number, 0, 2).into(),
+                length: 24,
+                gateway: Ipv4Addr::new(10, number, 0, 1).into(),
+            }),
+            ipv6: Some(Net {
+                address: Ipv6Addr::new(0x2001, 0xdb8, segment, 0, 0, 0, 0, 2).into(),
+                length: 64,
+                gateway: Ipv6Addr::new(0x2001, 0xdb8, segment, 0, 0, 0, 0, 1).into(),
+            }),
+            metric: Some(u32::from(number) * 100),
+            serves: ["198.51.100.0/24", "198.18.0.0/16", "2001:db8:ffff::/64"]
+                .map(str::to_owned)
+                .to_vec(),
+            bridge: false,
+        }
+    }
+
+    /// Another IPv4 address, prefix length and gateway.
+    #[must_use]
+    pub fn ipv4(mut self, address: [u8; 4], length: u8, gateway: [u8; 4]) -> Self {
+        self.ipv4 = Some(Net { address: address.into(), length, gateway: gateway.into() });
+        self
+    }
+
+    /// No IPv4 at all.
+    #[must_use]
+    pub fn without_ipv4(mut self) -> Self {
+        self.ipv4 = None;
+        self
+    }
+
+    /// No IPv6 but the link-local address.
+    #[must_use]
+    pub fn without_ipv6(mut self) -> Self {
+        self.ipv6 = None;
+        self
+    }
+
+    /// No default routes in the main table.
+    #[must_use]
+    pub fn without_default_route(mut self) -> Self {
+        self.metric = None;
+        self
+    }
+
+    /// The peer answers for every address of `prefix` too.
+    #[must_use]
+    pub fn serves(mut self, prefix: &str) -> Self {
+        self.serves.push(prefix.to_owned());
+        self
+    }
+
+    /// The uplink is a bridge at the host, with the veth as its port.
+    pub(crate) fn behind_bridge(mut self) -> Self {
+        self.bridge = true;
+        self
+    }
+
+    /// The host's IPv4 address on it.
+    pub fn address4(&self) -> Option<IpAddr> {
+        self.ipv4.map(|net| net.address)
+    }
+
+    /// The host's global IPv6 address on it.
+    pub fn address6(&self) -> Option<IpAddr> {
+        self.ipv6.map(|net| net.address)
+    }
+
+    /// The host's addresses on it, both families.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.address4().into_iter().chain(self.address6()).collect()
+    }
+
+    fn host_mac(&self) -> String {
+        format!("02:5e:00:00:{:02x}:02", self.number)
+    }
+
+    fn peer_mac(&self) -> String {
+        format!("02:5e:00:00:{:02x}:01", self.number)
+    }
+
+    fn nets(&self) -> impl Iterator<Item = Net> {
+        self.ipv4.into_iter().chain(self.ipv6)
+    }
+
+    /// Lines for the host that make the veth, with its other end, named `peer`, in `namespace`.
+    pub(crate) fn creation(&self, namespace: &Path) -> Vec<String> {
+        let (name, host, peer) = (&self.name, self.host_mac(), self.peer_mac());
+        let port = self.port();
+        let mut lines = Vec::new();
+        if self.bridge {
+            lines.push(format!("link add {name} type bridge"));
+        }
+        lines.push(format!(
+            "link add {port} address {host} type veth peer name peer address {peer} netns {}",
+            namespace.display()
+        ));
+        if self.bridge {
+            lines.push(format!("link set {port} master {name} up"));
+        }
+        lines
+    }
+
+    /// Name of the veth at the host: the uplink's, or a bridge port's.
+    fn port(&self) -> String {
+        if self.bridge { format!("vp{}", self.number) } else { self.name.clone() }
+    }
+
+    /// Lines for the host that bring the interface `name` up with addresses and routes. Idempotent.
+    ///
+    /// The gateways' neighbour entries are permanent, so that a packet on a wrong way leaves at once
+    /// instead of waiting for an answer.
+    pub(crate) fn host_configuration(&self, name: &str) -> Vec<String> {
+        let mut lines = vec![format!("link set {name} up")];
+        for Net { address, length, gateway } in self.nets() {
+            let nodad = if address.is_ipv6() { " nodad" } else { "" };
+            lines.push(format!("address replace {address}/{length} dev {name}{nodad}"));
+            lines.push(format!(
+                "neighbour replace {gateway} lladdr {} dev {name} nud permanent",
+                self.peer_mac()
+            ));
+            if let Some(metric) = self.metric {
+                lines.push(format!(
+                    "route replace {} via {gateway} dev {name} metric {metric}",
+                    everything(address)
+                ));
+            }
+        }
+        lines
+    }
+
+    /// Lines for the peer's namespace. Idempotent.
+    pub(crate) fn peer_configuration(&self) -> Vec<String> {
+        let mut lines = vec!["link set lo up".to_owned(), "link set peer up".to_owned()];
+        for Net { address, length, gateway } in self.nets() {
+            let nodad = if gateway.is_ipv6() { " nodad" } else { "" };
+            lines.push(format!("address replace {gateway}/{length} dev peer{nodad}"));
+            // Behind a bridge the address is the bridge's, whose MAC address is the kernel's choice.
+            if !self.bridge {
+                lines.push(format!(
+                    "neighbour replace {address} lladdr {} dev peer nud permanent",
+                    self.host_mac()
+                ));
+            } else {
+                lines.push(format!(
+                    "route replace {} via {address} dev peer",
+                    everything(address)
+                ));
+            }
+        }
+        for prefix in &self.serves {
+            lines.push(format!("route replace local {prefix} dev lo"));
+        }
+        lines
+    }
+}
+
+/// The default route's prefix, spelled so that `ip -batch` knows the family.
+fn everything(address: IpAddr) -> &'static str {
+    if address.is_ipv6() { "::/0" } else { "0.0.0.0/0" }
+}

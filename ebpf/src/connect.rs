@@ -98,10 +98,13 @@ fn steer(
         unbind(ctx, flow);
         source = sock::source(socket, v4);
     }
-    let app_bound = !source.is_unspecified()
-        && (flow.flags & flow_flags::APP_BOUND != 0
-            || flow.flags & (flow_flags::CONNECTED | flow_flags::HOOK_BOUND) == 0);
-    if app_bound && !strict {
+    if source.is_unspecified() {
+        flow.flags &= !flow_flags::APP_BOUND;
+    } else if flow.flags & (flow_flags::CONNECTED | flow_flags::HOOK_BOUND) == 0 {
+        // Nobody else can have chosen it, though `post_bind` did not run.
+        flow.flags |= flow_flags::APP_BOUND;
+    }
+    if flow.flags & flow_flags::APP_BOUND != 0 && !strict {
         // The address that the application bound is its own choice, and rules by source do the rest.
         return pass(ctx, socket, flow, owner.policy, false);
     }

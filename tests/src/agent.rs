@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::cgroup::LabCgroup;
 use crate::executable;
 use crate::lab::Lab;
 use crate::wait;
@@ -113,6 +114,23 @@ impl Lab {
         let mut agent = Agent { lab: self, child: None, log, _directory: directory };
         agent.start()?;
         Ok(agent)
+    }
+
+    /// `steer policy set NAME --cgroup .. --via VIA MORE --json`: what the agent made of it.
+    ///
+    /// # Errors
+    /// If it is refused.
+    pub fn set_policy(
+        &self,
+        name: &str,
+        cgroup: &LabCgroup,
+        via: &str,
+        more: &[&str],
+    ) -> Result<Value> {
+        let mut args =
+            vec!["policy", "set", name, "--cgroup", cgroup.name(), "--via", via, "--json"];
+        args.extend(more);
+        self.steer(&args)?.json()
     }
 
     /// Runs `steer ARGS` at the host, in the cgroup `cli`, and waits for its end.

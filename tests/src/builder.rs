@@ -92,7 +92,7 @@ impl LabBuilder {
         let mut attached = Vec::new();
         for uplink in uplinks {
             let peer = Namespace::new()?;
-            peer.run(prepare_network)?;
+            peer.run(prepare_peer)?;
             lines.extend(uplink.creation(&peer.path()));
             attached.push(Attached { interface: uplink.name.clone(), uplink, peer });
         }
@@ -154,6 +154,13 @@ fn prepare_network() -> Result<()> {
         write_sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "0")?;
     }
     Ok(())
+}
+
+/// A peer answers from every address that it has a local route for; for IPv6 the kernel wants to be
+/// told that a source need not be an interface's own address.
+fn prepare_peer() -> Result<()> {
+    prepare_network()?;
+    write_sysctl("ipv6/ip_nonlocal_bind", "1")
 }
 
 fn write_sysctl(name: &str, value: &str) -> Result<()> {

@@ -72,7 +72,7 @@ impl Capture {
             sockets.push((uplink.clone(), namespace.run(open)?));
         }
         let sockets = Arc::new(sockets);
-        let (stopped, stop) = nix::unistd::pipe().context("make a pipe")?;
+        let (stopped, stop) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
         let shared = Arc::new(Shared::default());
         let reader = std::thread::spawn({
             let shared = Arc::clone(&shared);

@@ -30,7 +30,7 @@ impl Server {
     /// Starts the servers of `uplink` in its peer's `namespace`.
     pub(crate) fn start(uplink: &str, namespace: &Namespace) -> Result<Self> {
         let service = namespace.run(|| Service::open(uplink))?;
-        let (stopped, stop) = nix::unistd::pipe().context("make a pipe")?;
+        let (stopped, stop) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
         let thread = std::thread::spawn(move || {
             let uplink = service.uplink.clone();
             if let Err(error) = service.serve(&stopped) {

@@ -25,7 +25,10 @@ pub(crate) fn workspace() -> PathBuf {
 pub(crate) fn command() -> Command {
     let program = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(program);
-    command.current_dir(workspace());
+    command
+        .current_dir(workspace())
+        // .cargo/config.toml sets it for build scripts; it reaches what `cargo run` runs, too.
+        .env_remove("CARGO_TERM_QUIET");
     without_own_package(&mut command);
     command
 }

@@ -62,8 +62,14 @@ fn a_whole_file_means_what_it_says() {
     "#;
     let config = parse(&[("steer.toml", text)]).unwrap();
     assert_eq!(config.agent.mark_mask, MarkMask::new(0xf00).unwrap());
-    assert_eq!((config.agent.table_base, config.agent.rule_base), (1000, 9000));
-    assert_eq!(config.agent.discover, Discover::Globs(vec!["wl*".to_owned()]));
+    assert_eq!(
+        (config.agent.table_base, config.agent.rule_base),
+        (1000, 9000)
+    );
+    assert_eq!(
+        config.agent.discover,
+        Discover::Globs(vec!["wl*".to_owned()])
+    );
     assert_eq!(config.agent.cgroup_root.as_deref(), Some("/sys/fs/cgroup"));
     let wifi = &config.domains["wifi"];
     assert_eq!(wifi.kind, Some(LinkKind::Wlan));
@@ -73,7 +79,12 @@ fn a_whole_file_means_what_it_says() {
     assert_eq!(backup.origin, Origin::Admin);
     assert_eq!(backup.matches.len(), 3);
     assert_eq!(
-        (backup.strict, backup.otherwise, backup.local_networks, backup.priority),
+        (
+            backup.strict,
+            backup.otherwise,
+            backup.local_networks,
+            backup.priority
+        ),
         (true, Otherwise::Block, LocalNetworks::Steer, -3)
     );
     assert_eq!(config.policies["default"].origin, Origin::Default);
@@ -83,7 +94,10 @@ fn a_whole_file_means_what_it_says() {
 #[test]
 fn nothing_at_all_is_a_configuration() {
     assert_eq!(parse(&[]), Ok(Config::default()));
-    assert_eq!(parse(&[("a", ""), ("b", "# nothing\n")]), Ok(Config::default()));
+    assert_eq!(
+        parse(&[("a", ""), ("b", "# nothing\n")]),
+        Ok(Config::default())
+    );
     let agent = Config::default().agent;
     assert_eq!(agent.mark_mask.bits(), 0x7700_0000);
     assert_eq!((agent.table_base, agent.rule_base), (40_000, 4_000));
@@ -92,35 +106,59 @@ fn nothing_at_all_is_a_configuration() {
 #[test]
 fn mistakes_are_named_with_file_line_and_column() {
     let cases = [
-        ("match.cgroup = \"a\"\nusee = [\"wifi\"]\nuse = [\"wifi\"]",
-         "steer.toml:6:1: unknown key `usee` in [policy.web]; did you mean `use`?"),
-        ("match.cgroup = \"a\"\nuse = []",
-         "steer.toml:6:7: `use` of [policy.web] is empty"),
-        ("match.cgroup = \"a/../b\"\nuse = [\"wifi\"]",
-         "steer.toml:5:16: the cgroup path `a/../b` has a level `..`; write the path as in \
-          /proc/PID/cgroup"),
-        ("match.cgroup = \"a\"\nuse = [\"wifi\", 3]",
-         "steer.toml:6:16: what is in `use` must be a string, not an integer"),
-        ("match.cgroup = \"a\"\nuse = \"wifi\"\nstrict = \"yes\"",
-         "steer.toml:7:10: `strict` must be true or false, not a string"),
-        ("match.cgroup = \"a\"\nuse = \"wifi\"\notherwise = \"blok\"",
-         "steer.toml:7:13: `otherwise` must be `block`, `pass` or `next`, not `blok`; did you mean \
-          `block`?"),
-        ("match.cgroup = \"a\"\nuse = \"wifi\"\nstrict = true\notherwise = \"pass\"",
-         "steer.toml:8:13: policy `web` is strict, so its flows are blocked when no domain fits: \
-          `otherwise` cannot be anything else"),
-        ("match.cgroup = \"a\"",
-         "steer.toml:4:9: [policy.web] has no `use`; name domains or groups, or say `otherwise = \
-          \"block\"` or `\"pass\"`"),
-        ("use = \"wifi\"",
-         "steer.toml:4:9: [policy.web] has no match; give it `match.cgroup` or `match.unit`"),
-        ("match.unit = \"web\"\nuse = \"wifi\"",
-         "steer.toml:5:14: `web` is not the name of a service, scope or slice unit"),
-        ("match.cgroup = \"a\"\nuse = [\"wi fi\"]",
-         "steer.toml:6:8: the name `wi fi` contains ' '; a name is made of visible ASCII characters \
-          without `,`, `/`, quotes and backslash"),
-        ("match.cgroup = \"a\"\nuse = \"wifi\"\npriority = 3000000000",
-         "steer.toml:7:12: `priority` must be from -2147483648 to 2147483647"),
+        (
+            "match.cgroup = \"a\"\nusee = [\"wifi\"]\nuse = [\"wifi\"]",
+            "steer.toml:6:1: unknown key `usee` in [policy.web]; did you mean `use`?",
+        ),
+        (
+            "match.cgroup = \"a\"\nuse = []",
+            "steer.toml:6:7: `use` of [policy.web] is empty",
+        ),
+        (
+            "match.cgroup = \"a/../b\"\nuse = [\"wifi\"]",
+            "steer.toml:5:16: the cgroup path `a/../b` has a level `..`; write the path as in \
+          /proc/PID/cgroup",
+        ),
+        (
+            "match.cgroup = \"a\"\nuse = [\"wifi\", 3]",
+            "steer.toml:6:16: what is in `use` must be a string, not an integer",
+        ),
+        (
+            "match.cgroup = \"a\"\nuse = \"wifi\"\nstrict = \"yes\"",
+            "steer.toml:7:10: `strict` must be true or false, not a string",
+        ),
+        (
+            "match.cgroup = \"a\"\nuse = \"wifi\"\notherwise = \"blok\"",
+            "steer.toml:7:13: `otherwise` must be `block`, `pass` or `next`, not `blok`; did you mean \
+          `block`?",
+        ),
+        (
+            "match.cgroup = \"a\"\nuse = \"wifi\"\nstrict = true\notherwise = \"pass\"",
+            "steer.toml:8:13: policy `web` is strict, so its flows are blocked when no domain fits: \
+          `otherwise` cannot be anything else",
+        ),
+        (
+            "match.cgroup = \"a\"",
+            "steer.toml:4:9: [policy.web] has no `use`; name domains or groups, or say `otherwise = \
+          \"block\"` or `\"pass\"`",
+        ),
+        (
+            "use = \"wifi\"",
+            "steer.toml:4:9: [policy.web] has no match; give it `match.cgroup` or `match.unit`",
+        ),
+        (
+            "match.unit = \"web\"\nuse = \"wifi\"",
+            "steer.toml:5:14: `web` is not the name of a service, scope or slice unit",
+        ),
+        (
+            "match.cgroup = \"a\"\nuse = [\"wi fi\"]",
+            "steer.toml:6:8: the name `wi fi` contains ' '; a name is made of visible ASCII characters \
+          without `,`, `/`, quotes and backslash",
+        ),
+        (
+            "match.cgroup = \"a\"\nuse = \"wifi\"\npriority = 3000000000",
+            "steer.toml:7:12: `priority` must be from -2147483648 to 2147483647",
+        ),
     ];
     for (body, expected) in cases {
         assert_eq!(error(&with_policy(body)), expected);
@@ -129,17 +167,30 @@ fn mistakes_are_named_with_file_line_and_column() {
 
 #[test]
 fn broken_toml_is_named_with_its_place() {
-    assert!(error("[agent\n").starts_with("steer.toml:1:"), "{}", error("[agent\n"));
+    assert!(
+        error("[agent\n").starts_with("steer.toml:1:"),
+        "{}",
+        error("[agent\n")
+    );
     let twice = errors("[policy.a]\nuse = \"b\"\nuse = \"c\"\nmatch.cgroup = \"x\"\n");
-    assert!(twice[0].starts_with("steer.toml:3:1: duplicate key"), "{twice:?}");
+    assert!(
+        twice[0].starts_with("steer.toml:3:1: duplicate key"),
+        "{twice:?}"
+    );
 }
 
 #[test]
 fn limits_are_said() {
     let long = "x".repeat(300);
     let message = error(&format!("[domain.{long}]\n"));
-    assert!(message.starts_with("steer.toml:1:9: the name `xxx"), "{message}");
-    assert!(message.contains("300 characters, more than the limit of 64"), "{message}");
+    assert!(
+        message.starts_with("steer.toml:1:9: the name `xxx"),
+        "{message}"
+    );
+    assert!(
+        message.contains("300 characters, more than the limit of 64"),
+        "{message}"
+    );
     let large = "#".repeat(MAX_FILE_BYTES + 1);
     assert_eq!(
         error(&large),
@@ -150,7 +201,7 @@ fn limits_are_said() {
         "steer.toml:1:19: a mark mask has at most eight bits (255 domains)"
     );
     assert_eq!(
-        error("agent.rule-base = 32000\nagent.discover = true"),
+        error("agent.rule-base = 32766\nagent.discover = true"),
         "steer.toml:1:19: `rule-base` must be from 1 to 32165"
     );
 }
@@ -163,17 +214,29 @@ fn an_unknown_domain_is_an_error_unless_an_interface_of_the_name_can_come() {
         "steer.toml:7:8: unknown domain `wiffi` in [policy.web]; did you mean `wifi`?"
     );
     let alias = closed("match.cgroup = \"a\"\nuse = [\"wlan0\", \"internet\"]");
-    assert_eq!(errors(&alias), [""; 0], "the interface of a domain is an alias of it");
+    assert_eq!(
+        errors(&alias),
+        [""; 0],
+        "the interface of a domain is an alias of it"
+    );
 
     let open = parse(&[("f", &with_policy("match.cgroup = \"a\"\nuse = [\"eth7\"]"))]).unwrap();
-    let unknown: Vec<_> = open.unknown(&Network::default()).map(ToString::to_string).collect();
+    let unknown: Vec<_> = open
+        .unknown(&Network::default())
+        .map(ToString::to_string)
+        .collect();
     assert_eq!(
         unknown,
-        ["f:6:8: unknown domain `eth7` in [policy.web]; define it by [domain.x] or [group.x], or \
-          name an interface"]
+        [
+            "f:6:8: unknown domain `eth7` in [policy.web]; define it by [domain.x] or [group.x], or \
+          name an interface"
+        ]
     );
     let long = with_policy("match.cgroup = \"a\"\nuse = [\"longer-than-an-interface\"]");
-    assert!(error(&long).contains("unknown domain"), "no interface can have that name");
+    assert!(
+        error(&long).contains("unknown domain"),
+        "no interface can have that name"
+    );
 }
 
 #[test]
@@ -203,10 +266,16 @@ fn later_files_replace_policies_whole_and_merge_the_agent() {
                use = \"eth0\"\npriority = 5\n";
     let two = "[agent]\nrule-base = 6000\n[policy.a]\nmatch.unit = \"y.service\"\nuse = \"eth1\"\n";
     let config = parse(&[("one", one), ("two", two)]).unwrap();
-    assert_eq!((config.agent.rule_base, config.agent.table_base), (6000, 500));
+    assert_eq!(
+        (config.agent.rule_base, config.agent.table_base),
+        (6000, 500)
+    );
     let policy = &config.policies["a"];
     assert_eq!((policy.matches.len(), policy.priority), (1, 0));
-    assert_eq!(config.notes[0].to_string(), "two:3: [policy.a] replaces the one in one:4");
+    assert_eq!(
+        config.notes[0].to_string(),
+        "two:3: [policy.a] replaces the one in one:4"
+    );
 }
 
 #[test]
@@ -217,25 +286,39 @@ fn groups_are_made_of_domains() {
         "steer.toml:2:20: [group.b] contains the group `a`; a group is made of domains"
     );
     let both = "domain.a.match.interface = \"eth0\"\ngroup.a.domains = \"eth0\"\n";
-    assert_eq!(error(both), "steer.toml:2:7: `a` is both a group and the domain in steer.toml:1");
+    assert_eq!(
+        error(both),
+        "steer.toml:2:7: `a` is both a group and the domain in steer.toml:1"
+    );
 }
 
 #[test]
 fn a_policy_on_a_cgroup_id_cannot_be_saved() {
     let id = Match::CgroupId(CgroupId(7));
-    let policy = Policy::new(Name::new("p").unwrap(), Origin::User, vec![id], Vec::new(), true);
-    assert!(matches!(policy_to_toml(&policy), Err(NotSavable::Id { .. })));
+    let policy = Policy::new(
+        Name::new("p").unwrap(),
+        Origin::User,
+        vec![id],
+        Vec::new(),
+        true,
+    );
+    assert!(matches!(
+        policy_to_toml(&policy),
+        Err(NotSavable::Id { .. })
+    ));
 }
 
 fn names() -> impl Strategy<Value = Name> {
-    "[!#-&(-+.0-\\[\\]-~][!#-&(-+.0-\\[\\]-~-]{0,14}"
-        .prop_filter_map("the default", |text| Name::new(&text).ok().filter(|n| n.as_str() != "default"))
+    "[!#-&(-+.0-\\[\\]-~][!#-&(-+.0-\\[\\]-~-]{0,14}".prop_filter_map("the default", |text| {
+        Name::new(&text).ok().filter(|n| n.as_str() != "default")
+    })
 }
 
 fn matches() -> impl Strategy<Value = Match> {
     prop_oneof![
-        "[ -.0-~äß]{1,20}(/[ -.0-~]{1,20}){0,3}"
-            .prop_filter_map("no path", |text| CgroupPattern::new(&text).ok().map(Match::Cgroup)),
+        "[ -.0-~äß]{1,20}(/[ -.0-~]{1,20}){0,3}".prop_filter_map("no path", |text| {
+            CgroupPattern::new(&text).ok().map(Match::Cgroup)
+        }),
         "[a-z@\\\\\"']{1,9}\\.(service|scope|slice)"
             .prop_filter_map("no unit", |text| UnitName::new(&text).ok().map(Match::Unit)),
     ]

@@ -19,7 +19,9 @@ use support::{
 
 fn chain(engine: &Engine, cgroup: u64) -> Vec<String> {
     let effective = engine.effective(CgroupId(cgroup));
-    let chain = effective.map(|effective| effective.chain).unwrap_or_default();
+    let chain = effective
+        .map(|effective| effective.chain)
+        .unwrap_or_default();
     chain.iter().map(ToString::to_string).collect()
 }
 
@@ -82,9 +84,18 @@ fn at_one_cgroup_origin_then_priority_then_exactness_decide() {
     set(&mut engine, policy("exact", "a", &["lte0"]));
     assert_eq!(chain(&engine, 10), ["exact"]);
     assert_eq!(chain(&engine, 20), ["glob"]);
-    set(&mut engine, Policy { priority: 1, ..glob.clone() });
+    set(
+        &mut engine,
+        Policy {
+            priority: 1,
+            ..glob.clone()
+        },
+    );
     assert_eq!(chain(&engine, 10), ["glob"]);
-    let app = Policy { origin: Origin::App, ..glob };
+    let app = Policy {
+        origin: Origin::App,
+        ..glob
+    };
     set(&mut engine, Policy { priority: 9, ..app });
     assert_eq!(chain(&engine, 10), ["exact"]);
     assert!(engine.warnings().is_empty());
@@ -106,7 +117,9 @@ fn two_equal_policies_on_one_cgroup_are_refused_at_acceptance() {
     let mut engine = engine();
     set(&mut engine, policy("first", "a", &["wlan0"]));
     let before = engine.plan().clone();
-    let error = engine.apply(Event::SetPolicy(policy("second", "a", &["lte0"]))).unwrap_err();
+    let error = engine
+        .apply(Event::SetPolicy(policy("second", "a", &["lte0"])))
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         "policies `second` and `first` have the same origin and priority on the cgroup a; give one \
@@ -116,7 +129,10 @@ fn two_equal_policies_on_one_cgroup_are_refused_at_acceptance() {
         matches: vec![Match::CgroupId(CgroupId(10))],
         ..policy("third", "c", &["lte0"])
     };
-    assert!(matches!(engine.apply(Event::SetPolicy(by_id)), Err(Rejected::Conflict { .. })));
+    assert!(matches!(
+        engine.apply(Event::SetPolicy(by_id)),
+        Err(Rejected::Conflict { .. })
+    ));
     assert!(engine.settle().is_empty());
     assert_eq!(*engine.plan(), before);
 }
@@ -132,14 +148,21 @@ fn two_equal_patterns_on_one_cgroup_are_decided_by_name_and_reported() {
         assert_eq!(chain(&engine, 10), ["x"]);
         let warnings = engine.warnings();
         assert!(matches!(warnings.as_slice(), [Warning::Conflict { path, .. }] if path == "a"));
-        assert!(warnings[0].to_string().contains("`y` does not apply"), "{}", warnings[0]);
+        assert!(
+            warnings[0].to_string().contains("`y` does not apply"),
+            "{}",
+            warnings[0]
+        );
     }
 }
 
 #[test]
 fn next_asks_the_policy_that_would_hold_otherwise() {
     let mut engine = engine_with("[policy.default]\notherwise = \"block\"\n");
-    let next = |policy| Policy { otherwise: Otherwise::Next, ..policy };
+    let next = |policy| Policy {
+        otherwise: Otherwise::Next,
+        ..policy
+    };
     set(&mut engine, next(policy("outer", "a", &["lte0"])));
     set(&mut engine, next(policy("inner", "a/b", &["wlan0"])));
     assert_eq!(chain(&engine, 11), ["inner", "outer", "default"]);
@@ -162,7 +185,13 @@ fn next_asks_the_policy_that_would_hold_otherwise() {
 fn behind_the_last_next_is_the_hosts_routing() {
     let mut engine = engine();
     let lonely = policy("p", "a", &["wlan0"]);
-    set(&mut engine, Policy { otherwise: Otherwise::Next, ..lonely });
+    set(
+        &mut engine,
+        Policy {
+            otherwise: Otherwise::Next,
+            ..lonely
+        },
+    );
     let network = engine.state().network.clone();
     apply(&mut engine, carrier(&network, 2, false));
     assert_eq!(verdict_at(&engine, 10), Some(Verdict::Pass));
@@ -190,10 +219,19 @@ fn a_blocked_policy_keeps_the_mark_of_its_first_domain() {
     let network = engine.state().network.clone();
     apply(&mut engine, carrier(&network, 2, false));
     let choice = engine.plan().choices.values().next().unwrap();
-    assert_eq!((choice.verdict, choice.domain), (verdict::BLOCK, u32::from(index.0)));
-    apply(&mut engine, Event::Network(NetworkChange::LinkGone(IfIndex(2))));
+    assert_eq!(
+        (choice.verdict, choice.domain),
+        (verdict::BLOCK, u32::from(index.0))
+    );
+    apply(
+        &mut engine,
+        Event::Network(NetworkChange::LinkGone(IfIndex(2))),
+    );
     let choice = engine.plan().choices.values().next().unwrap();
-    assert_eq!((choice.verdict, choice.domain), (verdict::BLOCK, u32::from(index.0)));
+    assert_eq!(
+        (choice.verdict, choice.domain),
+        (verdict::BLOCK, u32::from(index.0))
+    );
     assert_eq!(engine.plan().domains[&index].ifindex, 0);
     let gone = engine.decision("p").unwrap();
     assert_eq!(
@@ -207,7 +245,10 @@ fn an_interface_that_comes_back_with_another_index_is_the_same_domain() {
     let mut engine = engine();
     set(&mut engine, policy("p", "a", &["wlan0"]));
     let index = engine.state().memory.indices[&name("wlan0")];
-    apply(&mut engine, Event::Network(NetworkChange::LinkGone(IfIndex(2))));
+    apply(
+        &mut engine,
+        Event::Network(NetworkChange::LinkGone(IfIndex(2))),
+    );
     let mut network = engine.state().network.clone();
     add_uplink(&mut network, 9, "wlan0");
     let changes = apply(&mut engine, Event::Network(NetworkChange::Dump(network)));
@@ -224,10 +265,16 @@ fn strict_policies_bring_guards_and_close_what_they_await() {
     assert!(engine.plan().guards.is_empty());
     assert!(!engine.plan().hooks.contains(&Hook::Setsockopt));
 
-    set(&mut engine, strict(policy("level", "a/*.scope", &["wlan0"])));
+    set(
+        &mut engine,
+        strict(policy("level", "a/*.scope", &["wlan0"])),
+    );
     assert_eq!(flags(&engine, 10), cgroup_flags::CHILDREN_UNDECIDED);
     assert_eq!(flags(&engine, 11), 0);
-    assert_eq!(engine.plan().guards, BTreeSet::from([IfIndex(2), IfIndex(3)]));
+    assert_eq!(
+        engine.plan().guards,
+        BTreeSet::from([IfIndex(2), IfIndex(3)])
+    );
     assert!(engine.plan().hooks.contains(&Hook::Setsockopt));
     apply(&mut engine, made(12, 10, "x.scope"));
     let entry = engine.plan().cgroups[&CgroupId(12)];
@@ -238,7 +285,10 @@ fn strict_policies_bring_guards_and_close_what_they_await() {
     set(&mut engine, strict(policy("deep", "c/**/x", &["wlan0"])));
     assert_eq!(flags(&engine, 20), cgroup_flags::DESCENDANTS_UNDECIDED);
     assert_eq!(engine.plan().cgroups[&CgroupId(20)].policy, 0);
-    assert!(!engine.plan().cgroups.contains_key(&CgroupId(1)), "the real root is left alone");
+    assert!(
+        !engine.plan().cgroups.contains_key(&CgroupId(1)),
+        "the real root is left alone"
+    );
 }
 
 #[test]
@@ -247,9 +297,15 @@ fn a_strict_policy_awaits_its_cgroup_while_that_is_missing() {
     set(&mut engine, strict(policy("later", "a/x/y", &["wlan0"])));
     assert_eq!(flags(&engine, 10), cgroup_flags::CHILDREN_UNDECIDED);
     apply(&mut engine, made(12, 10, "x"));
-    assert_eq!((flags(&engine, 10), flags(&engine, 12)), (0, cgroup_flags::CHILDREN_UNDECIDED));
+    assert_eq!(
+        (flags(&engine, 10), flags(&engine, 12)),
+        (0, cgroup_flags::CHILDREN_UNDECIDED)
+    );
     apply(&mut engine, made(13, 12, "y"));
-    assert_eq!((flags(&engine, 12), chain(&engine, 13)), (0, vec!["later".to_owned()]));
+    assert_eq!(
+        (flags(&engine, 12), chain(&engine, 13)),
+        (0, vec!["later".to_owned()])
+    );
     apply(&mut engine, removed(12));
     assert_eq!(flags(&engine, 10), cgroup_flags::CHILDREN_UNDECIDED);
     apply(&mut engine, Event::UnsetPolicy(name("later")));
@@ -270,7 +326,13 @@ fn the_agents_own_cgroup_is_exempt_and_its_children_inherit_nothing() {
     set(&mut engine, policy("p", "a", &["lte0"]));
     apply(&mut engine, made(12, 11, "x"));
     let exempt = BTreeSet::from([CgroupId(11)]);
-    apply(&mut engine, Event::Managed { root: CgroupId(1), exempt });
+    apply(
+        &mut engine,
+        Event::Managed {
+            root: CgroupId(1),
+            exempt,
+        },
+    );
     assert_eq!(chain(&engine, 10), ["p"]);
     assert_eq!(flags(&engine, 11), cgroup_flags::EXEMPT);
     assert_eq!(chain(&engine, 12), [""; 0]);
@@ -283,7 +345,13 @@ fn the_agents_own_cgroup_is_exempt_and_its_children_inherit_nothing() {
 fn only_the_managed_part_of_the_tree_gets_entries() {
     let mut engine = engine_with("[policy.default]\nuse = [\"wlan0\"]\n");
     let exempt = BTreeSet::new();
-    apply(&mut engine, Event::Managed { root: CgroupId(10), exempt });
+    apply(
+        &mut engine,
+        Event::Managed {
+            root: CgroupId(10),
+            exempt,
+        },
+    );
     let entries: Vec<_> = engine.plan().cgroups.keys().collect();
     assert_eq!(entries, [&CgroupId(10), &CgroupId(11)]);
 }
@@ -298,20 +366,28 @@ fn a_file_replaces_a_policy_of_the_same_name_and_protects_it() {
     assert!(engine.state().api_policies.is_empty());
     let refused = engine.apply(Event::SetPolicy(policy("web", "a", &["wlan0"])));
     assert_eq!(refused, Err(Rejected::InFile(name("web"))));
-    assert_eq!(engine.apply(Event::UnsetPolicy(name("web"))), Err(Rejected::InFile(name("web"))));
+    assert_eq!(
+        engine.apply(Event::UnsetPolicy(name("web"))),
+        Err(Rejected::InFile(name("web")))
+    );
 }
 
 #[test]
 fn unknown_names_are_refused_with_a_suggestion() {
     let mut engine = engine();
-    let error = engine.apply(Event::SetPolicy(policy("p", "a", &["wlan1"]))).unwrap_err();
+    let error = engine
+        .apply(Event::SetPolicy(policy("p", "a", &["wlan1"])))
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         "unknown domain `wlan1` in policy `p`; did you mean `wlan0`?"
     );
     set(&mut engine, policy("web", "a", &["wlan0"]));
     let error = engine.apply(Event::UnsetPolicy(name("wbe"))).unwrap_err();
-    assert_eq!(error.to_string(), "there is no policy `wbe`; did you mean `web`?");
+    assert_eq!(
+        error.to_string(),
+        "there is no policy `wbe`; did you mean `web`?"
+    );
 }
 
 #[test]
@@ -321,13 +397,23 @@ fn one_domain_too_many_is_refused_until_an_index_is_free() {
     set(&mut engine, policy("q", "c", &["lte0"]));
     assert_eq!(verdict_at(&engine, 20), Some(Verdict::Block));
     let reason = engine.decision("q").unwrap().candidates[0].reason.clone();
-    assert_eq!(reason, "no mark is left for it: widen `mark-mask` in [agent]");
+    assert_eq!(
+        reason,
+        "no mark is left for it: widen `mark-mask` in [agent]"
+    );
     assert!(!engine.needs_indices(), "no index is retired");
 
     apply(&mut engine, Event::UnsetPolicy(name("p")));
     assert!(engine.needs_indices());
-    apply(&mut engine, Event::IndicesInUse(BTreeSet::from([DomainIndex(1)])));
-    assert_eq!(verdict_at(&engine, 20), Some(Verdict::Block), "a socket still bears the mark");
+    apply(
+        &mut engine,
+        Event::IndicesInUse(BTreeSet::from([DomainIndex(1)])),
+    );
+    assert_eq!(
+        verdict_at(&engine, 20),
+        Some(Verdict::Block),
+        "a socket still bears the mark"
+    );
     apply(&mut engine, Event::IndicesInUse(BTreeSet::new()));
     assert_eq!(verdict_at(&engine, 20), Some(Verdict::Steer(name("lte0"))));
 }
@@ -363,7 +449,10 @@ fn the_next_agent_goes_on_with_the_same_numbers() {
 #[test]
 fn local_networks_are_passed_unless_a_policy_of_the_chain_steers_them() {
     let mut engine = engine();
-    let next = Policy { otherwise: Otherwise::Next, ..policy("p", "a/b", &["wlan0"]) };
+    let next = Policy {
+        otherwise: Otherwise::Next,
+        ..policy("p", "a/b", &["wlan0"])
+    };
     set(&mut engine, next);
     let flags = |engine: &Engine| {
         let id = engine.effective(CgroupId(11)).unwrap().policy.unwrap();
@@ -371,6 +460,12 @@ fn local_networks_are_passed_unless_a_policy_of_the_chain_steers_them() {
     };
     assert_eq!(flags(&engine), policy_flags::LOCAL_PASS);
     let outer = policy("outer", "a", &["lte0"]);
-    set(&mut engine, Policy { local_networks: LocalNetworks::Steer, ..outer });
+    set(
+        &mut engine,
+        Policy {
+            local_networks: LocalNetworks::Steer,
+            ..outer
+        },
+    );
     assert_eq!(flags(&engine), 0);
 }

@@ -29,8 +29,14 @@ fn show(rule: &Rule) -> String {
         text += &format!(" udp {from}->{to}");
     }
     text + &match rule.action {
-        RuleAction::Lookup { table, suppress_prefix_len: None } => format!(" lookup {table}"),
-        RuleAction::Lookup { table, suppress_prefix_len: Some(len) } => {
+        RuleAction::Lookup {
+            table,
+            suppress_prefix_len: None,
+        } => format!(" lookup {table}"),
+        RuleAction::Lookup {
+            table,
+            suppress_prefix_len: Some(len),
+        } => {
             format!(" lookup {table} suppress {len}")
         }
         RuleAction::Goto(to) => format!(" goto {to}"),
@@ -41,7 +47,10 @@ fn show(rule: &Rule) -> String {
 
 fn rules(engine: &Engine, family: Family) -> Vec<String> {
     let rules = engine.plan().rules.iter();
-    rules.filter(|rule| rule.family == family).map(show).collect()
+    rules
+        .filter(|rule| rule.family == family)
+        .map(show)
+        .collect()
 }
 
 fn routes(engine: &Engine, table: u32) -> Vec<String> {
@@ -52,7 +61,13 @@ fn routes(engine: &Engine, table: u32) -> Vec<String> {
             let mut text = route.destination.to_string();
             match route.target {
                 RouteTarget::Unreachable => text += " unreachable",
-                RouteTarget::Unicast { interface, gateway, prefsrc, onlink, .. } => {
+                RouteTarget::Unicast {
+                    interface,
+                    gateway,
+                    prefsrc,
+                    onlink,
+                    ..
+                } => {
                     if let Some(gateway) = gateway {
                         text += &format!(" via {gateway}");
                     }
@@ -131,7 +146,11 @@ fn all_routes_of_one_domain() {
             "2001:db8:2::/64 dev 2 src 2001:db8:2::10 metric 256",
         ]
     );
-    assert_eq!(engine.plan().routes.len(), 6, "nothing for a domain that nobody can choose");
+    assert_eq!(
+        engine.plan().routes.len(),
+        6,
+        "nothing for a domain that nobody can choose"
+    );
 }
 
 #[test]
@@ -142,7 +161,10 @@ fn a_domain_without_carrier_keeps_its_mark_and_an_unreachable_table() {
     apply(&mut engine, support::carrier(&network, 2, false));
     assert_eq!(
         routes(&engine, 40001),
-        ["0.0.0.0/0 unreachable metric 4294967295", "::/0 unreachable metric 4294967295"]
+        [
+            "0.0.0.0/0 unreachable metric 4294967295",
+            "::/0 unreachable metric 4294967295"
+        ]
     );
     assert_eq!(rules(&engine, Family::Ipv4), before);
 }
@@ -176,25 +198,65 @@ fn beside_a_rule_like_wg_quicks_unmarked_traffic_is_left_alone() {
     let mut engine = with_policy(engine(), &["wlan0"]);
     let suppress = foreign(32764, 254, Some(0), None, false);
     apply(&mut engine, Event::Network(NetworkChange::Rule(suppress)));
-    assert!(rules(&engine, Family::Ipv4).iter().any(|rule| rule.starts_with("4530:")));
+    assert!(
+        rules(&engine, Family::Ipv4)
+            .iter()
+            .any(|rule| rule.starts_with("4530:"))
+    );
     assert!(engine.warnings().is_empty());
 
     let catching = foreign(32765, 51820, None, Some((51820, u32::MAX)), true);
-    apply(&mut engine, Event::Network(NetworkChange::Rule(catching.clone())));
+    apply(
+        &mut engine,
+        Event::Network(NetworkChange::Rule(catching.clone())),
+    );
     assert_eq!(rules(&engine, Family::Ipv4).last().unwrap(), "4500: nop");
-    assert!(rules(&engine, Family::Ipv6).last().unwrap().starts_with("4530:"), "IPv4 alone");
+    assert!(
+        rules(&engine, Family::Ipv6)
+            .last()
+            .unwrap()
+            .starts_with("4530:"),
+        "IPv4 alone"
+    );
     assert_eq!(engine.warnings(), [Warning::ForeignRule(catching.clone())]);
-    apply(&mut engine, Event::Network(NetworkChange::RuleGone(catching)));
+    apply(
+        &mut engine,
+        Event::Network(NetworkChange::RuleGone(catching)),
+    );
 
     for (rule, catches) in [
         (foreign(5270, 52, None, None, false), true),
-        (foreign(5210, 100, None, Some((0x80000, 0xff0000)), false), false),
+        (
+            foreign(5210, 100, None, Some((0x80000, 0xff0000)), false),
+            false,
+        ),
         (foreign(5210, 100, None, Some((0, 0xff0000)), false), true),
-        (ForeignRule { narrow: true, ..foreign(5270, 52, None, None, false) }, false),
-        (ForeignRule { from: Some("10.0.0.0/8".parse().unwrap()), ..foreign(9, 52, None, None, true) }, true),
-        (ForeignRule { to: Some("10.0.0.0/8".parse().unwrap()), ..foreign(9, 52, None, None, false) }, false),
+        (
+            ForeignRule {
+                narrow: true,
+                ..foreign(5270, 52, None, None, false)
+            },
+            false,
+        ),
+        (
+            ForeignRule {
+                from: Some("10.0.0.0/8".parse().unwrap()),
+                ..foreign(9, 52, None, None, true)
+            },
+            true,
+        ),
+        (
+            ForeignRule {
+                to: Some("10.0.0.0/8".parse().unwrap()),
+                ..foreign(9, 52, None, None, false)
+            },
+            false,
+        ),
     ] {
-        apply(&mut engine, Event::Network(NetworkChange::Rule(rule.clone())));
+        apply(
+            &mut engine,
+            Event::Network(NetworkChange::Rule(rule.clone())),
+        );
         assert_eq!(!engine.warnings().is_empty(), catches, "{rule:?}");
         apply(&mut engine, Event::Network(NetworkChange::RuleGone(rule)));
     }
@@ -208,11 +270,21 @@ fn the_same_address_on_two_domains_is_told_apart_by_mark_when_asked_for() {
         apply(&mut engine, Event::Network(NetworkChange::Address(shared)));
     }
     let about = |engine: &Engine, what: &str| {
-        rules(engine, Family::Ipv4).iter().filter(|rule| rule.contains(what)).count()
+        rules(engine, Family::Ipv4)
+            .iter()
+            .filter(|rule| rule.contains(what))
+            .count()
     };
-    assert_eq!(about(&engine, "10.9.9.9"), 0, "neither by `from` nor as another's");
+    assert_eq!(
+        about(&engine, "10.9.9.9"),
+        0,
+        "neither by `from` nor as another's"
+    );
     assert!(engine.plan().sysctls.is_empty() && engine.plan().ingress_marks.is_empty());
-    assert!(matches!(engine.warnings().as_slice(), [Warning::Overlap { .. }]));
+    assert!(matches!(
+        engine.warnings().as_slice(),
+        [Warning::Overlap { .. }]
+    ));
 
     let text = "
         [domain.one]
@@ -238,7 +310,11 @@ fn the_same_address_on_two_domains_is_told_apart_by_mark_when_asked_for() {
         ]
     );
     assert_eq!(about(&engine, "10.9.9.9"), 0);
-    assert_eq!(about(&engine, "from 192.0.2.10/32 goto"), 1, "an address outside `sources`");
+    assert_eq!(
+        about(&engine, "from 192.0.2.10/32 goto"),
+        1,
+        "an address outside `sources`"
+    );
     assert!(engine.warnings().is_empty(), "{:?}", engine.warnings());
 }
 
@@ -260,7 +336,11 @@ fn local_networks_and_own_addresses_are_known_with_their_domains() {
     assert!(!docker.domains.contains(1));
     assert_eq!(docker.source, Some(ip("172.17.0.1")));
     assert!(local("127.0.0.1/32").unwrap().host && local("10.66.0.2/32").unwrap().host);
-    assert_eq!(local("10.0.0.0/8"), None, "what a tunnel routes is not on-link");
+    assert_eq!(
+        local("10.0.0.0/8"),
+        None,
+        "what a tunnel routes is not on-link"
+    );
     assert_eq!(local("127.0.0.0/8"), None);
 }
 

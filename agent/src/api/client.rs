@@ -82,7 +82,10 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Self, Error> {
         let at = path.to_owned();
         match UnixStream::connect(path) {
-            Ok(stream) => Ok(Self { stream: BufReader::new(stream), path: at }),
+            Ok(stream) => Ok(Self {
+                stream: BufReader::new(stream),
+                path: at,
+            }),
             Err(e) => Err(match e.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NotRunning(at),
                 io::ErrorKind::PermissionDenied => Error::NotPermitted(at),
@@ -109,13 +112,20 @@ impl Client {
         patience: Option<Duration>,
     ) -> Result<M::Reply, Error> {
         let name = format!("{INTERFACE}.{}", M::NAME);
-        let message = Message { method: &name, parameters: method };
+        let message = Message {
+            method: &name,
+            parameters: method,
+        };
         let mut text = serde_json::to_vec(&message).map_err(Error::Answer)?;
         text.push(0);
 
         let stream = self.stream.get_ref();
-        stream.set_read_timeout(patience).map_err(|e| self.failed(e))?;
-        stream.set_write_timeout(Some(PATIENCE)).map_err(|e| self.failed(e))?;
+        stream
+            .set_read_timeout(patience)
+            .map_err(|e| self.failed(e))?;
+        stream
+            .set_write_timeout(Some(PATIENCE))
+            .map_err(|e| self.failed(e))?;
         match self.stream.get_mut().write_all(&text) {
             // The agent may have refused us before we spoke: then the reason is there to be read.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
@@ -123,7 +133,11 @@ impl Client {
         }
 
         let mut answer = Vec::new();
-        let read = self.stream.by_ref().take(MAX_ANSWER).read_until(0, &mut answer);
+        let read = self
+            .stream
+            .by_ref()
+            .take(MAX_ANSWER)
+            .read_until(0, &mut answer);
         read.map_err(|e| self.failed(e))?;
         if answer.pop() != Some(0) {
             return Err(Error::Closed(self.path.clone()));
@@ -150,5 +164,7 @@ fn read_answer<R: DeserializeOwned>(text: &[u8]) -> Result<R, Error> {
         return Err(serde_json::from_slice(text).map_or(Error::Service(error), Error::Api));
     }
     let known: Result<OwnedError, _> = serde_json::from_slice(text);
-    Err(Error::Service(known.map_or(error, |known| known.to_string())))
+    Err(Error::Service(
+        known.map_or(error, |known| known.to_string()),
+    ))
 }

@@ -61,7 +61,11 @@ impl Buffer {
         let mut message = std::mem::replace(&mut self.bytes, rest);
         message.pop();
         self.searched = 0;
-        self.began = if self.bytes.is_empty() { None } else { Some(Instant::now()) };
+        self.began = if self.bytes.is_empty() {
+            None
+        } else {
+            Some(Instant::now())
+        };
         Some(message)
     }
 
@@ -111,7 +115,12 @@ struct Description {
 
 impl Connection {
     pub(super) fn new(stream: UnixStream, caller: Caller, limits: Limits) -> Self {
-        Self { stream, caller, limits, buffer: Buffer::default() }
+        Self {
+            stream,
+            caller,
+            limits,
+            buffer: Buffer::default(),
+        }
     }
 
     /// Answers calls until the peer has no more.
@@ -134,7 +143,8 @@ impl Connection {
                 Ok(message) => message,
                 Err(e) => {
                     let parameter = "message".into();
-                    self.send(&varlink_service::Error::InvalidParameter { parameter }).await?;
+                    self.send(&varlink_service::Error::InvalidParameter { parameter })
+                        .await?;
                     return Err(Error::NoCall(e));
                 }
             };
@@ -142,7 +152,11 @@ impl Connection {
             let answer = match interface::read(message) {
                 Ok(Incoming::Request(request)) => {
                     let (reply, answered) = oneshot::channel();
-                    let call = Call { caller: self.caller.clone(), request, reply };
+                    let call = Call {
+                        caller: self.caller.clone(),
+                        request,
+                        reply,
+                    };
                     if calls.send(call).await.is_err() {
                         Err(CallError::Api(stopping()))
                     } else {
@@ -161,11 +175,17 @@ impl Connection {
                         "",
                         ["org.varlink.service", INTERFACE],
                     );
-                    self.send(&Answer { parameters: info.ok() }).await?;
+                    self.send(&Answer {
+                        parameters: info.ok(),
+                    })
+                    .await?;
                     continue;
                 }
                 Ok(Incoming::Description(description)) => {
-                    self.send(&Answer { parameters: Description { description } }).await?;
+                    self.send(&Answer {
+                        parameters: Description { description },
+                    })
+                    .await?;
                     continue;
                 }
                 Err(e) => Err(e),
@@ -254,7 +274,10 @@ impl Connection {
             }
             Ok(())
         };
-        timeout(self.limits.take, all).await.map_err(|_| Error::NotTaken)?.map_err(Error::Write)
+        timeout(self.limits.take, all)
+            .await
+            .map_err(|_| Error::NotTaken)?
+            .map_err(Error::Write)
     }
 }
 
@@ -273,14 +296,18 @@ fn encode(answer: &impl Serialize) -> serde_json::Result<Vec<u8>> {
 }
 
 fn stopping() -> ApiError {
-    ApiError::Failed { reason: "the agent is stopping".to_owned() }
+    ApiError::Failed {
+        reason: "the agent is stopping".to_owned(),
+    }
 }
 
 /// Whether the peer has closed both directions, not its sending one alone.
 fn hung_up(stream: &UnixStream) -> bool {
     let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];
     match poll(&mut fds, PollTimeout::ZERO) {
-        Ok(_) => fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)),
+        Ok(_) => fds[0]
+            .revents()
+            .is_some_and(|events| events.contains(PollFlags::POLLHUP)),
         Err(_) => true,
     }
 }

@@ -56,13 +56,13 @@ fn fields<'f, 'a: 'f>(
     out: &mut String,
     fields: impl Iterator<Item = &'f Field<'a>>,
 ) -> fmt::Result {
-    members(out, fields.map(|f| (f.comments(), format!("{}: {}", f.name(), f.ty()))))
+    members(
+        out,
+        fields.map(|f| (f.comments(), format!("{}: {}", f.name(), f.ty()))),
+    )
 }
 
-fn members<'f, 'a: 'f, C, M>(
-    out: &mut String,
-    members: impl Iterator<Item = (C, M)>,
-) -> fmt::Result
+fn members<'f, 'a: 'f, C, M>(out: &mut String, members: impl Iterator<Item = (C, M)>) -> fmt::Result
 where
     C: Iterator<Item = &'f Comment<'a>>,
     M: Display,
@@ -87,7 +87,11 @@ fn comments<'f, 'a: 'f>(
     comments: impl Iterator<Item = &'f Comment<'a>>,
 ) -> fmt::Result {
     for comment in comments {
-        writeln!(out, "{}", format!("{indent}# {}", comment.text().trim()).trim_end())?;
+        writeln!(
+            out,
+            "{}",
+            format!("{indent}# {}", comment.text().trim()).trim_end()
+        )?;
     }
     Ok(())
 }

@@ -56,7 +56,11 @@ impl std::error::Error for ApiError {}
 impl std::fmt::Display for ApiError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::NoDomainFits { policy, reason, candidates } => {
+            Self::NoDomainFits {
+                policy,
+                reason,
+                candidates,
+            } => {
                 match policy {
                     Some(policy) => write!(f, "no domain fits policy `{policy}`: {reason}")?,
                     None => write!(f, "no domain fits: {reason}")?,
@@ -67,10 +71,16 @@ impl std::fmt::Display for ApiError {
                 f.write_str(" (`steer domain list` shows all domains)")
             }
             Self::NoSuchPolicy { name } => {
-                write!(f, "there is no policy `{name}`: `steer policy list` shows all")
+                write!(
+                    f,
+                    "there is no policy `{name}`: `steer policy list` shows all"
+                )
             }
             Self::NoSuchDomain { name } => {
-                write!(f, "there is no domain `{name}`: `steer domain list` shows all")
+                write!(
+                    f,
+                    "there is no domain `{name}`: `steer domain list` shows all"
+                )
             }
             Self::InvalidArgument { field, reason } => write!(f, "{field}: {reason}"),
             Self::NotPermitted { reason } => write!(f, "not permitted: {reason}"),

@@ -113,7 +113,9 @@ fn method<M: Method>() -> Result<idl::Method<'static>, zlink::names::Error> {
     idl::Method::new_owned(
         M::NAME,
         fields(M::TYPE).cloned().collect(),
-        fields(<M::Reply as zlink::introspect::Type>::TYPE).cloned().collect(),
+        fields(<M::Reply as zlink::introspect::Type>::TYPE)
+            .cloned()
+            .collect(),
         vec![Comment::new(M::ABOUT)],
     )
 }
@@ -131,9 +133,13 @@ fn fields(ty: &'static Type<'static>) -> impl Iterator<Item = &'static idl::Fiel
 /// # Errors
 /// The method is unknown, or a parameter is missing, unknown or of another type.
 pub(super) fn read(message: Message) -> Result<Incoming, CallError> {
-    let Message { method, parameters, .. } = message;
+    let Message {
+        method, parameters, ..
+    } = message;
     let unknown_method = || {
-        CallError::Service(varlink_service::Error::MethodNotFound { method: method.clone().into() })
+        CallError::Service(varlink_service::Error::MethodNotFound {
+            method: method.clone().into(),
+        })
     };
     let (interface, name) = method.rsplit_once('.').ok_or_else(unknown_method)?;
     match (interface, name) {
@@ -143,9 +149,11 @@ pub(super) fn read(message: Message) -> Result<Incoming, CallError> {
             match wanted.and_then(Value::as_str) {
                 Some(INTERFACE) => Ok(Incoming::Description(text())),
                 Some("org.varlink.service") => Ok(Incoming::Description(service_description())),
-                Some(other) => Err(CallError::Service(varlink_service::Error::InterfaceNotFound {
-                    interface: other.to_owned().into(),
-                })),
+                Some(other) => Err(CallError::Service(
+                    varlink_service::Error::InterfaceNotFound {
+                        interface: other.to_owned().into(),
+                    },
+                )),
                 None => Err(invalid("interface")),
             }
         }
@@ -175,9 +183,11 @@ pub(super) fn read(message: Message) -> Result<Incoming, CallError> {
         }
         (INTERFACE, Run::NAME) => Ok(Incoming::Request(Request::Run(parse(parameters)?))),
         (INTERFACE | "org.varlink.service", _) => Err(unknown_method()),
-        (other, _) => Err(CallError::Service(varlink_service::Error::InterfaceNotFound {
-            interface: other.to_owned().into(),
-        })),
+        (other, _) => Err(CallError::Service(
+            varlink_service::Error::InterfaceNotFound {
+                interface: other.to_owned().into(),
+            },
+        )),
     }
 }
 
@@ -194,13 +204,16 @@ fn parse<M: Method>(parameters: Option<Value>) -> Result<M, CallError> {
         Some(_) => return Err(invalid("parameters")),
     };
     // A parameter that is not known would be a wish ignored in silence ("stirct").
-    if let Some(unknown) =
-        parameters.keys().find(|&key| fields(M::TYPE).all(|field| field.name() != key.as_str()))
+    if let Some(unknown) = parameters
+        .keys()
+        .find(|&key| fields(M::TYPE).all(|field| field.name() != key.as_str()))
     {
         return Err(invalid(unknown));
     }
     for field in fields(M::TYPE) {
-        let value = parameters.get(field.name().as_str()).unwrap_or(&Value::Null);
+        let value = parameters
+            .get(field.name().as_str())
+            .unwrap_or(&Value::Null);
         if !fits(value, field.ty()) {
             return Err(invalid(field.name().as_str()));
         }
@@ -224,22 +237,23 @@ fn fits(value: &Value, ty: &Type<'_>) -> bool {
         Type::ForeignObject => value.is_object(),
         Type::Any => true,
         Type::Optional(inner) => value.is_null() || fits(value, inner.inner()),
-        Type::Array(inner) => {
-            value.as_array().is_some_and(|items| items.iter().all(|i| fits(i, inner.inner())))
-        }
-        Type::Map(inner) => {
-            value.as_object().is_some_and(|map| map.values().all(|i| fits(i, inner.inner())))
-        }
-        Type::Enum(variants) => {
-            value.as_str().is_some_and(|text| variants.iter().any(|v| v.name() == text))
-        }
+        Type::Array(inner) => value
+            .as_array()
+            .is_some_and(|items| items.iter().all(|i| fits(i, inner.inner()))),
+        Type::Map(inner) => value
+            .as_object()
+            .is_some_and(|map| map.values().all(|i| fits(i, inner.inner()))),
+        Type::Enum(variants) => value
+            .as_str()
+            .is_some_and(|text| variants.iter().any(|v| v.name() == text)),
         Type::Object(list) => value.as_object().is_some_and(|map| {
-            list.iter().all(|f| fits(map.get(f.name().as_str()).unwrap_or(&Value::Null), f.ty()))
+            list.iter()
+                .all(|f| fits(map.get(f.name().as_str()).unwrap_or(&Value::Null), f.ty()))
         }),
         Type::Custom(name) => CUSTOM_TYPES.iter().any(|custom| match custom {
-            idl::CustomType::Enum(custom) if custom.name() == name => {
-                value.as_str().is_some_and(|text| custom.variants().any(|v| v.name() == text))
-            }
+            idl::CustomType::Enum(custom) if custom.name() == name => value
+                .as_str()
+                .is_some_and(|text| custom.variants().any(|v| v.name() == text)),
             idl::CustomType::Object(custom) if custom.name() == name => value.is_object(),
             _ => false,
         }),

@@ -225,7 +225,12 @@ fn identify(stream: &UnixStream) -> io::Result<Caller> {
         Err(nix::Error::ENOPROTOOPT) => pidfd_open(peer.pid())?,
         Err(e) => return Err(e.into()),
     };
-    Ok(Caller { pid: peer.pid(), uid: peer.uid(), gid: peer.gid(), pidfd: Arc::new(pidfd) })
+    Ok(Caller {
+        pid: peer.pid(),
+        uid: peer.uid(),
+        gid: peer.gid(),
+        pidfd: Arc::new(pidfd),
+    })
 }
 
 fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {

@@ -19,7 +19,10 @@ pub(super) fn agent(args: AgentArgs, socket: PathBuf) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the asynchronous runtime")?;
-    let options = Options { config: args.config, socket };
+    let options = Options {
+        config: args.config,
+        socket,
+    };
     LocalSet::new().block_on(&runtime, daemon::run(options))
 }
 
@@ -35,6 +38,10 @@ fn start_log() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_target(false)
         .with_ansi(!journal && std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    let started = if journal { log.without_time().try_init() } else { log.try_init() };
+    let started = if journal {
+        log.without_time().try_init()
+    } else {
+        log.try_init()
+    };
     started.map_err(|e| anyhow::anyhow!("start the log: {e}"))
 }

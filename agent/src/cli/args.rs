@@ -50,29 +50,39 @@ pub(super) enum Command {
     Run(RunArgs),
     /// Show, set and unset policies (without a command: list).
     Policy {
+        #[command(flatten)]
+        output: Output,
         #[command(subcommand)]
         command: Option<PolicyCommand>,
     },
     /// Show domains (without a command: list).
     Domain {
+        #[command(flatten)]
+        output: Output,
         #[command(subcommand)]
         command: Option<DomainCommand>,
     },
     /// Show the agent, its policies and domains, and what they came to.
-    #[command(after_help = "Works without an agent, too: it then shows what the last one left in \
-                            force, and exits with 3.")]
+    #[command(
+        after_help = "Works without an agent, too: it then shows what the last one left in \
+                            force, and exits with 3."
+    )]
     Status(Output),
     /// Undo everything: rules, tables, kernel programs and cgroups that the agent made.
-    #[command(after_help = "Stop the agent first. What the files say is in force again when the \
-                            agent starts again.")]
+    #[command(
+        after_help = "Stop the agent first. What the files say is in force again when the \
+                            agent starts again."
+    )]
     Detach(Output),
 }
 
 /// `steer agent`
 #[derive(Args, Debug)]
-#[command(after_help = "Stopping the agent keeps the last decisions in force; `steer detach` \
+#[command(
+    after_help = "Stopping the agent keeps the last decisions in force; `steer detach` \
                         undoes everything.\nSTEER_LOG sets what is logged: error, warn, info \
-                        (default), debug, trace.")]
+                        (default), debug, trace."
+)]
 pub(super) struct AgentArgs {
     /// Read this file, and steer.d/*.toml beside it, instead of /etc/steer/steer.toml.
     #[arg(long, value_name = "FILE")]
@@ -81,6 +91,7 @@ pub(super) struct AgentArgs {
 
 /// `steer run`
 #[derive(Args, Debug)]
+#[command(override_usage = "steer run --via DOMAIN[,..] [OPTIONS] [--] COMMAND..")]
 #[command(after_help = "\
 Examples:
   steer run --via wlan0 -- curl https://example.org
@@ -90,7 +101,7 @@ COMMAND never starts unsteered: if the agent is not reachable (3) or no domain
 fits (4), it does not start at all. It keeps this process' id, environment,
 directory and user.")]
 pub(super) struct RunArgs {
-    /// Domains or groups, in order of preference.
+    /// Domains or groups, in order of preference, with commas between.
     #[arg(long, value_name = "DOMAIN", value_delimiter = ',', required = true)]
     pub(super) via: Vec<String>,
     /// By these domains or not at all.
@@ -133,6 +144,8 @@ pub(super) enum PolicyCommand {
 /// `steer policy set`
 #[derive(Args, Debug)]
 #[command(
+    override_usage = "steer policy set NAME (--cgroup PATH.. | --pid PID | --unit UNIT..) \
+                      --via DOMAIN[,..] [OPTIONS]",
     group(ArgGroup::new("match").required(true).args(["cgroup", "pid", "unit"])),
     after_help = "\
 Examples:
@@ -154,7 +167,7 @@ pub(super) struct PolicySetArgs {
     /// The cgroup of this systemd unit.
     #[arg(long, num_args = 1..)]
     pub(super) unit: Vec<String>,
-    /// Domains or groups, in order of preference.
+    /// Domains or groups, in order of preference, with commas between.
     #[arg(
         long,
         value_name = "DOMAIN",
@@ -236,7 +249,9 @@ impl From<LocalNetworksArg> for LocalNetworks {
 
 /// Reads a time with its unit.
 fn time(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor = match unit {
         "ms" => 1,
@@ -245,9 +260,14 @@ fn time(text: &str) -> Result<Duration, String> {
         "h" => 3_600_000,
         _ => return Err("a time has a number and a unit: 500ms, 30s, 5m, 1h".to_owned()),
     };
-    let number: u64 = number.parse().map_err(|_| "a time begins with a number".to_owned())?;
-    let ms = number.checked_mul(factor).filter(|&ms| i64::try_from(ms).is_ok());
-    ms.map(Duration::from_millis).ok_or_else(|| "that is too long".to_owned())
+    let number: u64 = number
+        .parse()
+        .map_err(|_| "a time begins with a number".to_owned())?;
+    let ms = number
+        .checked_mul(factor)
+        .filter(|&ms| i64::try_from(ms).is_ok());
+    ms.map(Duration::from_millis)
+        .ok_or_else(|| "that is too long".to_owned())
 }
 
 #[cfg(test)]
@@ -275,7 +295,10 @@ mod tests {
         assert!(parse("steer").unwrap().command.is_none());
         assert!(parse("steer -j").unwrap().output.json);
         assert_eq!(parse("steer").unwrap().socket, PathBuf::from(SOCKET));
-        assert_eq!(parse("steer status --socket /x").unwrap().socket, PathBuf::from("/x"));
+        assert_eq!(
+            parse("steer status --socket /x").unwrap().socket,
+            PathBuf::from("/x")
+        );
     }
 
     #[test]
@@ -284,29 +307,46 @@ mod tests {
             "steer run --via wifi,lte --strict --wait=30s -- curl -4 --json x",
             "steer run --via wifi --via lte --strict --wait=30s curl -4 --json x",
         ] {
-            let Some(Command::Run(run)) = parse(line).unwrap().command else { panic!("{line}") };
+            let Some(Command::Run(run)) = parse(line).unwrap().command else {
+                panic!("{line}")
+            };
             assert_eq!(run.via, ["wifi", "lte"]);
             assert!(run.strict);
             assert_eq!(run.wait, Some(Some(Duration::from_secs(30))));
             assert_eq!(run.command, ["curl", "-4", "--json", "x"]);
         }
         let line = "steer run --via wifi --wait -- true";
-        let Some(Command::Run(run)) = parse(line).unwrap().command else { panic!("{line}") };
+        let Some(Command::Run(run)) = parse(line).unwrap().command else {
+            panic!("{line}")
+        };
         assert_eq!(run.wait, Some(None));
         let line = "steer run --via wifi true";
-        let Some(Command::Run(run)) = parse(line).unwrap().command else { panic!("{line}") };
+        let Some(Command::Run(run)) = parse(line).unwrap().command else {
+            panic!("{line}")
+        };
         assert_eq!(run.wait, None);
-        assert_eq!(refused("steer run --via wifi"), ErrorKind::MissingRequiredArgument);
-        assert_eq!(refused("steer run -- true"), ErrorKind::MissingRequiredArgument);
-        assert_eq!(refused("steer run --via a --wait=30 true"), ErrorKind::ValueValidation);
+        assert_eq!(
+            refused("steer run --via wifi"),
+            ErrorKind::MissingRequiredArgument
+        );
+        assert_eq!(
+            refused("steer run -- true"),
+            ErrorKind::MissingRequiredArgument
+        );
+        assert_eq!(
+            refused("steer run --via a --wait=30 true"),
+            ErrorKind::ValueValidation
+        );
     }
 
     #[test]
     fn policy_set_wants_one_kind_of_match_and_a_wish() {
         let line = "steer policy set web --cgroup a b --via wifi,lte --otherwise next \
                     --local-networks steer --priority -3 --save -j";
-        let Some(Command::Policy { command: Some(PolicyCommand::Set(set)) }) =
-            parse(line).unwrap().command
+        let Some(Command::Policy {
+            command: Some(PolicyCommand::Set(set)),
+            ..
+        }) = parse(line).unwrap().command
         else {
             panic!("{line}")
         };
@@ -321,11 +361,26 @@ mod tests {
         assert!(parse("steer policy set web --pid 7 --otherwise block").is_ok());
         assert!(parse("steer policy set web --unit a.service b.service --via x").is_ok());
         for (line, kind) in [
-            ("steer policy set web --via x", ErrorKind::MissingRequiredArgument),
-            ("steer policy set web --pid 7", ErrorKind::MissingRequiredArgument),
-            ("steer policy set web --pid 7 --unit a --via x", ErrorKind::ArgumentConflict),
-            ("steer policy set web --pid -7 --via x", ErrorKind::UnknownArgument),
-            ("steer policy set web --pid 7 --otherwise maybe", ErrorKind::InvalidValue),
+            (
+                "steer policy set web --via x",
+                ErrorKind::MissingRequiredArgument,
+            ),
+            (
+                "steer policy set web --pid 7",
+                ErrorKind::MissingRequiredArgument,
+            ),
+            (
+                "steer policy set web --pid 7 --unit a --via x",
+                ErrorKind::ArgumentConflict,
+            ),
+            (
+                "steer policy set web --pid -7 --via x",
+                ErrorKind::UnknownArgument,
+            ),
+            (
+                "steer policy set web --pid 7 --otherwise maybe",
+                ErrorKind::InvalidValue,
+            ),
             ("steer policy set", ErrorKind::MissingRequiredArgument),
         ] {
             assert_eq!(refused(line), kind, "{line}");
@@ -337,8 +392,16 @@ mod tests {
         assert_eq!(time("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(time("5m"), Ok(Duration::from_secs(300)));
         assert_eq!(time("1h"), Ok(Duration::from_secs(3600)));
-        for bad in ["", "5", "s", "-5s", "5 s", "5d", "99999999999999999999s", "9223372036854775s"]
-        {
+        for bad in [
+            "",
+            "5",
+            "s",
+            "-5s",
+            "5 s",
+            "5d",
+            "99999999999999999999s",
+            "9223372036854776s",
+        ] {
             assert!(time(bad).is_err(), "{bad}");
         }
         assert!(time("9223372036854775807ms").is_ok());

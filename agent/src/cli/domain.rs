@@ -33,7 +33,10 @@ pub(super) fn show(socket: &Path, name: String, json: bool) -> anyhow::Result<()
     page.facts(vec![
         ("domain", domain.name.as_str().into()),
         ("alias", domain.alias.as_deref().unwrap_or_default().into()),
-        ("origin", format!("{:?}", domain.origin).to_lowercase().into()),
+        (
+            "origin",
+            format!("{:?}", domain.origin).to_lowercase().into(),
+        ),
         ("interface", interface(&domain).into()),
         ("kind", domain.kind.as_str().into()),
         ("state", Cell::new(&state, look(&domain))),
@@ -52,7 +55,11 @@ pub(super) const NONE: &str = "no domains: no interface has a default route or a
 /// All domains, one a line.
 pub(super) fn table(page: &mut Page, domains: &[DomainView]) {
     let rows = domains.iter().map(|domain| {
-        let about = if is_up(domain) { joined(&domain.addresses) } else { domain.reason.clone() };
+        let about = if is_up(domain) {
+            joined(&domain.addresses)
+        } else {
+            domain.reason.clone()
+        };
         vec![
             domain.name.as_str().into(),
             domain.interface.as_deref().unwrap_or("-").into(),
@@ -61,7 +68,10 @@ pub(super) fn table(page: &mut Page, domains: &[DomainView]) {
             about.into(),
         ]
     });
-    page.table(&["DOMAIN", "INTERFACE", "KIND", "STATE", "ADDRESSES"], rows.collect());
+    page.table(
+        &["DOMAIN", "INTERFACE", "KIND", "STATE", "ADDRESSES"],
+        rows.collect(),
+    );
 }
 
 fn is_up(domain: &DomainView) -> bool {

@@ -33,30 +33,37 @@ const NO_DOMAIN_FITS: u8 = 4;
 /// It cannot be done; [`exit_code`] tells what to exit with.
 pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     let socket = &cli.socket;
-    let json = |output: Output| cli.output.json || output.json;
+    // `-j` counts wherever it stands.
+    let json = |outputs: &[Output]| cli.output.json || outputs.iter().any(|output| output.json);
     match cli.command {
-        None => status::status(socket, cli.output.json),
-        Some(Command::Status(output)) => status::status(socket, json(output)),
+        None => status::status(socket, json(&[])),
+        Some(Command::Status(output)) => status::status(socket, json(&[output])),
         Some(Command::Agent(args)) => done(agent::agent(args, cli.socket)),
         Some(Command::Run(args)) => run::run(socket, args),
-        Some(Command::Policy { command }) => done(match command {
-            None => policy::list(socket, cli.output.json),
-            Some(PolicyCommand::List(output)) => policy::list(socket, json(output)),
-            Some(PolicyCommand::Show { name, output }) => policy::show(socket, name, json(output)),
+        Some(Command::Policy { output, command }) => done(match command {
+            None => policy::list(socket, json(&[output])),
+            Some(PolicyCommand::List(own)) => policy::list(socket, json(&[output, own])),
+            Some(PolicyCommand::Show { name, output: own }) => {
+                policy::show(socket, name, json(&[output, own]))
+            }
             Some(PolicyCommand::Set(args)) => {
-                let json = json(args.output);
+                let json = json(&[output, args.output]);
                 policy::set(socket, *args, json)
             }
-            Some(PolicyCommand::Unset { name, save, output }) => {
-                policy::unset(socket, name, save, json(output))
+            Some(PolicyCommand::Unset {
+                name,
+                save,
+                output: own,
+            }) => policy::unset(socket, name, save, json(&[output, own])),
+        }),
+        Some(Command::Domain { output, command }) => done(match command {
+            None => domain::list(socket, json(&[output])),
+            Some(DomainCommand::List(own)) => domain::list(socket, json(&[output, own])),
+            Some(DomainCommand::Show { name, output: own }) => {
+                domain::show(socket, name, json(&[output, own]))
             }
         }),
-        Some(Command::Domain { command }) => done(match command {
-            None => domain::list(socket, cli.output.json),
-            Some(DomainCommand::List(output)) => domain::list(socket, json(output)),
-            Some(DomainCommand::Show { name, output }) => domain::show(socket, name, json(output)),
-        }),
-        Some(Command::Detach(output)) => done(detach::detach(socket, json(output))),
+        Some(Command::Detach(output)) => done(detach::detach(socket, json(&[output]))),
     }
 }
 

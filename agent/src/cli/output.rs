@@ -48,7 +48,10 @@ pub(super) struct Cell {
 
 impl Cell {
     pub(super) fn new(text: &str, look: Look) -> Self {
-        Self { text: clean(text), look }
+        Self {
+            text: clean(text),
+            look,
+        }
     }
 }
 
@@ -112,20 +115,35 @@ impl Page {
 
     /// A table. Its last column takes what width is left.
     pub(super) fn table(&mut self, headings: &[&str], mut rows: Vec<Vec<Cell>>) {
-        rows.insert(0, headings.iter().map(|h| Cell::new(h, Look::Heading)).collect());
+        rows.insert(
+            0,
+            headings
+                .iter()
+                .map(|h| Cell::new(h, Look::Heading))
+                .collect(),
+        );
         self.rows(&rows);
     }
 
     fn rows(&mut self, rows: &[Vec<Cell>]) {
         let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns)
-            .map(|c| rows.iter().filter_map(|r| r.get(c)).map(|c| length(&c.text)).max())
+            .map(|c| {
+                rows.iter()
+                    .filter_map(|r| r.get(c))
+                    .map(|c| length(&c.text))
+                    .max()
+            })
             .map(|width| width.unwrap_or(0))
             .collect();
         let indent: usize = widths.iter().rev().skip(1).map(|width| width + GAP).sum();
-        let left = self.width.map(|width| width.saturating_sub(indent).max(LEAST));
+        let left = self
+            .width
+            .map(|width| width.saturating_sub(indent).max(LEAST));
         for row in rows {
-            let Some((last, first)) = row.split_last() else { continue };
+            let Some((last, first)) = row.split_last() else {
+                continue;
+            };
             for (cell, width) in first.iter().zip(&widths) {
                 self.paint(&cell.text, cell.look);
                 let pad = width + GAP - length(&cell.text);
@@ -205,7 +223,9 @@ fn length(text: &str) -> usize {
 
 /// Breaks a text between words; a word longer than the width stays whole, so that it can be copied.
 fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
-    let Some(width) = width else { return vec![text.to_owned()] };
+    let Some(width) = width else {
+        return vec![text.to_owned()];
+    };
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         let line = lines.last().map_or(0, |line| length(line));
@@ -224,8 +244,11 @@ fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
 
 /// Width of the terminal, but not more than reads well.
 fn terminal_width() -> usize {
-    let told = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
-    told.filter(|&width: &usize| width >= 40).map_or(WIDTH, |width| width.min(WIDTH))
+    let told = std::env::var("COLUMNS")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    told.filter(|&width: &usize| width >= 40)
+        .map_or(WIDTH, |width| width.min(WIDTH))
 }
 
 #[cfg(test)]
@@ -233,12 +256,20 @@ mod tests {
     use super::*;
 
     fn page(width: Option<usize>, colour: bool) -> Page {
-        Page { text: String::new(), colour, width }
+        Page {
+            text: String::new(),
+            colour,
+            width,
+        }
     }
 
     fn rows() -> Vec<Vec<Cell>> {
         vec![
-            vec!["web".into(), Cell::new("up", Look::Good), "one two three four five six".into()],
+            vec![
+                "web".into(),
+                Cell::new("up", Look::Good),
+                "one two three four five six".into(),
+            ],
             vec!["a-longer-name".into(), "down".into(), "".into()],
         ]
     }
@@ -268,12 +299,19 @@ mod tests {
     fn colour_does_not_disturb_the_columns() {
         let mut page = page(None, true);
         page.table(&["NAME", "STATE", "REASON"], rows());
-        assert!(page.text.contains("\x1b[32mup\x1b[0m     one"), "{}", page.text);
+        assert!(
+            page.text.contains("\x1b[32mup\x1b[0m     one"),
+            "{}",
+            page.text
+        );
     }
 
     #[test]
     fn names_cannot_control_the_terminal() {
-        assert_eq!(clean("a\x1b[31m\n\u{202e}b\u{9b}"), "a\\u{1b}[31m\\n\\u{202e}b\\u{9b}");
+        assert_eq!(
+            clean("a\x1b[31m\n\u{202e}b\u{9b}"),
+            "a\\u{1b}[31m\\n\\u{202e}b\\u{9b}"
+        );
         assert_eq!(clean("größe 100 €"), "größe 100 €");
         let mut page = page(None, false);
         page.facts(vec![("name", "x\x07".into()), ("nothing", "".into())]);

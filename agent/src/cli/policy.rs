@@ -45,7 +45,10 @@ pub(super) fn set(socket: &Path, args: PolicySetArgs, json: bool) -> anyhow::Res
 }
 
 pub(super) fn unset(socket: &Path, name: String, save: bool, json: bool) -> anyhow::Result<()> {
-    let unset = UnsetPolicy { name, save: save.then_some(true) };
+    let unset = UnsetPolicy {
+        name,
+        save: save.then_some(true),
+    };
     connect(socket)?.call(&unset)?;
     if json {
         return print_json(&json!({ "removed": unset.name }));
@@ -84,10 +87,24 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
         return print_json(policy);
     }
     let mut page = Page::new();
-    let DecisionView { source4, source6, reason, candidates, .. } = &policy.decision;
+    let DecisionView {
+        source4,
+        source6,
+        reason,
+        candidates,
+        ..
+    } = &policy.decision;
     let sources: Vec<String> = source4.iter().chain(source6).cloned().collect();
-    let priority = if policy.priority == 0 { String::new() } else { policy.priority.to_string() };
-    let kept = if policy.saved { "in a file" } else { "until the host restarts" };
+    let priority = if policy.priority == 0 {
+        String::new()
+    } else {
+        policy.priority.to_string()
+    };
+    let kept = if policy.saved {
+        "in a file"
+    } else {
+        "until the host restarts"
+    };
     let quarantined = policy.quarantined.as_deref().unwrap_or_default();
     page.facts(vec![
         ("policy", policy.name.as_str().into()),
@@ -112,7 +129,11 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
             } else {
                 "not taken".into()
             };
-            vec![candidate.domain.as_str().into(), taken, candidate.reason.as_str().into()]
+            vec![
+                candidate.domain.as_str().into(),
+                taken,
+                candidate.reason.as_str().into(),
+            ]
         });
         page.table(&["CANDIDATE", "", "REASON"], rows.collect());
     }
@@ -124,7 +145,12 @@ fn decision(policy: &PolicyView) -> String {
     if policy.quarantined.is_some() {
         return "not in force".to_owned();
     }
-    let DecisionView { verdict, domain, interface, .. } = &policy.decision;
+    let DecisionView {
+        verdict,
+        domain,
+        interface,
+        ..
+    } = &policy.decision;
     match (verdict, domain, interface) {
         (Verdict::Steer, Some(domain), Some(interface)) if domain != interface => {
             format!("steer by {domain} ({interface})")

@@ -55,9 +55,10 @@ pub(super) fn run(socket: &Path, args: RunArgs) -> anyhow::Result<ExitCode> {
     let (wait_ms, patience) = match args.wait {
         None => (None, Some(PATIENCE)),
         Some(None) => (Some(-1), None),
-        Some(Some(time)) => {
-            (Some(i64::try_from(time.as_millis()).unwrap_or(i64::MAX)), time.checked_add(PATIENCE))
-        }
+        Some(Some(time)) => (
+            Some(i64::try_from(time.as_millis()).unwrap_or(i64::MAX)),
+            time.checked_add(PATIENCE),
+        ),
     };
     let run = Run {
         via: args.via,
@@ -67,7 +68,9 @@ pub(super) fn run(socket: &Path, args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     let not_started = || format!("{} was not started", name.display());
     let mut client = connect(socket).with_context(not_started)?;
-    client.call_within(&run, patience).with_context(not_started)?;
+    client
+        .call_within(&run, patience)
+        .with_context(not_started)?;
     drop(client);
 
     warn_of_sudo();
@@ -99,7 +102,11 @@ fn find(name: &OsStr, path: Option<OsString>) -> Result<PathBuf, Error> {
             }
         }
     }
-    Err(if other { Error::NotExecutable(shown()) } else { Error::NotFound(shown()) })
+    Err(if other {
+        Error::NotExecutable(shown())
+    } else {
+        Error::NotFound(shown())
+    })
 }
 
 enum State {
@@ -122,7 +129,10 @@ fn state(file: &Path) -> State {
 
 /// The command line as the agent shows it.
 fn shown(command: &[OsString]) -> String {
-    let words: Vec<String> = command.iter().map(|word| word.display().to_string()).collect();
+    let words: Vec<String> = command
+        .iter()
+        .map(|word| word.display().to_string())
+        .collect();
     words.join(" ").chars().take(SHOWN).collect()
 }
 
@@ -130,7 +140,9 @@ fn shown(command: &[OsString]) -> String {
 fn warn_of_sudo() {
     if let Ok(user) = std::env::var("SUDO_USER") {
         let user = clean(&user);
-        eprintln!("steer: the command runs as root, not as {user} (sudo -u {user} runs it as that)");
+        eprintln!(
+            "steer: the command runs as root, not as {user} (sudo -u {user} runs it as that)"
+        );
     }
 }
 
@@ -145,7 +157,11 @@ mod tests {
     fn a_command_is_found_as_a_shell_finds_it() {
         let directory = tempfile::tempdir().unwrap();
         let [first, second] = ["first", "second"].map(|name| directory.path().join(name));
-        for (file, mode) in [("first/text", 0o644), ("first/both", 0o644), ("second/both", 0o755)] {
+        for (file, mode) in [
+            ("first/text", 0o644),
+            ("first/both", 0o644),
+            ("second/both", 0o755),
+        ] {
             let file = directory.path().join(file);
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             fs::write(&file, "").unwrap();

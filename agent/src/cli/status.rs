@@ -39,9 +39,10 @@ pub(super) fn status(socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
 fn page(status: &StatusView) -> Page {
     let mut page = Page::new();
     let agent = match (status.agent_running, &status.since) {
-        (true, Some(since)) => {
-            Cell::new(&format!("running since {since}, version {}", status.version), Look::Good)
-        }
+        (true, Some(since)) => Cell::new(
+            &format!("running since {since}, version {}", status.version),
+            Look::Good,
+        ),
         (true, None) => Cell::new(&format!("running, version {}", status.version), Look::Good),
         (false, _) => Cell::new(
             "not running; what follows was left in force by the last one, and does not follow \

@@ -170,6 +170,11 @@ impl Media {
         medium
     }
 
+    /// Forgets all links but those that `is_there`.
+    pub(super) fn keep(&mut self, is_there: impl Fn(IfIndex) -> bool) {
+        self.known.retain(|index, _| is_there(*index));
+    }
+
     /// Forgets a link that is gone: its index may come again for another.
     pub(super) fn forget(&mut self, index: IfIndex) {
         self.known.remove(&index);

@@ -2,10 +2,10 @@
 //!
 //! The kernel does not tell all it does. What it leaves out is read again:
 //!
-//! - IPv4 routes over a link that goes down, or with the source address that is deleted, vanish
-//!   without `RTM_DELROUTE` (`fib_sync_down_dev`, `fib_sync_down_addr`); so do IPv6 routes where
-//!   `net.ipv6.route.skip_notify_on_dev_down` is set, and an IPv6 route loses its preferred source
-//!   in silence (`fib6_remove_prefsrc`).
+//! - IPv4 routes over a link that goes down vanish without `RTM_DELROUTE` (`fib_sync_down_dev`), and
+//!   on kernels before 6.7 those with a preferred source that is deleted (`fib_sync_down_addr`). So
+//!   do IPv6 routes where `net.ipv6.route.skip_notify_on_dev_down` is set, and an IPv6 route loses
+//!   its preferred source in silence (`fib6_remove_prefsrc`).
 //! - `RTM_NEWROUTE` with `NLM_F_REPLACE` does not name what it replaced; an IPv6 route may have
 //!   become a next hop of another.
 //! - A nexthop object may change or vanish under its routes.
@@ -304,6 +304,7 @@ impl Mirror {
         rules: Vec<ForeignRule>,
     ) {
         self.links = links.into_iter().map(|link| (link.index, link)).collect();
+        self.media.keep(|index| self.links.contains_key(&index));
         self.addresses = by_ip(addresses);
         self.routes = by_key(routes);
         self.rules = rules.into_iter().collect();

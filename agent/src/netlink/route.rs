@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Once;
 
 use ipnet::IpNet;
 use steer_core::ids::{IfIndex, TableId};
@@ -121,10 +122,13 @@ impl RouteMessage {
         }
         if hops.is_empty() {
             if next_hop_object && hop.interface.is_none() && kind == libc::RTN_UNICAST {
-                tracing::warn!(
-                    "a route to {to:?}/{to_len} in table {table} names a nexthop object only \
-                     (net.ipv4.nexthop_compat_mode is 0); it is not seen"
-                );
+                static TOLD: Once = Once::new();
+                TOLD.call_once(|| {
+                    tracing::warn!(
+                        "a route names a nexthop object only (net.ipv4.nexthop_compat_mode is 0); \
+                         routes of this sort are not seen"
+                    );
+                });
             }
             hops.push(hop);
         }

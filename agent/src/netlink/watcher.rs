@@ -134,8 +134,11 @@ impl Watcher {
                 .recv(&mut self.buffer, libc::MSG_TRUNC)
             {
                 Ok(len) if len > self.buffer.len() => self.overrun(),
-                // What is read while everything is to be read again was told before the dump.
-                Ok(_) if self.batch.stale.all => {}
+                // The dump to come says what these would have said, but of the agent's own objects.
+                Ok(_) if self.batch.stale.all => {
+                    self.batch.own_rule = true;
+                    self.batch.own_route = true;
+                }
                 Ok(_) => {
                     for message in messages(&self.buffer) {
                         self.mirror.apply(&message, &mut self.batch);

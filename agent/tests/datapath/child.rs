@@ -219,6 +219,26 @@ fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<Str
             done(send_by(descriptor(name), interface, target, text))
         }
         ["packet", name, interface] => done(packet(descriptor(name), interface)),
+        // Loops of their own, so that measurements are not of this conversation.
+        ["loop-connect", family, kind, target, times] => {
+            for _ in 0..times.parse::<u32>().unwrap() {
+                run(sockets, &["open", "loop", family, kind])?;
+                run(sockets, &["connect", "loop", target])?;
+            }
+            Ok(String::new())
+        }
+        ["loop-send", name, target, times] => {
+            for _ in 0..times.parse::<u32>().unwrap() {
+                run(sockets, &["send", name, target, "x"])?;
+            }
+            Ok(String::new())
+        }
+        ["loop-set", name, times] => {
+            for _ in 0..times.parse::<u32>().unwrap() {
+                run(sockets, &["set", name, "1", "7", "65536"])?;
+            }
+            Ok(String::new())
+        }
         ["move", cgroup] => {
             fs::write(Path::new(cgroup).join("cgroup.procs"), "0")?;
             Ok(String::new())

@@ -6,7 +6,7 @@ use steer_common::{cgroup_flags, guard_reason, policy_flags::STRICT};
 use crate::{
     child::Child,
     flows::steered,
-    lab::{BLOCKED, Lab, SERVER4, SERVER6, TWO, id, ifindex},
+    lab::{BLOCKED, Lab, SERVER4, SERVER6, TWO, id, ifindex, ip},
     peer::{Capture, Tcp, Udp, eventually},
 };
 
@@ -149,26 +149,54 @@ fn drops_are_told_with_their_reason() {
 }
 
 #[test]
-fn parts_of_the_domains_interface_let_pass_what_it_let_pass() {
+fn a_port_of_the_domains_bridge_lets_pass_what_the_bridge_let_pass() {
     guarded(|lab, child| {
-        crate::lab::ip("link add link h2 name v2 type vlan id 7");
-        crate::lab::ip("addr add 10.0.7.2/24 dev v2");
-        crate::lab::ip("link set v2 up");
-        crate::lab::ip("route add default via 10.0.7.1 dev v2 table 102 metric 1 src 10.0.7.2");
-        crate::lab::ip("rule add from 10.0.7.2 lookup 102 pref 1000");
+        ip("addr flush dev h2");
+        ip("link add b2 type bridge");
+        ip("link set h2 master b2");
+        ip("addr add 10.0.2.2/24 dev b2");
+        ip("link set b2 up");
+        ip("-4 route add default via 10.0.2.1 dev b2 src 10.0.2.2 table 102");
+        on_interface(lab, "b2");
+        let server = Udp::new(lab);
+        child.must(&["open s inet dgram", &format!("send s {SERVER4}:{} bridged", server.port)]);
+        assert_eq!(server.next(), ("bridged".to_owned(), "10.0.2.2".parse().unwrap()));
+        assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 0);
+        // The port itself is not the domain.
+        child.must(&["open p packet raw"]);
+        child.ask("packet p h2");
+        assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 1);
+    });
+}
+
+#[test]
+fn the_carrier_of_the_domains_tunnel_lets_pass_what_the_tunnel_let_pass() {
+    guarded(|lab, child| {
+        ip("link add x2 type vxlan id 7 remote 10.0.1.1 local 10.0.1.2 dstport 4789 dev h1");
+        ip("addr add 10.0.7.2/24 dev x2");
+        ip("link set x2 up");
+        ip("-4 route replace default via 10.0.7.1 dev x2 src 10.0.7.2 table 102");
+        ip("rule add from 10.0.7.2 lookup 102 pref 1000");
         lab.in_peer(|| {
-            crate::lab::ip("link add link p2 name w2 type vlan id 7");
-            crate::lab::ip("addr add 10.0.7.1/24 dev w2");
-            crate::lab::ip("link set w2 up");
+            ip("link add y2 type vxlan id 7 remote 10.0.1.2 local 10.0.1.1 dstport 4789 dev p1");
+            ip("addr add 10.0.7.1/24 dev y2");
+            ip("link set y2 up");
         });
         let mut entry = lab.maps().domains.get(TWO).unwrap();
-        entry.ifindex = ifindex("v2");
         entry.source4 = [10, 0, 7, 2];
         lab.maps().domains.set(TWO, &entry).unwrap();
-        lab.datapath().set_guard(ifindex("v2"), true).unwrap();
+        on_interface(lab, "x2");
         let server = Udp::new(lab);
-        child.must(&["open s inet dgram", &format!("send s {SERVER4}:{} tagged", server.port)]);
-        assert_eq!(server.next(), ("tagged".to_owned(), "10.0.7.2".parse().unwrap()));
+        child.must(&["open s inet dgram", &format!("send s {SERVER4}:{} tunnelled", server.port)]);
+        assert_eq!(server.next(), ("tunnelled".to_owned(), "10.0.7.2".parse().unwrap()));
         assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 0);
     });
+}
+
+/// Moves domain `TWO` to another interface, with a guard of its own.
+fn on_interface(lab: &mut Lab, name: &str) {
+    let mut entry = lab.maps().domains.get(TWO).unwrap();
+    entry.ifindex = ifindex(name);
+    lab.maps().domains.set(TWO, &entry).unwrap();
+    lab.datapath().set_guard(ifindex(name), true).unwrap();
 }

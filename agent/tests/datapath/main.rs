@@ -4,6 +4,7 @@
 
 mod cgroups;
 mod child;
+mod costs;
 mod flows;
 mod guard;
 mod lab;

@@ -95,7 +95,10 @@ impl Toolchain {
             command.args(["-Z", "build-std=core"]);
         }
         // Cargo tells its children its own compiler, which is another one.
-        command.env_remove("RUSTC").env_remove("RUSTDOC");
+        command
+            .env_remove("RUSTC")
+            .env_remove("RUSTDOC")
+            .env_remove("CARGO_TERM_QUIET");
         crate::cargo::without_own_package(&mut command);
         self.apply(&mut command)?;
         Ok(command)

@@ -60,7 +60,12 @@ pub(crate) fn address(interface: u32, net: &str) -> Address {
     }
 }
 
-pub(crate) fn route(interface: u32, destination: &str, gateway: Option<&str>, metric: u32) -> Route {
+pub(crate) fn route(
+    interface: u32,
+    destination: &str,
+    gateway: Option<&str>,
+    metric: u32,
+) -> Route {
     Route {
         table: TableId(254),
         destination: destination.parse().unwrap(),
@@ -87,7 +92,12 @@ pub(crate) fn add_uplink(network: &mut Network, index: u32, name: &str) {
     }
     for route in [
         route(index, &format!("192.0.{index}.0/24"), None, 0),
-        route(index, "0.0.0.0/0", Some(&format!("192.0.{index}.1")), 100 + index),
+        route(
+            index,
+            "0.0.0.0/0",
+            Some(&format!("192.0.{index}.1")),
+            100 + index,
+        ),
         route(index, &format!("2001:db8:{index}::/64"), None, 256),
         route(index, "fe80::/64", None, 256),
         route(index, "::/0", Some("fe80::1"), 100 + index),
@@ -126,11 +136,23 @@ pub(crate) fn removed(id: u64) -> Event {
 pub(crate) fn policy(policy: &str, cgroup: &str, uses: &[&str]) -> Policy {
     let pattern = CgroupPattern::new(cgroup).unwrap();
     let uses = uses.iter().copied().map(name).collect();
-    Policy::new(name(policy), Origin::User, vec![Match::Cgroup(pattern)], uses, false)
+    Policy::new(
+        name(policy),
+        Origin::User,
+        vec![Match::Cgroup(pattern)],
+        uses,
+        false,
+    )
 }
 
 pub(crate) fn strict(policy: Policy) -> Policy {
-    Policy::new(policy.name, policy.origin, policy.matches, policy.use_, true)
+    Policy::new(
+        policy.name,
+        policy.origin,
+        policy.matches,
+        policy.use_,
+        true,
+    )
 }
 
 pub(crate) fn config(text: &str) -> Config {

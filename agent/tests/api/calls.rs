@@ -1,0 +1,335 @@
+//! Calls as they should be, and the socket that they come by.
+
+use std::fs;
+use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::mpsc as std_mpsc;
+
+use serde_json::json;
+use steer::api::INTERFACE;
+use steer::api::client::{self, Client};
+use steer::api::error::ApiError;
+use steer::api::methods::{
+    ListDomains, ListPolicies, Reply, Request, Run, SetPolicy, ShowDomain, ShowPolicy, Status,
+    UnsetPolicy,
+};
+use steer::api::server::{self, Server};
+use steer::api::types::Otherwise;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use crate::fake::{Agent, DEADLINE, agreeable, candidate, domain, policy, status};
+
+#[test]
+fn every_method_makes_the_round_trip() {
+    let agent = Agent::start(agreeable);
+    let mut client = agent.client();
+
+    let set = SetPolicy {
+        name: "web".to_owned(),
+        cgroup: vec!["a".to_owned()],
+        use_: vec!["lte".to_owned()],
+        otherwise: Some(Otherwise::Next),
+        ..SetPolicy::default()
+    };
+    let answer = client.call(&set).unwrap().policy;
+    assert_eq!(
+        (answer.name.as_str(), answer.use_),
+        ("web", vec!["lte".to_owned()])
+    );
+
+    let name = || "web".to_owned();
+    client
+        .call(&UnsetPolicy {
+            name: name(),
+            save: Some(true),
+        })
+        .unwrap();
+    assert_eq!(
+        client.call(&ShowPolicy { name: name() }).unwrap().policy,
+        policy("web")
+    );
+    assert_eq!(
+        client.call(&ShowDomain { name: name() }).unwrap().domain,
+        domain("web")
+    );
+    assert_eq!(client.call(&Status {}).unwrap().status, status());
+
+    let run = Run {
+        via: vec!["lte".to_owned()],
+        command: "curl".to_owned(),
+        ..Run::default()
+    };
+    let answer = client.call(&run).unwrap();
+    assert_eq!(
+        (answer.policy.as_str(), answer.domain.as_deref()),
+        ("curl", Some("lte"))
+    );
+
+    let policies = client.call(&ListPolicies {}).unwrap().policies;
+    assert_eq!(policies, [policy("mail"), policy("web")], "sorted by name");
+    let domains = client.call(&ListDomains {}).unwrap().domains;
+    assert_eq!(domains, [domain("lte"), domain("wifi")], "sorted by name");
+}
+
+#[test]
+fn errors_arrive_as_they_were_sent() {
+    let reason = || "because".to_owned();
+    let name = || "web".to_owned();
+    let errors = [
+        ApiError::NoDomainFits {
+            policy: Some(name()),
+            reason: reason(),
+            candidates: vec![candidate("wifi", false)],
+        },
+        ApiError::NoDomainFits {
+            policy: None,
+            reason: reason(),
+            candidates: Vec::new(),
+        },
+        ApiError::NoSuchPolicy { name: name() },
+        ApiError::NoSuchDomain { name: name() },
+        ApiError::InvalidArgument {
+            field: name(),
+            reason: reason(),
+        },
+        ApiError::NotPermitted { reason: reason() },
+        ApiError::Failed { reason: reason() },
+        ApiError::Busy { reason: reason() },
+    ];
+    let mut left = errors.clone().into_iter();
+    let agent = Agent::start(move |call| {
+        drop(call.reply.send(Err(left.next().unwrap())));
+    });
+    let mut client = agent.client();
+    for expected in errors {
+        match client.call(&Status {}) {
+            Err(client::Error::Api(error)) => assert_eq!(error, expected),
+            other => panic!("{other:?} instead of {expected:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_long_answer_arrives_whole_and_fast() {
+    let agent = Agent::start(|call| {
+        let many = (0..20_000).map(|i| policy(&format!("{i:05}"))).collect();
+        drop(call.reply.send(Ok(Reply::Policies(many))));
+    });
+    let policies = agent.client().call(&ListPolicies {}).unwrap().policies;
+    assert_eq!(policies.len(), 20_000);
+}
+
+#[test]
+fn only_root_is_served() {
+    let agent = Agent::start(agreeable);
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&agent.path()), 0o600);
+
+    let connect_as_nobody = || {
+        let path = agent.path();
+        std::thread::spawn(move || {
+            // SAFETY: three numbers; the raw call changes this thread's ids alone.
+            let changed = unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) };
+            assert_eq!(changed, 0);
+            Client::connect(&path).map(|mut client| client.call(&Status {}))
+        })
+        .join()
+        .unwrap()
+    };
+    fs::set_permissions(agent.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(matches!(
+        connect_as_nobody(),
+        Err(client::Error::NotPermitted(_))
+    ));
+
+    // Even if the file's mode lets it in.
+    fs::set_permissions(agent.path(), fs::Permissions::from_mode(0o666)).unwrap();
+    match connect_as_nobody() {
+        Ok(Err(client::Error::Api(ApiError::NotPermitted { .. }))) => {}
+        other => panic!("{other:?}"),
+    }
+    agent.assert_serves();
+}
+
+#[test]
+fn the_agent_learns_who_calls() {
+    let (tell, told) = std_mpsc::channel();
+    let agent = Agent::start(move |call| {
+        tell.send(call.caller.clone()).unwrap();
+        agreeable(call);
+    });
+    agent.assert_serves();
+    let caller = told.recv_timeout(DEADLINE).unwrap();
+    let own = i32::try_from(std::process::id()).unwrap();
+    assert_eq!(
+        (caller.pid, caller.uid, caller.gid),
+        (own, 0, nix::unistd::getegid().as_raw())
+    );
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&*caller.pidfd);
+    let about = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+    assert!(about.contains(&format!("Pid:\t{own}\n")), "{about}");
+}
+
+#[test]
+fn the_agent_learns_that_a_caller_has_gone() {
+    let (tell, told) = std_mpsc::channel();
+    let agent = Agent::start(move |call| match call.request {
+        Request::Run(_) => tell.send(call.reply).unwrap(),
+        _ => agreeable(call),
+    });
+    let mut peer = agent.peer();
+    let call = json!({"method": format!("{INTERFACE}.Run"),
+                      "parameters": {"via": ["lte"], "command": "curl"}});
+    peer.send(format!("{call}\0").as_bytes());
+    let mut reply = told.recv_timeout(DEADLINE).unwrap();
+    agent.assert_serves();
+    assert!(!reply.is_closed());
+    drop(peer);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        tokio::time::timeout(DEADLINE, reply.closed())
+            .await
+            .unwrap()
+    });
+    agent.assert_serves();
+}
+
+#[test]
+fn calls_in_one_write_are_answered_in_order_and_after_a_half_close() {
+    let agent = Agent::start(agreeable);
+    let mut peer = agent.peer();
+    let show = |name: &str| {
+        format!(
+            "{{\"method\":\"{INTERFACE}.ShowPolicy\",\"parameters\":{{\"name\":\"{name}\"}}}}\0"
+        )
+    };
+    peer.send(format!("{}{}{}", show("a"), show("b"), show("c")).as_bytes());
+    peer.0.get_ref().shutdown(Shutdown::Write).unwrap();
+    for name in ["a", "b", "c"] {
+        assert_eq!(
+            peer.answer().unwrap()["parameters"]["policy"]["name"],
+            json!(name)
+        );
+    }
+    assert_eq!(peer.answer(), None);
+}
+
+#[test]
+fn a_oneway_call_is_done_and_not_answered() {
+    let agent = Agent::start(agreeable);
+    let mut peer = agent.peer();
+    peer.send(format!("{{\"method\":\"{INTERFACE}.Status\",\"oneway\":true}}\0").as_bytes());
+    let answer = peer.call("ShowPolicy", &json!({"name": "web"}));
+    assert_eq!(answer["parameters"]["policy"]["name"], json!("web"));
+}
+
+#[test]
+fn the_interface_describes_itself_to_other_implementations() {
+    use zlink::varlink_service::Proxy;
+
+    let agent = Agent::start(agreeable);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut connection = zlink::tokio::unix::connect(agent.path()).await.unwrap();
+        let info = connection.get_info().await.unwrap().unwrap();
+        assert_eq!(info.product, "steer");
+        assert_eq!(info.version, env!("CARGO_PKG_VERSION"));
+        assert!(info.interfaces.iter().any(|i| *i == INTERFACE));
+
+        let name = || INTERFACE.try_into().unwrap();
+        let told = connection
+            .get_interface_description(name())
+            .await
+            .unwrap()
+            .unwrap();
+        let file = include_str!("../../src/api/net.steer.Agent.varlink");
+        assert_eq!(
+            told.as_raw().unwrap(),
+            file,
+            "net.steer.Agent.varlink is not what is served"
+        );
+        let interface = told.parse().unwrap();
+        assert_eq!(interface.methods().count(), 8);
+        assert_eq!(interface.errors().count(), 7);
+
+        let own = "org.varlink.service".try_into().unwrap();
+        let told = connection
+            .get_interface_description(own)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(told.parse().unwrap().methods().count(), 2);
+        let other = "org.example.nothing".try_into().unwrap();
+        let refused = connection.get_interface_description(other).await;
+        assert!(
+            matches!(refused, Err(zlink::Error::VarlinkService(_))),
+            "{refused:?}"
+        );
+    });
+}
+
+#[test]
+fn two_agents_do_not_share_a_socket_and_a_dead_one_leaves_none_behind() {
+    let bind = |path: &Path| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let (calls, _called) = mpsc::channel(1);
+        let bound = runtime.block_on(async { Server::bind(path, calls) });
+        bound.map(drop)
+    };
+    let agent = Agent::start(agreeable);
+    assert!(matches!(bind(&agent.path()), Err(server::Error::Taken(_))));
+    agent.assert_serves();
+
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("new/agent.sock");
+    bind(&path).unwrap();
+    assert!(!path.exists(), "the socket goes with the server");
+
+    // Left by an agent that was killed: nobody listens.
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    bind(&path).unwrap();
+
+    // Somebody else's.
+    let other = UnixListener::bind(&path).unwrap();
+    assert!(matches!(bind(&path), Err(server::Error::Taken(_))));
+    drop(other);
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "precious").unwrap();
+    assert!(matches!(bind(&path), Err(server::Error::NoSocket(_))));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+}
+
+#[test]
+fn an_agent_that_is_not_there_is_told_from_one_that_fails() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("agent.sock");
+    assert!(matches!(
+        Client::connect(&path),
+        Err(client::Error::NotRunning(_))
+    ));
+    let listener = UnixListener::bind(&path).unwrap();
+    drop(listener);
+    assert!(matches!(
+        Client::connect(&path),
+        Err(client::Error::NotRunning(_))
+    ));
+
+    let agent = Agent::start(drop);
+    match agent.client().call(&Status {}) {
+        Err(client::Error::Api(ApiError::Failed { .. })) => {}
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,234 @@
+//! A server, a stand-in for the agent's loop behind it, and a caller that speaks bytes.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc as std_mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use steer::api::INTERFACE;
+use steer::api::client::Client;
+use steer::api::methods::{Reply, Request, RunReply, Status};
+use steer::api::server::{Call, Limits, Server};
+use steer::api::types::{
+    Candidate, DecisionView, DomainView, LocalNetworks, Origin, Otherwise, PolicyView, StatusView,
+    Verdict,
+};
+use tempfile::TempDir;
+use tokio::sync::{mpsc, oneshot};
+
+/// Longest that anything here may take.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A server whose calls are answered by a function.
+pub(crate) struct Agent {
+    pub(crate) directory: TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Agent {
+    pub(crate) fn start(answer: impl FnMut(Call) + Send + 'static) -> Self {
+        Self::start_with(Limits::default(), answer)
+    }
+
+    pub(crate) fn start_with(
+        limits: Limits,
+        mut answer: impl FnMut(Call) + Send + 'static,
+    ) -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "the API serves root alone: run this as root"
+        );
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("agent.sock");
+        let (stop, mut stopped) = oneshot::channel();
+        let (ready, is_ready) = std_mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let (calls, mut called) = mpsc::channel(8);
+                let server = Server::bind(&path, calls).unwrap().with_limits(limits);
+                ready.send(()).unwrap();
+                let mut serving = std::pin::pin!(server.run());
+                loop {
+                    tokio::select! {
+                        () = &mut serving => unreachable!("the server ended"),
+                        call = called.recv() => answer(call.unwrap()),
+                        _ = &mut stopped => return,
+                    }
+                }
+            });
+        });
+        is_ready.recv_timeout(DEADLINE).unwrap();
+        Self {
+            directory,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.directory.path().join("agent.sock")
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(&self.path()).unwrap()
+    }
+
+    pub(crate) fn peer(&self) -> Peer {
+        Peer::connect(&self.path())
+    }
+
+    /// Asks something that must always work.
+    pub(crate) fn assert_serves(&self) {
+        let status = self.client().call(&Status {}).unwrap().status;
+        assert!(status.agent_running);
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+/// A caller that speaks bytes.
+pub(crate) struct Peer(pub(crate) BufReader<UnixStream>);
+
+impl Peer {
+    pub(crate) fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.0.get_mut().write_all(bytes).unwrap();
+    }
+
+    /// The next answer; `None` when the server has closed the connection.
+    pub(crate) fn answer(&mut self) -> Option<Value> {
+        let mut text = Vec::new();
+        match self.0.read_until(0, &mut text) {
+            Ok(0) => return None,
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => return None,
+            Err(e) => panic!("no answer: {e}"),
+        }
+        assert_eq!(text.pop(), Some(0), "an answer was cut off");
+        Some(serde_json::from_slice(&text).unwrap())
+    }
+
+    pub(crate) fn call(&mut self, method: &str, parameters: &Value) -> Value {
+        let call = json!({"method": format!("{INTERFACE}.{method}"), "parameters": parameters});
+        let mut text = call.to_string().into_bytes();
+        text.push(0);
+        self.send(&text);
+        self.answer().unwrap()
+    }
+}
+
+pub(crate) fn policy(name: &str) -> PolicyView {
+    PolicyView {
+        name: name.to_owned(),
+        origin: Origin::Admin,
+        cgroup: vec!["app.slice/firefox.scope".to_owned()],
+        unit: Vec::new(),
+        use_: vec!["wifi".to_owned(), "lte".to_owned()],
+        strict: true,
+        otherwise: Otherwise::Block,
+        local_networks: LocalNetworks::Steer,
+        priority: -3,
+        saved: false,
+        cgroups: 2,
+        decision: DecisionView {
+            verdict: Verdict::Steer,
+            domain: Some("wifi".to_owned()),
+            interface: Some("wlan0".to_owned()),
+            source4: Some("192.0.2.7".to_owned()),
+            source6: None,
+            reason: "the first of `use` that is up".to_owned(),
+            candidates: vec![candidate("wifi", true)],
+        },
+        quarantined: None,
+    }
+}
+
+pub(crate) fn candidate(domain: &str, taken: bool) -> Candidate {
+    Candidate {
+        domain: domain.to_owned(),
+        taken,
+        reason: "it has no address".to_owned(),
+    }
+}
+
+pub(crate) fn domain(name: &str) -> DomainView {
+    DomainView {
+        name: name.to_owned(),
+        alias: Some("wlan0".to_owned()),
+        origin: Origin::Default,
+        interface: Some("wlan0".to_owned()),
+        ifindex: Some(3),
+        kind: "wlan".to_owned(),
+        state: "up".to_owned(),
+        reason: "it has carrier, an address and a route".to_owned(),
+        addresses: vec!["192.0.2.7".to_owned()],
+        gateways: vec!["192.0.2.1".to_owned()],
+        index: Some(1),
+        mark: Some("0x1000000".to_owned()),
+        table: Some(5301),
+    }
+}
+
+pub(crate) fn status() -> StatusView {
+    StatusView {
+        version: "0".to_owned(),
+        agent_running: true,
+        since: None,
+        cgroup_root: "/sys/fs/cgroup".to_owned(),
+        hooks: vec!["connect4".to_owned()],
+        guards: Vec::new(),
+        policies: vec![policy("web")],
+        domains: vec![domain("wifi")],
+        counters: BTreeMap::from([("steered".to_owned(), 7)]),
+        warnings: Vec::new(),
+    }
+}
+
+/// Answers everything as asked.
+pub(crate) fn agreeable(call: Call) {
+    let reply = match call.request {
+        Request::SetPolicy(p) => {
+            let use_ = p.use_;
+            Reply::Policy(Box::new(PolicyView {
+                use_,
+                ..policy(&p.name)
+            }))
+        }
+        Request::UnsetPolicy(_) => Reply::Done,
+        Request::ListPolicies => Reply::Policies(vec![policy("web"), policy("mail")]),
+        Request::ShowPolicy(p) => Reply::Policy(Box::new(policy(&p.name))),
+        Request::ListDomains => Reply::Domains(vec![domain("wifi"), domain("lte")]),
+        Request::ShowDomain(d) => Reply::Domain(Box::new(domain(&d.name))),
+        Request::Status => Reply::Status(Box::new(status())),
+        Request::Run(r) => Reply::Run(RunReply {
+            cgroup: "/steer/run-1".to_owned(),
+            policy: r.command,
+            domain: r.via.into_iter().next(),
+        }),
+    };
+    drop(call.reply.send(Ok(reply)));
+}

@@ -1,0 +1,83 @@
+//! What a run of each program costs. A measurement, not a test: run it by name, alone.
+
+use std::collections::BTreeMap;
+
+use aya::{programs::loaded_programs, sys::Stats};
+use steer_common::{CgroupEntry, PolicyEntry, policy_flags::STRICT};
+
+use crate::{
+    child::Child,
+    lab::{Lab, SERVER4, SERVER6, TWO, ifindex, on_a_new_host},
+    peer::{Tcp, Udp},
+};
+
+/// Runs and nanoseconds of each of our programs so far.
+fn totals() -> BTreeMap<String, (u64, u64)> {
+    let mut totals = BTreeMap::new();
+    for program in loaded_programs().flatten() {
+        if program.run_count() > 0 {
+            let name = program.name_as_str().unwrap_or_default().to_owned();
+            let total: &mut (u64, u64) = totals.entry(name).or_default();
+            total.0 += program.run_count();
+            total.1 += u64::try_from(program.run_time().as_nanos()).unwrap();
+        }
+    }
+    totals
+}
+
+fn report(what: &str, work: impl FnOnce()) {
+    let before = totals();
+    work();
+    println!("{what}:");
+    for (name, (runs, time)) in totals() {
+        let (runs_before, time_before) = before.get(&name).copied().unwrap_or_default();
+        let runs = runs - runs_before;
+        if runs >= 1_000 {
+            println!("  {name:14} {:4} ns ({runs} runs)", (time - time_before) / runs);
+        }
+    }
+}
+
+fn work(lab: &Lab, child: &mut Child) {
+    let udp = Udp::new(lab).port;
+    let tcp = Tcp::new(lab);
+    child.must(&[&format!("loop-connect inet dgram {SERVER4}:{udp} 20000")]);
+    child.must(&[&format!("loop-connect inet6 dgram [{SERVER6}]:{udp} 20000")]);
+    child.must(&["open s inet dgram", &format!("loop-send s {SERVER4}:{udp} 100000")]);
+    child.must(&["open s inet6 dgram", &format!("loop-send s [{SERVER6}]:{udp} 100000")]);
+    child.must(&["open s inet dgram", "loop-set s 100000"]);
+    child.must(&[&format!("loop-connect inet stream {SERVER4}:{} 50", tcp.port)]);
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn measure() {
+    on_a_new_host(|lab| {
+        let _counting = aya::sys::enable_stats(Stats::RunTime).unwrap();
+        lab.attach_all();
+        lab.write_domains();
+        let mut child = Child::start(&lab.group("none", 0));
+        report("no policy", || work(lab, &mut child));
+        lab.policy(1, TWO, 0);
+        let mut child = Child::start(&lab.group("app", 1));
+        report("steered", || work(lab, &mut child));
+        for interface in ["h1", "h2"] {
+            lab.datapath().set_guard(ifindex(interface), true).unwrap();
+        }
+        report("steered, with guards", || work(lab, &mut child));
+        lab.policy(1, TWO, STRICT);
+        report("strict, with guards", || work(lab, &mut child));
+        let mut child = Child::start(&lab.group("none2", 0));
+        report("no policy, with guards", || work(lab, &mut child));
+        let policies: Vec<_> =
+            (2..=100_000).map(|index| (index, PolicyEntry { choice: TWO, flags: 0 })).collect();
+        lab.maps().policies.set_all(&policies).unwrap();
+        let cgroups: Vec<_> = (2..=100_000)
+            .map(|index| (u64::from(index) << 20, CgroupEntry { policy: index, flags: 0 }))
+            .collect();
+        lab.maps().cgroups.set_all(&cgroups).unwrap();
+        report("no policy, with guards and 100,000 policies", || work(lab, &mut child));
+        let mut child = Child::start(&lab.group("app3", 1));
+        report("strict, with guards and 100,000 policies", || work(lab, &mut child));
+    });
+}

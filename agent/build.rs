@@ -13,7 +13,11 @@ fn main() -> Result<()> {
     let toolchain =
         std::env::var(TOOLCHAIN_VARIABLE).unwrap_or_else(|_| DEFAULT_TOOLCHAIN.to_owned());
     aya_build::build_ebpf(
-        [Package { name: "steer-ebpf", root_dir: "../ebpf", ..Package::default() }],
+        [Package {
+            name: "steer-ebpf",
+            root_dir: "../ebpf",
+            ..Package::default()
+        }],
         Toolchain::Custom(&toolchain),
     )
     .with_context(|| {

@@ -1,6 +1,5 @@
 //! The API's server when the process has no file descriptor left. Alone in its binary, because
 //! the limit is the process'. Needs root, as the API does.
-#![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::fs::File;
 use std::os::fd::AsRawFd;

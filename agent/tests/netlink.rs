@@ -494,6 +494,8 @@ fn routes_that_the_kernel_drops_in_silence_are_noticed() {
         ip("route add 192.0.2.0/24 via 10.1.0.2 src 10.1.0.8");
         ip("route add default via 10.1.0.2");
         ip("route add default via 10.1.0.3 table 8301 protocol 83");
+        ip("addr add fd00:1::8/64 dev up0 nodad");
+        ip("-6 route add 2001:db8::/32 via fd00:1::2 src fd00:1::8");
         ip("nexthop add id 7 via 10.1.0.6 dev up0");
         ip("route add 203.0.113.0/24 nhid 7");
         ip("route add 198.51.100.0/24 nexthop via 10.1.0.3 dev up0 nexthop via 10.2.0.4 dev up1");
@@ -521,6 +523,13 @@ fn routes_that_the_kernel_drops_in_silence_are_noticed() {
         mirror
             .until("the address's route is gone", |m| {
                 route_to(&m.network, "192.0.2.0/24").is_empty() && m.own_route > own
+            })
+            .await;
+        ip("addr del fd00:1::8/64 dev up0");
+        mirror
+            .until("the IPv6 route without its source", |m| {
+                let routes = route_to(&m.network, "2001:db8::/32");
+                routes.len() == 1 && routes[0].prefsrc.is_none()
             })
             .await;
         let own = mirror.own_route;

@@ -3,10 +3,14 @@
 use bytemuck::{Pod, Zeroable};
 
 /// Value of `FLOWS` (socket storage): whose a socket is and what was decided for it.
+///
+/// Sockets of strict policies have it from the beginning. Others have it once they sent an unconnected
+/// datagram or bound an address: making it costs as much as all else that is done for a socket, and
+/// until then the mark says enough.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowState {
-    /// Policy of the cgroup that created the socket; 0: none.
+    /// Strict policy of the cgroup that created the socket; 0: none.
     pub creator: u32,
     /// Policy that decided the flow at `connect` or first `sendmsg`; 0: undecided.
     pub policy: u32,
@@ -22,12 +26,10 @@ pub mod flow_flags {
     pub const APP_BOUND: u32 = 1 << 0;
     /// `connect` or `sendmsg` decided the flow.
     pub const DECIDED: u32 = 1 << 1;
-    /// `connect` ran: a source that the application did not bind may be the kernel's choice.
-    pub const CONNECTED: u32 = 1 << 2;
-    /// The source was set by `bpf_bind`, not by the application.
-    pub const HOOK_BOUND: u32 = 1 << 3;
+    /// The socket once had a source from `bpf_bind`, which makes the kernel keep any later one too.
+    pub const HOOK_BOUND: u32 = 1 << 2;
     /// The socket belongs to another network namespace and is nobody's here.
-    pub const FOREIGN: u32 = 1 << 4;
+    pub const FOREIGN: u32 = 1 << 3;
 }
 
 const _: () = assert!(size_of::<FlowState>() == 16);

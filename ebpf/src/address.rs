@@ -85,7 +85,10 @@ impl Address {
     /// Whether it is an address of `domain`.
     #[inline(always)]
     pub fn belongs_to(self, domain: u32) -> bool {
-        let key = SourceKey { domain, address: self.bytes() };
+        let key = SourceKey {
+            domain,
+            address: self.bytes(),
+        };
         SOURCES.get_ptr(&key).is_some()
     }
 

@@ -22,7 +22,9 @@ use crate::{
 /// Entry.
 #[btf_tracepoint(function = "cgroup_mkdir")]
 pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
-    let Some(cgroup) = Cgroup::unified(ctx.arg(0)) else { return 0 };
+    let Some(cgroup) = Cgroup::unified(ctx.arg(0)) else {
+        return 0;
+    };
     let Some(id) = cgroup.id() else { return 0 };
     let parent = cgroup.parent().and_then(|parent| parent.id()).unwrap_or(0);
     inherit(id, parent);
@@ -33,7 +35,9 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
 /// Entry.
 #[btf_tracepoint(function = "cgroup_rmdir")]
 pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
-    let Some(cgroup) = Cgroup::unified(ctx.arg(0)) else { return 0 };
+    let Some(cgroup) = Cgroup::unified(ctx.arg(0)) else {
+        return 0;
+    };
     let Some(id) = cgroup.id() else { return 0 };
     // Absent where no policy ever held.
     let _: Result<(), i32> = CGROUPS.remove(id);
@@ -45,18 +49,24 @@ pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
 /// Gives cgroup `id` what it has from its parent. The bits are those of [`cgroup_flags`].
 fn inherit(id: u64, parent: u64) {
     // SAFETY: copied at once.
-    let Some(&parent) = (unsafe { CGROUPS.get(parent) }) else { return };
+    let Some(&parent) = (unsafe { CGROUPS.get(parent) }) else {
+        return;
+    };
     if parent.flags & cgroup_flags::EXEMPT != 0 {
         return;
     }
     let mut flags = parent.flags & (cgroup_flags::UNDECIDED | cgroup_flags::DESCENDANTS_UNDECIDED);
-    if parent.flags & (cgroup_flags::CHILDREN_UNDECIDED | cgroup_flags::DESCENDANTS_UNDECIDED) != 0 {
+    if parent.flags & (cgroup_flags::CHILDREN_UNDECIDED | cgroup_flags::DESCENDANTS_UNDECIDED) != 0
+    {
         flags |= cgroup_flags::UNDECIDED;
     }
     if parent.policy == 0 && flags == 0 {
         return;
     }
-    let entry = CgroupEntry { policy: parent.policy, flags };
+    let entry = CgroupEntry {
+        policy: parent.policy,
+        flags,
+    };
     if CGROUPS.insert(id, entry, 0).is_err() {
         count(counter::CGROUPS_FULL);
     }
@@ -114,7 +124,9 @@ impl Cgroup {
         if state.is_null() {
             return None;
         }
-        Some(Self(state.wrapping_byte_sub(globals::CGROUP_SELF.load() as usize)))
+        Some(Self(
+            state.wrapping_byte_sub(globals::CGROUP_SELF.load() as usize),
+        ))
     }
 }
 

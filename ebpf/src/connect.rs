@@ -14,7 +14,7 @@ use crate::{
     decision::{ALLOW, Decision, Domain, decide, refuse_no_domain, refuse_not_allowed},
     flow,
     owner::{self, Owner},
-    sock::{self, AF_INET6, bind6, field, is_ours, set_mark},
+    sock::{self, AF_INET6, bind6, field, is_ours, our_mark, set_mark},
 };
 
 /// Entry for IPv4 destinations, also of IPv6 sockets given an `AF_INET` name.
@@ -36,29 +36,26 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 fn connect(ctx: *mut bpf_sock_addr, destination: Address) -> i32 {
     let socket = sock::of(ctx);
     let caller = Owner::caller();
-    let flow = flow::get(socket);
-    if caller.is_none() && flow.is_none() || !is_ours(ctx.cast()) {
+    let mut flow = flow::get(socket);
+    if caller.is_none() && flow.is_none() && our_mark(socket) == 0 || !is_ours(ctx.cast()) {
         return ALLOW;
     }
     let owner = owner::at_connect(caller, flow.as_deref());
     if owner.is_conflict() {
         return refuse_not_allowed();
     }
-    let flow = match flow {
-        Some(flow) => flow,
-        None => match flow::get_or_create(socket, FlowState::default()) {
-            Some(flow) => flow,
-            // Its source could not be told from a foreign one later.
-            None if owner.is_strict() => return refuse_no_domain(),
-            None => return ALLOW,
-        },
-    };
     if owner.is_none() {
-        return pass(ctx, socket, flow, 0, false);
+        return pass(ctx, socket, flow, &owner);
     }
-    let decision = decide(&owner, destination, field!(socket, bound_dev_if));
-    match decision {
-        Decision::Pass(_) => pass(ctx, socket, flow, owner.policy, owner.is_strict()),
+    if owner.is_strict() && flow.is_none() {
+        flow = flow::get_or_create(socket, FlowState::default());
+        if flow.is_none() {
+            // The guard could not tell later for which domain it was decided.
+            return refuse_no_domain();
+        }
+    }
+    match decide(&owner, destination, field!(socket, bound_dev_if)) {
+        Decision::Pass(_) => pass(ctx, socket, flow, &owner),
         Decision::Steer(domain) => steer(ctx, socket, flow, &owner, domain, destination.is_v4()),
         Decision::NoDomain => refuse_no_domain(),
         Decision::NotAllowed => refuse_not_allowed(),
@@ -70,15 +67,24 @@ fn connect(ctx: *mut bpf_sock_addr, destination: Address) -> i32 {
 fn pass(
     ctx: *mut bpf_sock_addr,
     socket: *mut bpf_sock,
-    flow: &mut FlowState,
-    policy: u32,
-    strict: bool,
+    flow: Option<&'static mut FlowState>,
+    owner: &Owner,
 ) -> i32 {
-    unbind(ctx, flow);
-    if !set_mark(ctx, socket, 0) && strict {
+    let [_, source6] = sock::sources(socket);
+    let mut flow = flow;
+    if unbind(ctx, socket, flow.as_deref(), source6) {
+        // The mark, which tells that the source was ours, goes too.
+        if flow.is_none() {
+            flow = flow::get_or_create(socket, FlowState::default());
+        }
+        if let Some(flow) = &mut flow {
+            flow.flags |= flow_flags::HOOK_BOUND;
+        }
+    }
+    if !set_mark(ctx, socket, 0) && owner.is_strict() {
         return refuse_no_domain();
     }
-    record(flow, policy, 0);
+    record(flow, owner.policy, 0);
     ALLOW
 }
 
@@ -86,54 +92,50 @@ fn pass(
 fn steer(
     ctx: *mut bpf_sock_addr,
     socket: *mut bpf_sock,
-    flow: &mut FlowState,
+    flow: Option<&mut FlowState>,
     owner: &Owner,
     domain: Domain,
     v4: bool,
 ) -> i32 {
-    let strict = owner.is_strict();
-    let mut source = sock::source(socket, v4);
-    if flow.flags & flow_flags::HOOK_BOUND != 0 {
-        // What an earlier `connect` bound is not the application's; a socket that has a port keeps it.
-        unbind(ctx, flow);
-        source = sock::source(socket, v4);
-    }
-    if source.is_unspecified() {
-        flow.flags &= !flow_flags::APP_BOUND;
-    } else if flow.flags & (flow_flags::CONNECTED | flow_flags::HOOK_BOUND) == 0 {
-        // Nobody else can have chosen it, though `post_bind` did not run.
-        flow.flags |= flow_flags::APP_BOUND;
-    }
-    if flow.flags & flow_flags::APP_BOUND != 0 && !strict {
-        // The address that the application bound is its own choice, and rules by source do the rest.
-        return pass(ctx, socket, flow, owner.policy, false);
+    let [source4, source6] = sock::sources(socket);
+    let source = if unbind(ctx, socket, flow.as_deref(), source6) {
+        Address([0; 4])
+    } else if v4 {
+        source4
+    } else {
+        source6
+    };
+    // A source on a socket without our mark: `bind` took the mark away, or the flow was passed before.
+    // Both go on by that source, which rules lead to its own interface.
+    let respected = has(flow.as_deref(), flow_flags::APP_BOUND)
+        || our_mark(socket) == 0 && !has(flow.as_deref(), flow_flags::HOOK_BOUND);
+    if !source.is_unspecified() && respected && !owner.is_strict() {
+        set_mark(ctx, socket, 0);
+        record(flow, owner.policy, 0);
+        return ALLOW;
     }
     if !domain.serves(v4) {
         return refuse_no_domain();
     }
-    if !v4 && source.is_unspecified() {
+    if source.is_unspecified() {
         // The IPv6 routing table would take a source from another interface when the domain's own
         // address is gone; a source that is bound cannot be replaced. IPv4 gets it from the table.
-        match bind6(ctx, domain.source6()) {
-            Ok(()) => flow.flags |= flow_flags::HOOK_BOUND,
+        if !v4 && bind6(ctx, domain.source6()).is_err() {
             // The mark alone may still give the right source, and the guard checks it if it must.
-            Err(_) => count(counter::SOURCE_FAILED),
+            count(counter::SOURCE_FAILED);
         }
-    } else if !source.is_unspecified() && !source.belongs_to(domain.index) {
+    } else if !source.belongs_to(domain.index) {
         // A datagram socket keeps the source of its first `connect` until it is disconnected.
-        if strict {
+        if owner.is_strict() {
             return refuse_no_domain();
         }
-        if flow.domain != 0
-            && source.belongs_to(flow.domain)
-            && let Some(earlier) = Domain::get(flow.domain)
-        {
-            set_mark(ctx, socket, earlier.entry.mark);
-            record(flow, owner.policy, earlier.index);
+        let earlier = sock::marked_domain(socket);
+        if source.belongs_to(earlier) && Domain::get(earlier).is_some() {
+            record(flow, owner.policy, earlier);
             return ALLOW;
         }
     }
-    if !set_mark(ctx, socket, domain.entry.mark) && strict {
+    if !set_mark(ctx, socket, domain.entry.mark) && owner.is_strict() {
         return refuse_no_domain();
     }
     record(flow, owner.policy, domain.index);
@@ -141,21 +143,36 @@ fn steer(
     ALLOW
 }
 
-/// Takes back the source that `steer` bound.
+/// Takes back the source that `steer` bound for an earlier `connect`.
 ///
 /// It holds across a disconnect (the kernel takes it for the application's), where it would give the
-/// next destination, perhaps of the other family, a source that does not fit.
+/// next destination, perhaps of the other family, a source that does not fit. True: it had one, and has
+/// none now.
 #[inline(always)]
-fn unbind(ctx: *mut bpf_sock_addr, flow: &FlowState) {
-    if flow.flags & flow_flags::HOOK_BOUND != 0 && field!(ctx, family) == AF_INET6 {
+fn unbind(
+    ctx: *mut bpf_sock_addr,
+    socket: *mut bpf_sock,
+    flow: Option<&FlowState>,
+    source6: Address,
+) -> bool {
+    field!(ctx, family) == AF_INET6
+        && !source6.is_unspecified()
+        && (our_mark(socket) != 0 || has(flow, flow_flags::HOOK_BOUND))
+        && !has(flow, flow_flags::APP_BOUND)
         // Fails where the socket has a port, that is while it is connected: then it keeps its source.
-        let _: Result<(), i64> = bind6(ctx, Address([0; 4]));
-    }
+        && bind6(ctx, Address([0; 4])).is_ok()
 }
 
 #[inline(always)]
-fn record(flow: &mut FlowState, policy: u32, domain: u32) {
-    flow.policy = policy;
-    flow.domain = domain;
-    flow.flags |= flow_flags::DECIDED | flow_flags::CONNECTED;
+fn has(flow: Option<&FlowState>, flag: u32) -> bool {
+    flow.is_some_and(|flow| flow.flags & flag != 0)
+}
+
+#[inline(always)]
+fn record(flow: Option<&mut FlowState>, policy: u32, domain: u32) {
+    if let Some(flow) = flow {
+        flow.policy = policy;
+        flow.domain = domain;
+        flow.flags |= flow_flags::DECIDED;
+    }
 }

@@ -2,8 +2,8 @@
 
 use aya_ebpf::helpers::generated::bpf_set_retval;
 use steer_common::{
-    DomainEntry, ERRNO_NO_DOMAIN, ERRNO_NOT_ALLOWED, LocalEntry, counter, domain_flags, local_flags,
-    verdict,
+    DomainEntry, ERRNO_NO_DOMAIN, ERRNO_NOT_ALLOWED, LocalEntry, counter, domain_flags,
+    local_flags, verdict,
 };
 
 use crate::{address::Address, count::count, maps::DOMAINS, owner::Owner};
@@ -58,7 +58,11 @@ impl Domain {
     /// Whether it has a source and a table for the family.
     #[inline(always)]
     pub fn serves(&self, v4: bool) -> bool {
-        let flag = if v4 { domain_flags::IPV4 } else { domain_flags::IPV6 };
+        let flag = if v4 {
+            domain_flags::IPV4
+        } else {
+            domain_flags::IPV6
+        };
         self.entry.flags & flag != 0
     }
 
@@ -102,7 +106,11 @@ pub fn decide(owner: &Owner, destination: Address, bound_device: u32) -> Decisio
     };
     if bound_device != 0 && bound_device != domain.entry.ifindex {
         // The application's own choice of interface is respected, unless the policy is strict.
-        return if owner.is_strict() { Decision::NotAllowed } else { Decision::Pass(None) };
+        return if owner.is_strict() {
+            Decision::NotAllowed
+        } else {
+            Decision::Pass(None)
+        };
     }
     Decision::Steer(domain)
 }

@@ -5,7 +5,7 @@
 //! sockets, further subflows of MPTCP.
 
 use aya_ebpf::{
-    bindings::{BPF_RB_AVAIL_DATA, TC_ACT_SHOT, TC_ACT_UNSPEC, __sk_buff, bpf_sock},
+    bindings::{__sk_buff, BPF_RB_AVAIL_DATA, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_sock},
     helpers::generated::{
         bpf_ringbuf_query, bpf_sk_fullsock, bpf_skb_cgroup_id, bpf_skb_load_bytes_relative,
     },
@@ -85,7 +85,11 @@ fn owner(skb: *mut __sk_buff, full: *mut bpf_sock) -> (Owner, u32) {
     // Request sockets answer for their listener. 0: none; 1: the root, whose sockets are the kernel's.
     // SAFETY: the program's own packet.
     let cgroup = unsafe { bpf_skb_cgroup_id(skb) };
-    let owner = if cgroup <= 1 { Owner::NONE } else { Owner::of_cgroup(cgroup) };
+    let owner = if cgroup <= 1 {
+        Owner::NONE
+    } else {
+        Owner::of_cgroup(cgroup)
+    };
     (owner, 0)
 }
 
@@ -119,7 +123,9 @@ fn judge(
     if let Some(domain) = domain
         && domain.entry.ifindex == field!(skb, ifindex)
     {
-        let Some((source, ..)) = headers else { return Ok(()) };
+        let Some((source, ..)) = headers else {
+            return Ok(());
+        };
         if source.is_unspecified()
             || !source.is_v4() && source.is_link_local()
             || (if source.is_v4() {
@@ -132,7 +138,10 @@ fn judge(
             set_field!(tag, skb, tc_index);
             return Ok(());
         }
-        return Err(Drop { reason: guard_reason::SOURCE, headers });
+        return Err(Drop {
+            reason: guard_reason::SOURCE,
+            headers,
+        });
     }
     if index != 0 && field!(skb, tc_index) == tag {
         // Seen and found right at the domain's own interface, of which this one is a part or carrier.
@@ -149,8 +158,11 @@ fn judge(
             return Ok(());
         }
     }
-    let reason =
-        if domain.is_some() { guard_reason::INTERFACE } else { guard_reason::NO_DOMAIN };
+    let reason = if domain.is_some() {
+        guard_reason::INTERFACE
+    } else {
+        guard_reason::NO_DOMAIN
+    };
     Err(Drop { reason, headers })
 }
 
@@ -171,7 +183,11 @@ fn wraps(skb: *mut __sk_buff, full: *mut bpf_sock) -> bool {
     if field!(full, protocol) != u32::from(IPPROTO_UDP) {
         return true;
     }
-    let offset = if field!(skb, protocol) == ETH_P_IP { 20 } else { 40 };
+    let offset = if field!(skb, protocol) == ETH_P_IP {
+        20
+    } else {
+        40
+    };
     match load::<2>(skb, offset) {
         Some(port) => u32::from(u16::from_be_bytes(port)) != field!(full, src_port),
         None => false,
@@ -233,7 +249,10 @@ fn load<const LENGTH: usize>(skb: *mut __sk_buff, offset: u32) -> Option<[u8; LE
 fn tell(skb: *mut __sk_buff, owner: &Owner, reason: u32, headers: &Headers) {
     // SAFETY: asks the map for a number.
     let queued = unsafe {
-        bpf_ringbuf_query((&raw const EVENTS).cast_mut().cast(), BPF_RB_AVAIL_DATA.into())
+        bpf_ringbuf_query(
+            (&raw const EVENTS).cast_mut().cast(),
+            BPF_RB_AVAIL_DATA.into(),
+        )
     };
     if queued > u64::from(EVENT_RING_BYTES / 2) {
         return;
@@ -242,7 +261,9 @@ fn tell(skb: *mut __sk_buff, owner: &Owner, reason: u32, headers: &Headers) {
         Some((source, destination, _)) => (*source, *destination),
         None => (Address([0; 4]), Address([0; 4])),
     };
-    let Some(mut record) = EVENTS.reserve_untyped::<GuardEvent>(0) else { return };
+    let Some(mut record) = EVENTS.reserve_untyped::<GuardEvent>(0) else {
+        return;
+    };
     record.write(GuardEvent {
         kind: EventKind::Guard as u32,
         reason,

@@ -30,10 +30,22 @@ const CONFLICT: u32 = 1 << 31;
 
 impl Owner {
     /// Nobody.
-    pub const NONE: Self = Self { policy: 0, choice: 0, flags: 0 };
+    pub const NONE: Self = Self {
+        policy: 0,
+        choice: 0,
+        flags: 0,
+    };
     /// An undecided cgroup is closed: strict, and no choice.
-    const UNDECIDED: Self = Self { policy: 0, choice: 0, flags: policy_flags::STRICT };
-    const CONFLICT: Self = Self { policy: 0, choice: 0, flags: CONFLICT };
+    const UNDECIDED: Self = Self {
+        policy: 0,
+        choice: 0,
+        flags: policy_flags::STRICT,
+    };
+    const CONFLICT: Self = Self {
+        policy: 0,
+        choice: 0,
+        flags: CONFLICT,
+    };
 
     /// Policy `index`, unless it is 0 or no longer in use.
     #[inline(always)]
@@ -41,12 +53,18 @@ impl Owner {
         if index == 0 {
             return Self::NONE;
         }
-        let Some(entry) = POLICIES.get(index) else { return Self::NONE };
+        let Some(entry) = POLICIES.get(index) else {
+            return Self::NONE;
+        };
         let PolicyEntry { choice, flags } = *entry;
         if choice == 0 && flags & policy_flags::STRICT == 0 {
             return Self::NONE;
         }
-        Self { policy: index, choice, flags }
+        Self {
+            policy: index,
+            choice,
+            flags,
+        }
     }
 
     /// The policy of cgroup `id`.
@@ -107,10 +125,16 @@ impl Owner {
     pub fn choice(&self) -> ChoiceEntry {
         let choice = match CHOICES.get(self.choice) {
             Some(choice) if self.choice != 0 => *choice,
-            _ => ChoiceEntry { verdict: verdict::PASS, domain: 0 },
+            _ => ChoiceEntry {
+                verdict: verdict::PASS,
+                domain: 0,
+            },
         };
         if choice.verdict == verdict::PASS && self.is_strict() {
-            return ChoiceEntry { verdict: verdict::BLOCK, domain: 0 };
+            return ChoiceEntry {
+                verdict: verdict::BLOCK,
+                domain: 0,
+            };
         }
         choice
     }
@@ -138,7 +162,11 @@ pub fn at_sendmsg(caller: Owner, flow: Option<&FlowState>) -> Owner {
         }
     }
     let creator = Owner::of_policy(flow.creator);
-    if caller.is_none() { creator } else { merge(caller, creator) }
+    if caller.is_none() {
+        creator
+    } else {
+        merge(caller, creator)
+    }
 }
 
 /// `first`, but a strict `second` wins.

@@ -2,7 +2,7 @@
 //! could not be told from one that the kernel chose for an earlier `connect`.
 //!
 //! Not called for `bpf_bind`, nor for a bind that takes no port (`IP_BIND_ADDRESS_NO_PORT`); `connect`
-//! knows the latter by a source on a socket that was never connected.
+//! knows the latter by a source on a socket without our mark, which `bind4` and `bind6` took away.
 
 use aya_ebpf::{macros::cgroup_sock, programs::SockContext};
 use steer_common::{FlowState, flow_flags};
@@ -44,7 +44,7 @@ fn remember(ctx: &SockContext, address: Address) -> i32 {
             }
             match flow::get_or_create(ctx.sock, FlowState::default()) {
                 Some(state) => state,
-                // Without the note the bind is still seen by `connect`, on its first call.
+                // `connect` still sees the address, and that the mark is gone.
                 None => return ALLOW,
             }
         }

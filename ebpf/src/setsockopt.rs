@@ -52,11 +52,9 @@ pub fn setsockopt(ctx: SockoptContext) -> i32 {
     let domain = Domain::get(owner.choice().domain);
     let allowed = match (field!(ctx, level), field!(ctx, optname)) {
         (SOL_SOCKET, SO_BINDTODEVICE) => names_interface(ctx, domain),
-        (SOL_SOCKET, SO_BINDTOIFINDEX) => {
-            read_word(ctx).is_some_and(|ifindex| {
-                ifindex == 0 || domain.is_some_and(|domain| domain.entry.ifindex == ifindex)
-            })
-        }
+        (SOL_SOCKET, SO_BINDTOIFINDEX) => read_word(ctx).is_some_and(|ifindex| {
+            ifindex == 0 || domain.is_some_and(|domain| domain.entry.ifindex == ifindex)
+        }),
         _ => false,
     };
     // `optlen` is left as it is: the kernel then uses the copy that was checked, and not the

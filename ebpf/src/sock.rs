@@ -10,6 +10,8 @@ use aya_ebpf::{
     helpers::generated::{bpf_bind, bpf_get_netns_cookie, bpf_setsockopt},
 };
 
+use steer_common::MarkMask;
+
 use crate::{address::Address, globals};
 
 /// `AF_INET6`
@@ -60,15 +62,30 @@ pub fn words(pointer: *const [u32; 4]) -> Address {
     }
 }
 
-/// The socket's own address as flows to `destination`'s family would have it.
+/// The socket's own address as flows to IPv4 and to IPv6 destinations would have it.
+///
+/// To be called once, for both: the compiler would merge loads in two branches into one at a computed
+/// offset ("pointer arithmetic on sock prohibited").
 #[inline(always)]
-pub fn source(socket: *mut bpf_sock, v4: bool) -> Address {
-    // Both are read, then one is taken: the compiler would merge two branches into one load at a
-    // computed offset ("pointer arithmetic on sock prohibited").
+pub fn sources(socket: *mut bpf_sock) -> [Address; 2] {
     let source4 = Address::v4(field!(socket, src_ip4));
     // SAFETY: only the address is taken; `words` reads.
-    let source6 = words(unsafe { addr_of!((*socket).src_ip6) });
-    if v4 { source4 } else { source6 }
+    [source4, words(unsafe { addr_of!((*socket).src_ip6) })]
+}
+
+/// Our part of the socket's mark.
+#[inline(always)]
+pub fn our_mark(socket: *mut bpf_sock) -> u32 {
+    field!(socket, mark) & globals::MARK_MASK.load()
+}
+
+/// The index of the domain that the socket's mark stands for; 0: none.
+#[inline(always)]
+pub fn marked_domain(socket: *mut bpf_sock) -> u32 {
+    match MarkMask::new(globals::MARK_MASK.load()) {
+        Ok(mask) => mask.decode(field!(socket, mark)).into(),
+        Err(_) => 0,
+    }
 }
 
 /// Puts `bits` into our part of the socket's mark and leaves the rest, with no call if it is there

@@ -24,18 +24,23 @@ pub fn sock_create(ctx: SockContext) -> i32 {
         return ALLOW;
     }
     let ours = is_ours(ctx.sock.cast());
-    if !ours && !owner.is_strict() {
-        return ALLOW;
-    }
-    let initial = if ours {
-        FlowState { creator: owner.policy, ..FlowState::default() }
-    } else {
-        // The guard may meet its packets on a bridge and could not tell its namespace there.
-        FlowState { flags: flow_flags::FOREIGN, ..FlowState::default() }
-    };
-    if flow::get_or_create(ctx.sock, initial).is_none() && owner.is_strict() {
-        // Without its state a strict socket could be handed to a task without policy and get out.
-        return refuse_not_allowed();
+    if owner.is_strict() {
+        let initial = if ours {
+            FlowState {
+                creator: owner.policy,
+                ..FlowState::default()
+            }
+        } else {
+            // The guard may meet its packets on a bridge and could not tell its namespace there.
+            FlowState {
+                flags: flow_flags::FOREIGN,
+                ..FlowState::default()
+            }
+        };
+        if flow::get_or_create(ctx.sock, initial).is_none() {
+            // Without its state it could be handed to a task without policy and get out.
+            return refuse_not_allowed();
+        }
     }
     if !ours {
         return ALLOW;

@@ -1,11 +1,14 @@
 //! Domains: what the configuration and the network make of each interface.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod seen;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use self::seen::Seen;
 use crate::config::{Config, DomainConfig};
 use crate::ids::{IfIndex, TableId};
 use crate::name::Name;
@@ -383,129 +386,3 @@ fn gateways(routes: &[Route]) -> Vec<IpAddr> {
         .filter(|gateway| seen.insert(*gateway))
         .collect()
 }
-
-/// The network, sorted by interface once.
-struct Seen<'a> {
-    network: &'a Network,
-    addresses: HashMap<IfIndex, Vec<Address>>,
-    routes: HashMap<IfIndex, Vec<Route>>,
-}
-
-impl<'a> Seen<'a> {
-    fn new(network: &'a Network) -> Self {
-        let mut seen = Self {
-            network,
-            addresses: HashMap::new(),
-            routes: HashMap::new(),
-        };
-        for address in &network.addresses {
-            seen.addresses
-                .entry(address.interface)
-                .or_default()
-                .push(*address);
-        }
-        for route in &network.routes {
-            seen.routes.entry(route.interface).or_default().push(*route);
-        }
-        seen
-    }
-
-    fn addresses(&self, interface: IfIndex) -> &[Address] {
-        self.addresses.get(&interface).map_or(&[], Vec::as_slice)
-    }
-
-    fn routes(&self, interface: IfIndex) -> &[Route] {
-        self.routes.get(&interface).map_or(&[], Vec::as_slice)
-    }
-
-    /// The interface that a domain of the files is on. Of several that fit: one with carrier, then
-    /// the one with the lowest index.
-    fn find(&self, name: &Name, file: &DomainConfig) -> Option<&'a Link> {
-        let wanted = &file.matches;
-        let any = wanted.interface.is_none() && wanted.mac.is_none() && wanted.kind.is_none();
-        let interface = match &wanted.interface {
-            Some(interface) => Some(interface.as_str()),
-            None => any.then_some(name.as_str()),
-        };
-        self.network
-            .links
-            .values()
-            .filter(|link| interface.is_none_or(|interface| link.name == interface))
-            .filter(|link| wanted.mac.is_none_or(|mac| link.mac == Some(mac)))
-            .filter(|link| wanted.kind.is_none_or(|kind| link.kind == kind))
-            .filter(|link| !link.loopback)
-            .min_by_key(|link| (!(link.up && link.carrier), link.index))
-    }
-
-    /// Whether an interface is a domain of itself.
-    fn is_domain(&self, link: &Link) -> bool {
-        let master_is_bridge = link
-            .master
-            .and_then(|master| self.network.links.get(&master))
-            .is_some_and(|master| master.bridge);
-        let usable = |address: &Address| address.global && address.usable;
-        !link.loopback
-            && !link.bridge
-            && !master_is_bridge
-            && (self.addresses(link.index).iter().any(usable)
-                || self
-                    .routes(link.index)
-                    .iter()
-                    .any(|r| r.destination.prefix_len() == 0 && r.table == MAIN_TABLE))
-    }
-
-    /// Routes of a domain: those of the main table; for a family without a default route there, also
-    /// those of another table that has one (a manager's `RouteTable=`, a VRF).
-    fn routes_of(&self, interface: IfIndex, own: &[Address], gateways: &[IpAddr]) -> Vec<Route> {
-        let all = self.routes(interface);
-        let mut taken = Vec::new();
-        for family in Family::BOTH {
-            let ours: Vec<&Route> = all
-                .iter()
-                .filter(|route| Family::of_net(&route.destination) == family)
-                .filter(|route| !never_steered(&route.destination))
-                .filter(|route| {
-                    route
-                        .source
-                        .is_none_or(|from| own.iter().any(|address| from.contains(&address.ip)))
-                })
-                .collect();
-            let default = |route: &&&Route| route.destination.prefix_len() == 0;
-            let in_main = |route: &&&Route| route.table == MAIN_TABLE;
-            let tables: BTreeSet<TableId> = if ours.iter().filter(in_main).any(|r| default(&r)) {
-                BTreeSet::from([MAIN_TABLE])
-            } else {
-                let others = ours.iter().filter(default).map(|route| route.table);
-                others.chain([MAIN_TABLE]).collect()
-            };
-            let named: Vec<IpAddr> = gateways
-                .iter()
-                .copied()
-                .filter(|gateway| Family::of(*gateway) == family)
-                .collect();
-            taken.extend(
-                ours.into_iter()
-                    .filter(|route| tables.contains(&route.table))
-                    .filter(|route| named.is_empty() || route.destination.prefix_len() > 0),
-            );
-            for (gateway, metric) in named.into_iter().zip(NAMED_GATEWAY_METRIC..) {
-                let near = on_link(own, all).any(|(prefix, _)| prefix.contains(&gateway));
-                taken.push(Route {
-                    table: MAIN_TABLE,
-                    destination: family.any(),
-                    metric,
-                    interface,
-                    gateway: Some(gateway),
-                    onlink: !near && !never_steered(&IpNet::from(gateway)),
-                    prefsrc: None,
-                    mtu: None,
-                    source: None,
-                });
-            }
-        }
-        taken
-    }
-}
-
-/// Metric of the first default route that `gateways` makes: the kernel's own default for IPv6.
-const NAMED_GATEWAY_METRIC: u32 = 1024;

@@ -1,5 +1,9 @@
 //! "Did you mean": the nearest of some known words.
 
+/// Most words that are compared: a mistake among a hundred thousand policies must not hold up the
+/// agent.
+const MOST: usize = 2_000;
+
 /// The known word nearest to `word`, if one is near enough to be meant.
 pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Words longer than any name are typing accidents of another kind, and the distance is quadratic.
@@ -8,6 +12,7 @@ pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
     }
     known
         .into_iter()
+        .take(MOST)
         .map(|candidate| (distance(word, candidate), candidate))
         .filter(|(distance, candidate)| *distance <= 1 + word.len().min(candidate.len()) / 4)
         .min()

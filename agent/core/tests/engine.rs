@@ -1,5 +1,4 @@
 //! Which policy holds where, what is chosen, and what a change touches.
-#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 
 mod support;
 
@@ -105,7 +104,14 @@ fn at_one_cgroup_origin_then_priority_then_exactness_decide() {
 fn a_strict_policy_of_the_admin_holds_against_a_users_below_it() {
     let text = "[policy.jail]\nmatch.cgroup = \"a\"\nuse = [\"wlan0\"]\nstrict = true\n";
     let mut engine = engine_with(text);
-    set(&mut engine, policy("escape", "a/b", &["lte0"]));
+    let error = engine
+        .apply(Event::SetPolicy(policy("direct", "a/b", &["lte0"])))
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the strict policy `jail` holds for the cgroup a/b, and `direct` cannot override it"
+    );
+    set(&mut engine, policy("escape", "*/b", &["lte0"]));
     assert_eq!(chain(&engine, 11), ["jail"]);
     let relaxed = text.replace("strict = true\n", "");
     apply(&mut engine, Event::Config(Box::new(config(&relaxed))));
@@ -468,4 +474,32 @@ fn local_networks_are_passed_unless_a_policy_of_the_chain_steers_them() {
         },
     );
     assert_eq!(flags(&engine), 0);
+}
+
+#[test]
+fn strict_policies_are_closed_when_the_kernel_refuses_what_they_rest_on() {
+    let mut engine = engine();
+    set(&mut engine, policy("lax", "c", &["wlan0"]));
+    set(&mut engine, strict(policy("tight", "a", &["wlan0"])));
+    let guard = |outcome| Event::Outcome(Object::Guard, outcome);
+    apply(&mut engine, guard(Err("Invalid argument".to_owned())));
+    let decision = engine.decision("tight").unwrap();
+    assert_eq!(decision.verdict, Verdict::Block);
+    assert_eq!(
+        decision.reason,
+        "blocked, because a strict policy cannot be enforced: the kernel refused the guard: Invalid \
+         argument"
+    );
+    let choices: Vec<u32> = engine
+        .plan()
+        .choices
+        .values()
+        .map(|choice| choice.verdict)
+        .collect();
+    assert_eq!(choices, [verdict::STEER, verdict::BLOCK]);
+    assert_eq!(verdict_at(&engine, 20), Some(Verdict::Steer(name("wlan0"))));
+    apply(&mut engine, guard(Ok(())));
+    assert_eq!(verdict_at(&engine, 10), Some(Verdict::Steer(name("wlan0"))));
+    assert_eq!(engine.plan().choices.len(), 1);
+    assert_eq!(engine.cgroup_count(&name("tight")), 2);
 }

@@ -309,7 +309,7 @@ fn check(plan: &Plan, state: &State) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(192))]
+    #![proptest_config(ProptestConfig::with_cases(1500))]
 
     #[test]
     fn incremental_is_full_and_every_plan_is_sound(

@@ -1,5 +1,4 @@
 //! Rules, tables and maps of the network, compared by value.
-#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 
 mod support;
 

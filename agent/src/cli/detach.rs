@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::output::{Look, Page, print_json};
 use crate::api::client::{Client, Error};
-use crate::daemon;
+use crate::daemon::{self, DetachReport};
 
 pub(super) fn detach(socket: &Path, json: bool) -> anyhow::Result<()> {
     match Client::connect(socket) {
@@ -23,16 +23,19 @@ pub(super) fn detach(socket: &Path, json: bool) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the asynchronous runtime")?;
-    let removed = runtime.block_on(daemon::detach())?.removed;
+    let DetachReport { removed, left } = runtime.block_on(daemon::detach())?;
     if json {
-        return print_json(&json!({ "removed": removed }));
+        return print_json(&json!({ "removed": removed, "left": left }));
     }
     let mut page = Page::new();
-    if removed.is_empty() {
+    if removed.is_empty() && left.is_empty() {
         page.line("nothing to undo", Look::Plain);
     }
     for what in removed {
         page.line(&format!("removed {what}"), Look::Plain);
+    }
+    for what in left {
+        page.line(&format!("left {what}"), Look::Warning);
     }
     page.print()
 }

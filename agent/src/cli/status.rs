@@ -38,12 +38,14 @@ pub(super) fn status(socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
 
 fn page(status: &StatusView) -> Page {
     let mut page = Page::new();
+    let nothing = status.policies.is_empty() && status.domains.is_empty();
     let agent = match (status.agent_running, &status.since) {
         (true, Some(since)) => Cell::new(
             &format!("running since {since}, version {}", status.version),
             Look::Good,
         ),
         (true, None) => Cell::new(&format!("running, version {}", status.version), Look::Good),
+        (false, _) if nothing => Cell::new("not running", Look::Bad),
         (false, _) => Cell::new(
             "not running; what follows was left in force by the last one, and does not follow \
              the network",
@@ -65,6 +67,9 @@ fn page(status: &StatusView) -> Page {
     ]);
     for warning in &status.warnings {
         page.line(&format!("warning: {warning}"), Look::Warning);
+    }
+    if nothing && !status.agent_running {
+        return page;
     }
     page.gap();
     if status.policies.is_empty() {

@@ -1,8 +1,7 @@
 //! Undoes everything, without an agent.
 
+use std::collections::BTreeSet;
 use std::path::Path;
-
-use steer_core::plan::{Rule, TableRoute};
 
 use super::{PIN_ROOT, Saved, state_file};
 use crate::cgroup::{OwnCgroup, Placement, Tree};
@@ -47,13 +46,25 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
     }
 
     let mut routing = Routing::open().await?;
-    for rule in routing.rules().await? {
-        routing.delete_rule(&rule).await?;
-        report.removed.push(show_rule(&rule));
+    let rules = routing.rules().await?;
+    for rule in &rules {
+        routing.delete_rule(rule).await?;
     }
-    for route in routing.routes().await? {
-        routing.delete_route(&route).await?;
-        report.removed.push(show_route(&route));
+    if let (Some(first), Some(last)) = (
+        rules.iter().map(|rule| rule.priority).min(),
+        rules.iter().map(|rule| rule.priority).max(),
+    ) {
+        let count = rules.len();
+        report.removed.push(format!("{count} rules, priorities {first} to {last}"));
+    }
+    let routes = routing.routes().await?;
+    for route in &routes {
+        routing.delete_route(route).await?;
+    }
+    let tables: BTreeSet<String> = routes.iter().map(|route| route.table.to_string()).collect();
+    if !tables.is_empty() {
+        let tables: Vec<String> = tables.into_iter().collect();
+        report.removed.push(format!("{} routes, tables {}", routes.len(), tables.join(", ")));
     }
 
     let mut sysctls = Sysctls::adopt(saved.sysctls.clone());
@@ -81,13 +92,4 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
     }
     state_file.remove()?;
     Ok(report)
-}
-
-fn show_rule(rule: &Rule) -> String {
-    let family = rule.family;
-    format!("{family:?} rule {}: {:?}", rule.priority, rule.action).to_lowercase()
-}
-
-fn show_route(route: &TableRoute) -> String {
-    format!("route {} in table {}", route.destination, route.table)
 }

@@ -12,19 +12,22 @@ mod serve;
 mod start;
 mod views;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use steer_core::cgroups::{CgroupChange, CgroupTree};
 use steer_core::engine::Engine;
+use steer_core::ids::DomainIndex;
 use steer_core::memory::Memory;
 use steer_core::policy::Policy;
 use steer_core::state::Event;
+use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::cgroup::{self, Tree};
+use crate::netlink;
 use crate::reconcile::{Reconciler, chain};
 use crate::statefile::{self, StateFile};
 
@@ -78,6 +81,8 @@ struct Daemon {
     saved: Saved,
     config: Option<PathBuf>,
     started: SystemTime,
+    /// When the guard's drops of a kernel policy were told last.
+    guard_told: HashMap<u32, Instant>,
     /// Something happened that [`Daemon::commit`] has not seen.
     dirty: bool,
 }
@@ -101,7 +106,13 @@ impl Daemon {
     /// The state could not be kept; the kernel was brought to the plan all the same.
     async fn commit(&mut self) -> Result<(), statefile::Error> {
         self.dirty = false;
-        let changes = self.engine.settle();
+        let mut changes = self.engine.settle();
+        if self.engine.needs_indices() {
+            let in_use = self.indices_in_use().await;
+            self.fact(Event::IndicesInUse(in_use));
+            self.dirty = false;
+            changes.merge(self.engine.settle());
+        }
         // Numbers are kept before the kernel sees them: sockets remember them longer than an agent lives.
         let kept = self.keep();
         if self.reconciler.apply(self.engine.plan(), &changes).await {
@@ -116,6 +127,27 @@ impl Daemon {
             self.watch_run(&place);
         }
         kept.and(kept_sysctls)
+    }
+
+    /// Indices of domains that some socket still bears: those of the others may go to another name.
+    async fn indices_in_use(&self) -> BTreeSet<DomainIndex> {
+        let state = self.engine.state();
+        let mask = state.config.agent.mark_mask;
+        let mut in_use = BTreeSet::new();
+        for &index in state.memory.indices.values() {
+            let Some(mark) = mask.encode(index.0) else { continue };
+            match netlink::sockets_with_mark(mark, mask.bits()).await {
+                Ok(0) => {}
+                Ok(_) => {
+                    in_use.insert(index);
+                }
+                Err(error) => {
+                    warn!("{}", chain(&error));
+                    in_use.insert(index);
+                }
+            }
+        }
+        in_use
     }
 
     /// [`Daemon::commit`] where nobody waits for an answer.

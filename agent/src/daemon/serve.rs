@@ -1,8 +1,10 @@
 //! The loop: waits for something to happen, tells the engine, and commits.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use steer_common::{GuardEvent, guard_reason};
 use steer_core::cgroups::CgroupChange;
 use steer_core::ids::{CgroupId, IfIndex};
 use steer_core::name::Name;
@@ -13,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::Daemon;
 use crate::api::server::Call;
@@ -28,6 +30,9 @@ const CHECK_ALL: Duration = Duration::from_secs(30);
 
 /// What the kernel refused is tried again after this time.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// The guard's drops are told this often for each policy.
+const GUARD_PAUSE: Duration = Duration::from_secs(10);
 
 /// Where events come from.
 pub(super) struct Inputs {
@@ -149,16 +154,7 @@ impl Daemon {
                 }));
             }
             datapath::Event::CgroupRemoved { id } => self.cgroup_removed(CgroupId(id)),
-            datapath::Event::Guard(event) => {
-                let policy = self.engine.state().memory.policies.key(event.policy);
-                warn!(
-                    policy = policy.and_then(|c| c.first()).map_or("undecided", Name::as_str),
-                    interface = event.ifindex,
-                    reason = event.reason,
-                    "the guard dropped a packet"
-                );
-                debug!(?event);
-            }
+            datapath::Event::Guard(event) => self.guard_dropped(&event),
         }
     }
     /// A cgroup is gone, and with it the policies that were set for it alone.
@@ -172,5 +168,29 @@ impl Daemon {
             self.fact(Event::UnsetPolicy(name));
         }
         self.fact(Event::Cgroups(CgroupChange::Removed(id)));
+    }
+
+    /// Says once in a while that the guard drops packets of a policy; the counters say how many.
+    fn guard_dropped(&mut self, event: &GuardEvent) {
+        let now = Instant::now();
+        let told = self.guard_told.get(&event.policy);
+        if told.is_some_and(|told| now - *told < GUARD_PAUSE) {
+            return;
+        }
+        self.guard_told.retain(|_, told| now - *told < GUARD_PAUSE);
+        self.guard_told.insert(event.policy, now);
+        let policy = self.engine.state().memory.policies.key(event.policy);
+        warn!(
+            policy = policy.and_then(|chain| chain.first()).map_or("undecided", Name::as_str),
+            interface = self.interface(IfIndex(event.ifindex)),
+            source = %Ipv6Addr::from(event.source).to_canonical(),
+            destination = %Ipv6Addr::from(event.destination).to_canonical(),
+            reason = match event.reason {
+                guard_reason::INTERFACE => "not its domain's interface",
+                guard_reason::SOURCE => "not its domain's address",
+                _ => "no domain is chosen for it",
+            },
+            "the guard dropped a packet"
+        );
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Nothing in the kernel is removed before files, state, netlink and the cgroup tree were read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -83,6 +83,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         saved,
         config: options.config.clone(),
         started: SystemTime::now(),
+        guard_told: HashMap::new(),
         dirty: false,
     };
     daemon.adopt_runs();

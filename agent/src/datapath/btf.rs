@@ -65,7 +65,10 @@ impl<'a> Types<'a> {
         };
         let malformed = || BtfError::Malformed { at: header.at };
         Ok(Self {
-            types: Reader { data: section(type_offset, type_length).ok_or_else(malformed)?, at: 0 },
+            types: Reader {
+                data: section(type_offset, type_length).ok_or_else(malformed)?,
+                at: 0,
+            },
             strings: section(string_offset, string_length).ok_or_else(malformed)?,
         })
     }
@@ -94,7 +97,10 @@ impl<'a> Types<'a> {
                 types.skip(trailer(kind, count).ok_or(BtfError::Malformed { at: types.at })?)?;
             }
         }
-        Err(BtfError::Missing { structure: structure.to_owned(), member: member.to_owned() })
+        Err(BtfError::Missing {
+            structure: structure.to_owned(),
+            member: member.to_owned(),
+        })
     }
 
     /// The offset of `member` in bits, among the `count` members that follow.
@@ -112,7 +118,11 @@ impl<'a> Types<'a> {
             let offset = types.word()?;
             if self.string_is(name, member) {
                 // With bit fields in the structure, the upper byte is the field's width.
-                found = Some(if has_bit_fields { offset & 0x00ff_ffff } else { offset });
+                found = Some(if has_bit_fields {
+                    offset & 0x00ff_ffff
+                } else {
+                    offset
+                });
             }
         }
         Ok(found)
@@ -201,9 +211,18 @@ mod tests {
         let types = Types::parse(&data).unwrap();
         assert_eq!(types.offset("pair", "left").unwrap(), 0);
         assert_eq!(types.offset("pair", "right").unwrap(), 8);
-        assert!(matches!(types.offset("pair", "flag"), Err(BtfError::BitField { .. })));
-        assert!(matches!(types.offset("pair", "none"), Err(BtfError::Missing { .. })));
-        assert!(matches!(types.offset("pai", "left"), Err(BtfError::Missing { .. })));
+        assert!(matches!(
+            types.offset("pair", "flag"),
+            Err(BtfError::BitField { .. })
+        ));
+        assert!(matches!(
+            types.offset("pair", "none"),
+            Err(BtfError::Missing { .. })
+        ));
+        assert!(matches!(
+            types.offset("pai", "left"),
+            Err(BtfError::Missing { .. })
+        ));
     }
 
     #[test]

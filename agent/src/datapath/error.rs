@@ -108,7 +108,11 @@ impl Error {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::File { operation, path, source }
+        move |source| Self::File {
+            operation,
+            path,
+            source,
+        }
     }
 
     /// For `map_err` on a `bpf` system call.
@@ -117,6 +121,10 @@ impl Error {
         object: impl Into<String>,
     ) -> impl FnOnce(io::Error) -> Self {
         let object = object.into();
-        move |source| Self::Kernel { operation, object, source }
+        move |source| Self::Kernel {
+            operation,
+            object,
+            source,
+        }
     }
 }

@@ -41,8 +41,10 @@ pub struct EventStream {
 impl EventStream {
     /// Opens the ring that is pinned in `directory`. Only one reader may have it.
     pub(super) fn open(directory: &Path) -> Result<Self> {
-        let map_error =
-            |source| Error::Map { name: EVENTS.name, source: Box::new(source) };
+        let map_error = |source| Error::Map {
+            name: EVENTS.name,
+            source: Box::new(source),
+        };
         let map = MapData::from_pin(directory.join(EVENTS.name)).map_err(map_error)?;
         let map = Map::from_map_data(map).map_err(map_error)?;
         let ring = RingBuf::try_from(map).map_err(map_error)?;
@@ -96,7 +98,11 @@ fn parse(record: &[u8]) -> Option<Event> {
     if kind != EventKind::CgroupMade as u32 {
         return None;
     }
-    let name = event.name.split(|byte| *byte == 0).next().unwrap_or_default();
+    let name = event
+        .name
+        .split(|byte| *byte == 0)
+        .next()
+        .unwrap_or_default();
     Some(Event::CgroupMade {
         id: event.id,
         parent: event.parent,
@@ -105,7 +111,9 @@ fn parse(record: &[u8]) -> Option<Event> {
 }
 
 fn read<T: Pod>(record: &[u8]) -> Option<T> {
-    record.get(..size_of::<T>()).map(bytemuck::pod_read_unaligned)
+    record
+        .get(..size_of::<T>())
+        .map(bytemuck::pod_read_unaligned)
 }
 
 #[cfg(test)]
@@ -123,9 +131,16 @@ mod tests {
         made.name[..3].copy_from_slice(b"web");
         assert_eq!(
             parse(bytemuck::bytes_of(&made)),
-            Some(Event::CgroupMade { id: 7, parent: 1, name: "web".to_owned() })
+            Some(Event::CgroupMade {
+                id: 7,
+                parent: 1,
+                name: "web".to_owned()
+            })
         );
-        let guard = GuardEvent { kind: EventKind::Guard as u32, ..GuardEvent::default() };
+        let guard = GuardEvent {
+            kind: EventKind::Guard as u32,
+            ..GuardEvent::default()
+        };
         assert_eq!(parse(bytemuck::bytes_of(&guard)), Some(Event::Guard(guard)));
     }
 

@@ -104,17 +104,30 @@ pub(super) struct Links {
 impl Links {
     /// Takes over every attachment in `directory`: those that stand get `programs`, those whose cgroup
     /// or interface is gone, or is another than `cgroup_root`, are made anew or dropped.
-    pub(super) fn adopt(directory: PathBuf, cgroup_root: &Path, programs: Programs) -> Result<Self> {
-        let not_cgroup = || Error::NotCgroup2 { path: cgroup_root.to_owned() };
+    pub(super) fn adopt(
+        directory: PathBuf,
+        cgroup_root: &Path,
+        programs: Programs,
+    ) -> Result<Self> {
+        let not_cgroup = || Error::NotCgroup2 {
+            path: cgroup_root.to_owned(),
+        };
         let found = statfs(cgroup_root)
             .map_err(|errno| Error::file("find the file system of", cgroup_root)(errno.into()))?;
         let cgroup = File::open(cgroup_root).map_err(Error::file("open", cgroup_root))?;
-        let metadata = cgroup.metadata().map_err(Error::file("examine", cgroup_root))?;
+        let metadata = cgroup
+            .metadata()
+            .map_err(Error::file("examine", cgroup_root))?;
         if found.filesystem_type() != CGROUP2_SUPER_MAGIC || !metadata.is_dir() {
             return Err(not_cgroup());
         }
         // The inode number of a cgroup's directory is the cgroup's id.
-        let links = Self { directory, cgroup, cgroup_id: metadata.ino(), programs };
+        let links = Self {
+            directory,
+            cgroup,
+            cgroup_id: metadata.ino(),
+            programs,
+        };
         for (name, path) in pins::list(&links.directory)? {
             match Attachment::from_name(&name) {
                 Some(attachment) => links.renew(attachment)?,
@@ -156,7 +169,9 @@ impl Links {
 
     /// Puts this agent's program behind a pinned attachment.
     fn renew(&self, attachment: Attachment) -> Result<()> {
-        let Some(link) = self.pinned(attachment)? else { return Ok(()) };
+        let Some(link) = self.pinned(attachment)? else {
+            return Ok(());
+        };
         let updatable = !matches!(sys::link_target(link.as_fd()), Ok(LinkTarget::Tracing));
         if self.stands(attachment, link.as_fd())? && updatable {
             let program = self.programs.get(attachment.program());
@@ -220,9 +235,13 @@ impl Links {
                 id == self.cgroup_id && hook.attach_type() == Some(attach_type)
             }
             (Attachment::Hook(hook), LinkTarget::Tracing) => hook.attach_type().is_none(),
-            (Attachment::Interface(side, wanted), LinkTarget::Tcx { ifindex, attach_type }) => {
-                ifindex == wanted && attach_type == side.attach_type()
-            }
+            (
+                Attachment::Interface(side, wanted),
+                LinkTarget::Tcx {
+                    ifindex,
+                    attach_type,
+                },
+            ) => ifindex == wanted && attach_type == side.attach_type(),
             _ => false,
         })
     }
@@ -235,8 +254,13 @@ const FRESH: &str = "fresh-";
 pub(super) fn hooks(directory: &Path) -> Result<BTreeSet<Hook>> {
     let mut hooks = BTreeSet::new();
     for (name, path) in pins::list(directory)? {
-        let Some(Attachment::Hook(hook)) = Attachment::from_name(&name) else { continue };
-        if !matches!(target(&name, &path)?, Some(LinkTarget::Cgroup { id: 0, .. }) | None) {
+        let Some(Attachment::Hook(hook)) = Attachment::from_name(&name) else {
+            continue;
+        };
+        if !matches!(
+            target(&name, &path)?,
+            Some(LinkTarget::Cgroup { id: 0, .. }) | None
+        ) {
             hooks.insert(hook);
         }
     }
@@ -250,7 +274,11 @@ pub(super) fn interfaces(directory: &Path, wanted: Side) -> Result<BTreeSet<u32>
         let Some(Attachment::Interface(side, ifindex)) = Attachment::from_name(&name) else {
             continue;
         };
-        if side == wanted && !matches!(target(&name, &path)?, Some(LinkTarget::Tcx { ifindex: 0, .. }) | None)
+        if side == wanted
+            && !matches!(
+                target(&name, &path)?,
+                Some(LinkTarget::Tcx { ifindex: 0, .. }) | None
+            )
         {
             interfaces.insert(ifindex);
         }

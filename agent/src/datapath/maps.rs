@@ -36,7 +36,13 @@ const SK_STORAGE: u32 = 24;
 const RINGBUF: u32 = 27;
 
 const fn spec<K, V>(name: &'static str, kind: u32, max_entries: u32) -> MapSpec {
-    MapSpec { name, kind, key_size: size_of::<K>(), value_size: size_of::<V>(), max_entries }
+    MapSpec {
+        name,
+        kind,
+        key_size: size_of::<K>(),
+        value_size: size_of::<V>(),
+        max_entries,
+    }
 }
 
 const CGROUPS: MapSpec = spec::<u64, CgroupEntry>("CGROUPS", HASH, MAX_CGROUPS);
@@ -54,7 +60,8 @@ pub(super) const EVENTS: MapSpec = spec::<(), ()>("EVENTS", RINGBUF, EVENT_RING_
 
 /// Every map there is.
 pub(super) const MAPS: [MapSpec; 11] = [
-    CGROUPS, POLICIES, CHOICES, DOMAINS, SOURCES, LOCALS4, LOCALS6, INGRESS, COUNTERS, FLOWS, EVENTS,
+    CGROUPS, POLICIES, CHOICES, DOMAINS, SOURCES, LOCALS4, LOCALS6, INGRESS, COUNTERS, FLOWS,
+    EVENTS,
 ];
 
 impl MapSpec {
@@ -64,14 +71,29 @@ impl MapSpec {
         let map = match sys::get(&path) {
             Ok(map) => map,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(Error::File { operation: "open pinned map", path, source }),
+            Err(source) => {
+                return Err(Error::File {
+                    operation: "open pinned map",
+                    path,
+                    source,
+                });
+            }
         };
         let found = sys::map_info(map.as_fd())
             .map_err(Error::kernel("read the properties of map", self.name))?;
-        let found = [found.kind, found.key_size, found.value_size, found.max_entries];
+        let found = [
+            found.kind,
+            found.key_size,
+            found.value_size,
+            found.max_entries,
+        ];
         let size = |size: usize| u32::try_from(size).expect("map elements are small");
-        let expected =
-            [self.kind, size(self.key_size), size(self.value_size), self.max_entries];
+        let expected = [
+            self.kind,
+            size(self.key_size),
+            size(self.value_size),
+            self.max_entries,
+        ];
         if found != expected {
             let describe = |[kind, key, value, entries]: [u32; 4]| {
                 format!("type {kind}, keys of {key} and values of {value} bytes, {entries} entries")
@@ -106,8 +128,15 @@ pub struct Table<K, V> {
 
 impl<K: Pod, V: Pod> Table<K, V> {
     fn open(spec: &MapSpec, directory: &Path) -> Result<Self> {
-        debug_assert_eq!((spec.key_size, spec.value_size), (size_of::<K>(), size_of::<V>()));
-        Ok(Self { map: spec.open_existing(directory)?, name: spec.name, types: PhantomData })
+        debug_assert_eq!(
+            (spec.key_size, spec.value_size),
+            (size_of::<K>(), size_of::<V>())
+        );
+        Ok(Self {
+            map: spec.open_existing(directory)?,
+            name: spec.name,
+            types: PhantomData,
+        })
     }
 
     /// The value of `key`.
@@ -124,8 +153,12 @@ impl<K: Pod, V: Pod> Table<K, V> {
 
     /// Sets the value of `key`.
     pub fn set(&self, key: &K, value: &V) -> Result<()> {
-        sys::update(self.map.as_fd(), bytemuck::bytes_of(key), bytemuck::bytes_of(value))
-            .map_err(Error::kernel("write map", self.name))
+        sys::update(
+            self.map.as_fd(),
+            bytemuck::bytes_of(key),
+            bytemuck::bytes_of(value),
+        )
+        .map_err(Error::kernel("write map", self.name))
     }
 
     /// Sets many, a few thousand by one system call.
@@ -155,7 +188,11 @@ pub struct Array<V> {
 impl<V: Pod + PartialEq> Array<V> {
     fn open(spec: &MapSpec, directory: &Path) -> Result<Self> {
         debug_assert_eq!((spec.key_size, spec.value_size), (4, size_of::<V>()));
-        Ok(Self { map: spec.open_existing(directory)?, name: spec.name, types: PhantomData })
+        Ok(Self {
+            map: spec.open_existing(directory)?,
+            name: spec.name,
+            types: PhantomData,
+        })
     }
 
     /// The value at `index`. An index beyond the end is an error.
@@ -167,7 +204,11 @@ impl<V: Pod + PartialEq> Array<V> {
             bytemuck::bytes_of_mut(&mut value),
         )
         .map_err(Error::kernel("read map", self.name))?;
-        if found { Ok(value) } else { Err(self.beyond_end()) }
+        if found {
+            Ok(value)
+        } else {
+            Err(self.beyond_end())
+        }
     }
 
     fn beyond_end(&self) -> Error {
@@ -180,8 +221,12 @@ impl<V: Pod + PartialEq> Array<V> {
 
     /// Sets the value at `index`. An index beyond the end is an error.
     pub fn set(&self, index: u32, value: &V) -> Result<()> {
-        sys::update(self.map.as_fd(), bytemuck::bytes_of(&index), bytemuck::bytes_of(value))
-            .map_err(Error::kernel("write map", self.name))
+        sys::update(
+            self.map.as_fd(),
+            bytemuck::bytes_of(&index),
+            bytemuck::bytes_of(value),
+        )
+        .map_err(Error::kernel("write map", self.name))
     }
 
     /// Sets many, a few thousand by one system call.
@@ -285,8 +330,11 @@ impl Tables {
 
     /// What the programs counted since their maps were made, over all CPUs.
     pub fn counters(&self) -> Result<Counters> {
-        let cpus = aya::util::nr_cpus()
-            .map_err(|(path, source)| Error::File { operation: "read", path: path.into(), source })?;
+        let cpus = aya::util::nr_cpus().map_err(|(path, source)| Error::File {
+            operation: "read",
+            path: path.into(),
+            source,
+        })?;
         let read = |index: u32| -> Result<u64> {
             let mut values = vec![0_u64; cpus];
             sys::lookup(

@@ -142,7 +142,9 @@ pub struct Pinned {
 
 /// Looks at what is pinned below `pin_root`. `None`: nothing of this version is.
 pub fn read_pinned(pin_root: &Path) -> Result<Option<Pinned>> {
-    let Some((maps, links)) = pins::published(pin_root) else { return Ok(None) };
+    let Some((maps, links)) = pins::published(pin_root) else {
+        return Ok(None);
+    };
     Ok(Some(Pinned {
         hooks: links::hooks(&links)?,
         guards: links::interfaces(&links, Side::Guard)?,

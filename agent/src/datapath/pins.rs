@@ -32,14 +32,20 @@ pub fn ensure_bpffs(path: &Path) -> Result<bool> {
     if is_bpffs(path)? {
         return Ok(false);
     }
-    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-        .map_err(|errno| Error::file("mount a BPF file system at", path)(errno.into()))?;
+    mount(
+        Some("bpf"),
+        path,
+        Some("bpf"),
+        MsFlags::empty(),
+        Some("mode=0700"),
+    )
+    .map_err(|errno| Error::file("mount a BPF file system at", path)(errno.into()))?;
     Ok(true)
 }
 
 fn is_bpffs(path: &Path) -> Result<bool> {
-    let found = statfs(path)
-        .map_err(|errno| Error::file("find the file system of", path)(errno.into()))?;
+    let found =
+        statfs(path).map_err(|errno| Error::file("find the file system of", path)(errno.into()))?;
     Ok(found.filesystem_type() == BPF_FS_MAGIC)
 }
 
@@ -51,13 +57,20 @@ impl Pins {
             .find(|path| path.exists())
             .unwrap_or_else(|| Path::new("/"));
         if !is_bpffs(nearest)? {
-            return Err(Error::NotBpffs { path: root.to_owned() });
+            return Err(Error::NotBpffs {
+                path: root.to_owned(),
+            });
         }
         fs::create_dir_all(root).map_err(Error::file("make directory", root))?;
         let directory = File::open(root).map_err(Error::file("open", root))?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { root: root.to_owned(), _lock: lock }),
-            Err((_, nix::Error::EWOULDBLOCK)) => Err(Error::Locked { path: root.to_owned() }),
+            Ok(lock) => Ok(Self {
+                root: root.to_owned(),
+                _lock: lock,
+            }),
+            Err((_, nix::Error::EWOULDBLOCK)) => Err(Error::Locked {
+                path: root.to_owned(),
+            }),
             Err((_, errno)) => Err(Error::file("lock", root)(errno.into())),
         }
     }
@@ -70,7 +83,9 @@ impl Pins {
     /// Begins a layout of this version under another name.
     pub(super) fn begin(&self) -> Result<Unpublished<'_>> {
         self.remove_unfinished()?;
-        let path = self.root.join(format!("{UNFINISHED}{}", std::process::id()));
+        let path = self
+            .root
+            .join(format!("{UNFINISHED}{}", std::process::id()));
         for directory in [maps(&path), links(&path)] {
             fs::create_dir_all(&directory).map_err(Error::file("make directory", directory))?;
         }
@@ -186,7 +201,11 @@ fn remove(path: &Path, removed: &mut Removed) -> Result<()> {
         Ok(()) => removed.directories += 1,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => {
-            return Err(Error::File { operation: "remove directory", path: path.to_owned(), source });
+            return Err(Error::File {
+                operation: "remove directory",
+                path: path.to_owned(),
+                source,
+            });
         }
     }
     Ok(())
@@ -212,7 +231,10 @@ pub(super) fn list(path: &Path) -> Result<Vec<(String, PathBuf)>> {
     entries
         .map(|entry| {
             let entry = entry.map_err(Error::file("list", path))?;
-            Ok((entry.file_name().to_string_lossy().into_owned(), entry.path()))
+            Ok((
+                entry.file_name().to_string_lossy().into_owned(),
+                entry.path(),
+            ))
         })
         .collect()
 }

@@ -48,14 +48,23 @@ impl Programs {
         for map in &MAPS {
             loader.map_pin_path(map.name, maps.join(map.name));
         }
-        let mut object = loader.load(OBJECT).map_err(|error| Error::Object(Box::new(error)))?;
+        let mut object = loader
+            .load(OBJECT)
+            .map_err(|error| Error::Object(Box::new(error)))?;
 
-        let kernel_types = Btf::from_sys_fs()
-            .map_err(|error| Error::Object(Box::new(error.into())))?;
+        let kernel_types =
+            Btf::from_sys_fs().map_err(|error| Error::Object(Box::new(error.into())))?;
         let mut programs = BTreeMap::new();
-        for name in Hook::ALL.map(Hook::program).into_iter().chain([GUARD, INGRESS_MARK]) {
-            let program = load_one(&mut object, name, &kernel_types)
-                .map_err(|error| Error::Program { name, source: Box::new(error) })?;
+        for name in Hook::ALL
+            .map(Hook::program)
+            .into_iter()
+            .chain([GUARD, INGRESS_MARK])
+        {
+            let program =
+                load_one(&mut object, name, &kernel_types).map_err(|error| Error::Program {
+                    name,
+                    source: Box::new(error),
+                })?;
             programs.insert(name, program);
         }
         Ok(Self(programs))
@@ -73,17 +82,29 @@ fn load_one(
     kernel_types: &Btf,
 ) -> std::result::Result<ProgramFd, ProgramError> {
     let program = object.program_mut(name).ok_or(ProgramError::NotLoaded)?;
-    match program {
-        Program::CgroupSock(program) => program.load()?,
-        Program::CgroupSockAddr(program) => program.load()?,
-        Program::CgroupSockopt(program) => program.load()?,
-        Program::SchedClassifier(program) => program.load()?,
-        // The tracepoints are called as their programs are.
-        Program::BtfTracePoint(program) => program.load(name, kernel_types)?,
-        _ => return Err(ProgramError::UnexpectedProgramType),
+    let mut attempts = 1..=LOAD_ATTEMPTS;
+    loop {
+        attempts.next();
+        let loaded = match program {
+            Program::CgroupSock(program) => program.load(),
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSockopt(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            // The tracepoints are called as their programs are.
+            Program::BtfTracePoint(program) => program.load(name, kernel_types),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        match loaded {
+            Ok(()) => return Ok(program.fd()?.try_clone()?),
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.kind() == io::ErrorKind::WouldBlock && !attempts.is_empty() => {}
+            Err(error) => return Err(error),
+        }
     }
-    Ok(program.fd()?.try_clone()?)
 }
+
+/// A signal interrupts the verifier, which then says `EAGAIN`; libbpf tries as often.
+const LOAD_ATTEMPTS: u32 = 5;
 
 /// Offsets in kernel structures, by the name of the global that takes them.
 struct Offsets([(&'static str, u32); 7]);
@@ -101,7 +122,10 @@ impl Offsets {
                 own_state + types.offset("cgroup_subsys_state", "parent")?,
             ),
             ("CGROUP_ROOT", types.offset("cgroup", "root")?),
-            ("CGROUP_ROOT_HIERARCHY_ID", types.offset("cgroup_root", "hierarchy_id")?),
+            (
+                "CGROUP_ROOT_HIERARCHY_ID",
+                types.offset("cgroup_root", "hierarchy_id")?,
+            ),
             ("KERNFS_NODE_ID", types.offset("kernfs_node", "id")?),
             ("KERNFS_NODE_NAME", types.offset("kernfs_node", "name")?),
         ]))
@@ -124,5 +148,9 @@ fn netns_cookie() -> io::Result<u64> {
             &raw mut length,
         )
     };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

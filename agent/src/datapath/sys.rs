@@ -39,7 +39,12 @@ fn bpf<T: Pod>(command: u32, argument: &mut T) -> io::Result<RawFd> {
     // SAFETY: the argument is plain data of the length that is told. What it points to is kept alive
     // by the callers in this module, who also tell its right length.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(argument), size_of::<T>())
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(argument),
+            size_of::<T>(),
+        )
     };
     RawFd::try_from(result)
         .ok()
@@ -166,10 +171,14 @@ pub(super) fn lookup_batch(
         flags: 0,
     };
     match bpf(MAP_LOOKUP_BATCH, &mut argument) {
-        Ok(_) => Ok(Found { count: argument.count, next: Some(next) }),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-            Ok(Found { count: argument.count, next: None })
-        }
+        Ok(_) => Ok(Found {
+            count: argument.count,
+            next: Some(next),
+        }),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Found {
+            count: argument.count,
+            next: None,
+        }),
         Err(error) => Err(error),
     }
 }
@@ -209,14 +218,22 @@ fn c_path(path: &Path) -> io::Result<CString> {
 /// Pins `object` at `path`.
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
-    let mut argument = Object { path: address(path.as_ptr()), fd: number(object), flags: 0 };
+    let mut argument = Object {
+        path: address(path.as_ptr()),
+        fd: number(object),
+        flags: 0,
+    };
     bpf(OBJECT_PIN, &mut argument).map(drop)
 }
 
 /// Opens what is pinned at `path`.
 pub(super) fn get(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
-    let mut argument = Object { path: address(path.as_ptr()), fd: 0, flags: 0 };
+    let mut argument = Object {
+        path: address(path.as_ptr()),
+        fd: 0,
+        flags: 0,
+    };
     bpf_fd(OBJECT_GET, &mut argument)
 }
 
@@ -269,7 +286,11 @@ struct RawTracepoint {
 
 /// Attaches a tracing program to the tracepoint that it was loaded for.
 pub(super) fn link_tracepoint(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let mut argument = RawTracepoint { name: 0, program: number(program), reserved: 0 };
+    let mut argument = RawTracepoint {
+        name: 0,
+        program: number(program),
+        reserved: 0,
+    };
     bpf_fd(RAW_TRACEPOINT_OPEN, &mut argument)
 }
 
@@ -285,8 +306,12 @@ struct LinkUpdate {
 /// Replaces the program of a cgroup or tcx link, atomically. The kernel compares program types only,
 /// not attach types: a slip is silent.
 pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut argument =
-        LinkUpdate { link: number(link), program: number(program), flags: 0, old_program: 0 };
+    let mut argument = LinkUpdate {
+        link: number(link),
+        program: number(program),
+        flags: 0,
+        old_program: 0,
+    };
     bpf(LINK_UPDATE, &mut argument).map(drop)
 }
 
@@ -343,7 +368,10 @@ pub(super) enum LinkTarget {
     /// A cgroup; id 0: removed.
     Cgroup { id: u64, attach_type: AttachType },
     /// An interface; index 0: gone.
-    Tcx { ifindex: u32, attach_type: AttachType },
+    Tcx {
+        ifindex: u32,
+        attach_type: AttachType,
+    },
     /// A tracepoint.
     Tracing,
     /// Nothing of ours.
@@ -372,7 +400,10 @@ pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
             id: bytemuck::cast([target[0], target[1]]),
             attach_type: AttachType(target[2]),
         },
-        TCX => LinkTarget::Tcx { ifindex: target[0], attach_type: AttachType(target[1]) },
+        TCX => LinkTarget::Tcx {
+            ifindex: target[0],
+            attach_type: AttachType(target[1]),
+        },
         _ => LinkTarget::Other,
     })
 }

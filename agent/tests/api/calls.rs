@@ -195,7 +195,7 @@ fn the_agent_learns_that_a_caller_has_gone() {
     runtime.block_on(async {
         tokio::time::timeout(DEADLINE, reply.closed())
             .await
-            .unwrap()
+            .unwrap();
     });
     agent.assert_serves();
 }

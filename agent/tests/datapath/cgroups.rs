@@ -19,7 +19,10 @@ fn a_new_cgroup_has_its_parents_policy_before_its_first_process() {
         lab.policy(1, TWO, 0);
         let deep = lab.group("app", 1).join("one").join("two");
         fs::create_dir_all(&deep).unwrap();
-        let expected = CgroupEntry { policy: 1, flags: 0 };
+        let expected = CgroupEntry {
+            policy: 1,
+            flags: 0,
+        };
         assert_eq!(lab.maps().cgroups.get(&id(&deep)).unwrap(), Some(expected));
         let mut child = Child::start(&deep);
         child.must(&["open s inet stream"]);
@@ -49,14 +52,24 @@ fn flags_say_what_children_inherit() {
         for (name, parent, child, grandchild) in [
             ("plain", (1, 0), entry(1, 0), entry(1, 0)),
             ("exempt", (1, EXEMPT), None, None),
-            ("children", (1, CHILDREN_UNDECIDED), entry(1, UNDECIDED), entry(1, UNDECIDED)),
+            (
+                "children",
+                (1, CHILDREN_UNDECIDED),
+                entry(1, UNDECIDED),
+                entry(1, UNDECIDED),
+            ),
             (
                 "descendants",
                 (0, DESCENDANTS_UNDECIDED),
                 entry(0, DESCENDANTS_UNDECIDED | UNDECIDED),
                 entry(0, DESCENDANTS_UNDECIDED | UNDECIDED),
             ),
-            ("undecided", (2, UNDECIDED), entry(2, UNDECIDED), entry(2, UNDECIDED)),
+            (
+                "undecided",
+                (2, UNDECIDED),
+                entry(2, UNDECIDED),
+                entry(2, UNDECIDED),
+            ),
         ] {
             let path = lab.group(name, 0);
             lab.give(&path, parent.0, parent.1);
@@ -70,7 +83,10 @@ fn flags_say_what_children_inherit() {
         let path = lab.cgroup.join("children/a");
         lab.give(&path, 3, 0);
         fs::create_dir(path.join("c")).unwrap();
-        assert_eq!(lab.maps().cgroups.get(&id(&path.join("c"))).unwrap(), entry(3, 0));
+        assert_eq!(
+            lab.maps().cgroups.get(&id(&path.join("c"))).unwrap(),
+            entry(3, 0)
+        );
     });
 }
 
@@ -78,7 +94,10 @@ fn flags_say_what_children_inherit() {
 fn the_agent_is_told_of_every_cgroup() {
     on_a_new_host(|lab| {
         lab.attach_all();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let mut events = {
             let _inside = runtime.enter();
             lab.datapath().events().unwrap()
@@ -86,10 +105,16 @@ fn the_agent_is_told_of_every_cgroup() {
         let group = lab.group("told", 0);
         let [number, parent] = [id(&group), id(&lab.cgroup)];
         // The tracepoints see the whole machine: other tests make cgroups too.
-        let made = Event::CgroupMade { id: number, parent, name: "told".to_owned() };
+        let made = Event::CgroupMade {
+            id: number,
+            parent,
+            name: "told".to_owned(),
+        };
         let removed = Event::CgroupRemoved { id: number };
         runtime.block_on(async { while events.next().await.unwrap() != made {} });
         remove_cgroup(&group);
-        eventually("the removal is told", || events.try_next() == Some(removed.clone()));
+        eventually("the removal is told", || {
+            events.try_next() == Some(removed.clone())
+        });
     });
 }

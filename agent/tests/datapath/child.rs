@@ -29,7 +29,10 @@ pub(crate) struct Child {
 impl Child {
     /// Starts one in `cgroup` and in this thread's namespaces.
     pub(crate) fn start(cgroup: &Path) -> Self {
-        let procs = fs::OpenOptions::new().write(true).open(cgroup.join("cgroup.procs")).unwrap();
+        let procs = fs::OpenOptions::new()
+            .write(true)
+            .open(cgroup.join("cgroup.procs"))
+            .unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
             .args(["--ignored", "--exact", "child_process", "--nocapture"])
@@ -49,7 +52,11 @@ impl Child {
         writeln!(self.process.stdin.as_mut().unwrap(), "{command}").unwrap();
         loop {
             let mut line = String::new();
-            assert_ne!(self.answers.read_line(&mut line).unwrap(), 0, "the child died of {command}");
+            assert_ne!(
+                self.answers.read_line(&mut line).unwrap(),
+                0,
+                "the child died of {command}"
+            );
             if let Some((_, answer)) = line.split_once(ANSWER) {
                 return answer.trim_end().to_owned();
             }
@@ -67,7 +74,11 @@ impl Child {
 
     /// The mark of socket `name`.
     pub(crate) fn mark(&mut self, name: &str) -> u32 {
-        self.ask(&format!("mark {name}")).strip_prefix("ok ").unwrap().parse().unwrap()
+        self.ask(&format!("mark {name}"))
+            .strip_prefix("ok ")
+            .unwrap()
+            .parse()
+            .unwrap()
     }
 }
 
@@ -94,7 +105,11 @@ pub(crate) fn serve() {
 fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<String> {
     let descriptor = |name: &str| sockets[name].as_raw_fd();
     let done = |result: i64| {
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(String::new()) }
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(String::new())
+        }
     };
     match *words {
         ["open", name, family, kind] => {
@@ -170,7 +185,9 @@ fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<Str
             // SAFETY: all zero is `AF_UNSPEC`.
             let address: libc::sockaddr = unsafe { std::mem::zeroed() };
             // SAFETY: the address is valid for the length told.
-            done(i64::from(unsafe { libc::connect(descriptor(name), &raw const address, 16) }))
+            done(i64::from(unsafe {
+                libc::connect(descriptor(name), &raw const address, 16)
+            }))
         }
         ["bind", name, target] => {
             let (address, length) = encode(target);
@@ -185,35 +202,35 @@ fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<Str
             let mut length = libc::socklen_t::try_from(size_of_val(&address)).unwrap();
             // SAFETY: both pointers are valid for the length told.
             done(i64::from(unsafe {
-                libc::getsockname(
-                    descriptor(name),
-                    (&raw mut address).cast(),
-                    &raw mut length,
-                )
+                libc::getsockname(descriptor(name), (&raw mut address).cast(), &raw mut length)
             }))?;
             Ok(decode(&address))
         }
         ["send", name, target, text] => {
             let (address, length) = encode(target);
             // SAFETY: buffer and address are valid for the lengths told.
-            done(i64::try_from(unsafe {
-                libc::sendto(
-                    descriptor(name),
-                    text.as_ptr().cast(),
-                    text.len(),
-                    0,
-                    (&raw const address).cast(),
-                    length,
-                )
-            })
-            .unwrap())
+            done(
+                i64::try_from(unsafe {
+                    libc::sendto(
+                        descriptor(name),
+                        text.as_ptr().cast(),
+                        text.len(),
+                        0,
+                        (&raw const address).cast(),
+                        length,
+                    )
+                })
+                .unwrap(),
+            )
         }
         ["write", name, text] => {
             // SAFETY: the buffer is valid for the length told.
-            done(i64::try_from(unsafe {
-                libc::send(descriptor(name), text.as_ptr().cast(), text.len(), 0)
-            })
-            .unwrap())
+            done(
+                i64::try_from(unsafe {
+                    libc::send(descriptor(name), text.as_ptr().cast(), text.len(), 0)
+                })
+                .unwrap(),
+            )
         }
         ["send-by", name, interface, target, text] => {
             done(send_by(descriptor(name), interface, target, text))
@@ -258,15 +275,21 @@ fn set(socket: i32, level: &str, option: &str, value: &[u8]) -> i64 {
     i64::from(unsafe { libc::setsockopt(socket, level, option, value.as_ptr().cast(), length) })
 }
 
+fn family(number: i32) -> libc::sa_family_t {
+    number.try_into().unwrap()
+}
+
 fn encode(target: &str) -> (libc::sockaddr_storage, libc::socklen_t) {
     // SAFETY: all zero is valid.
     let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
     let length = match target.parse().unwrap() {
         SocketAddr::V4(address) => {
             let name = libc::sockaddr_in {
-                sin_family: libc::AF_INET as u16,
+                sin_family: family(libc::AF_INET),
                 sin_port: address.port().to_be(),
-                sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(address.ip().octets()),
+                },
                 sin_zero: [0; 8],
             };
             // SAFETY: a storage holds any name.
@@ -275,10 +298,12 @@ fn encode(target: &str) -> (libc::sockaddr_storage, libc::socklen_t) {
         }
         SocketAddr::V6(address) => {
             let name = libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as u16,
+                sin6_family: family(libc::AF_INET6),
                 sin6_port: address.port().to_be(),
                 sin6_flowinfo: 0,
-                sin6_addr: libc::in6_addr { s6_addr: address.ip().octets() },
+                sin6_addr: libc::in6_addr {
+                    s6_addr: address.ip().octets(),
+                },
                 sin6_scope_id: address.scope_id(),
             };
             // SAFETY: a storage holds any name.
@@ -310,7 +335,10 @@ fn send_by(socket: i32, interface: &str, target: &str, text: &str) -> i64 {
         ipi_spec_dst: libc::in_addr { s_addr: 0 },
         ipi_addr: libc::in_addr { s_addr: 0 },
     };
-    let mut part = libc::iovec { iov_base: text.as_ptr().cast_mut().cast(), iov_len: text.len() };
+    let mut part = libc::iovec {
+        iov_base: text.as_ptr().cast_mut().cast(),
+        iov_len: text.len(),
+    };
     let mut control = [0_u64; 8];
     // SAFETY: all zero is valid.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -323,13 +351,15 @@ fn send_by(socket: i32, interface: &str, target: &str, text: &str) -> i64 {
     // SAFETY: computes.
     message.msg_controllen = unsafe { libc::CMSG_SPACE(size) } as usize;
     // SAFETY: there is room for one header and its data.
-    unsafe {
-        let header = libc::CMSG_FIRSTHDR(&raw const message);
-        (*header).cmsg_level = libc::IPPROTO_IP;
-        (*header).cmsg_type = libc::IP_PKTINFO;
-        (*header).cmsg_len = libc::CMSG_LEN(size) as usize;
-        libc::CMSG_DATA(header).cast::<libc::in_pktinfo>().write_unaligned(information);
-    }
+    let header = unsafe { &mut *libc::CMSG_FIRSTHDR(&raw const message) };
+    header.cmsg_level = libc::IPPROTO_IP;
+    header.cmsg_type = libc::IP_PKTINFO;
+    // SAFETY: computes.
+    header.cmsg_len = unsafe { libc::CMSG_LEN(size) } as usize;
+    // SAFETY: computes an address within `control`.
+    let data = unsafe { libc::CMSG_DATA(header) }.cast::<libc::in_pktinfo>();
+    // SAFETY: there is room for it.
+    unsafe { data.write_unaligned(information) };
     // SAFETY: everything that the message points to is alive.
     i64::try_from(unsafe { libc::sendmsg(socket, &raw const message, 0) }).unwrap()
 }
@@ -339,7 +369,7 @@ fn packet(socket: i32, interface: &str) -> i64 {
     let index = nix::net::if_::if_nametoindex(interface).unwrap();
     // SAFETY: all zero is valid.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_family = family(libc::AF_PACKET);
     address.sll_protocol = 0x0800_u16.to_be();
     address.sll_ifindex = i32::try_from(index).unwrap();
     address.sll_halen = 6;

@@ -33,7 +33,10 @@ fn report(what: &str, work: impl FnOnce()) {
         let (runs_before, time_before) = before.get(&name).copied().unwrap_or_default();
         let runs = runs - runs_before;
         if runs >= 1_000 {
-            println!("  {name:14} {:4} ns ({runs} runs)", (time - time_before) / runs);
+            println!(
+                "  {name:14} {:4} ns ({runs} runs)",
+                (time - time_before) / runs
+            );
         }
     }
 }
@@ -43,10 +46,19 @@ fn work(lab: &Lab, child: &mut Child) {
     let tcp = Tcp::new(lab);
     child.must(&[&format!("loop-connect inet dgram {SERVER4}:{udp} 20000")]);
     child.must(&[&format!("loop-connect inet6 dgram [{SERVER6}]:{udp} 20000")]);
-    child.must(&["open s inet dgram", &format!("loop-send s {SERVER4}:{udp} 100000")]);
-    child.must(&["open s inet6 dgram", &format!("loop-send s [{SERVER6}]:{udp} 100000")]);
+    child.must(&[
+        "open s inet dgram",
+        &format!("loop-send s {SERVER4}:{udp} 100000"),
+    ]);
+    child.must(&[
+        "open s inet6 dgram",
+        &format!("loop-send s [{SERVER6}]:{udp} 100000"),
+    ]);
     child.must(&["open s inet dgram", "loop-set s 100000"]);
-    child.must(&[&format!("loop-connect inet stream {SERVER4}:{} 50", tcp.port)]);
+    child.must(&[&format!(
+        "loop-connect inet stream {SERVER4}:{} 50",
+        tcp.port
+    )]);
 }
 
 #[test]
@@ -69,15 +81,36 @@ fn measure() {
         report("strict, with guards", || work(lab, &mut child));
         let mut child = Child::start(&lab.group("none2", 0));
         report("no policy, with guards", || work(lab, &mut child));
-        let policies: Vec<_> =
-            (2..=100_000).map(|index| (index, PolicyEntry { choice: TWO, flags: 0 })).collect();
+        let policies: Vec<_> = (2..=100_000)
+            .map(|index| {
+                (
+                    index,
+                    PolicyEntry {
+                        choice: TWO,
+                        flags: 0,
+                    },
+                )
+            })
+            .collect();
         lab.maps().policies.set_all(&policies).unwrap();
         let cgroups: Vec<_> = (2..=100_000)
-            .map(|index| (u64::from(index) << 20, CgroupEntry { policy: index, flags: 0 }))
+            .map(|index| {
+                (
+                    u64::from(index) << 20,
+                    CgroupEntry {
+                        policy: index,
+                        flags: 0,
+                    },
+                )
+            })
             .collect();
         lab.maps().cgroups.set_all(&cgroups).unwrap();
-        report("no policy, with guards and 100,000 policies", || work(lab, &mut child));
+        report("no policy, with guards and 100,000 policies", || {
+            work(lab, &mut child);
+        });
         let mut child = Child::start(&lab.group("app3", 1));
-        report("strict, with guards and 100,000 policies", || work(lab, &mut child));
+        report("strict, with guards and 100,000 policies", || {
+            work(lab, &mut child);
+        });
     });
 }

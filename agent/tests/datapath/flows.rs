@@ -31,7 +31,10 @@ fn tcp_leaves_by_the_domain_with_its_source() {
             ("inet6", format!("[{SERVER6}]:{port}"), "fd00:2::2"),
             ("inet6", format!("[::ffff:{SERVER4}]:{port}"), "10.0.2.2"),
         ] {
-            child.must(&[&format!("open s {family} stream"), &format!("connect s {target}")]);
+            child.must(&[
+                &format!("open s {family} stream"),
+                &format!("connect s {target}"),
+            ]);
             assert_eq!(server.next().to_string(), source, "{target}");
             assert_eq!(child.mark("s"), mark(TWO));
         }
@@ -63,7 +66,10 @@ fn connected_datagrams_leave_by_the_domain() {
             ("inet6", format!("[{SERVER6}]:{port}"), "fd00:2::2"),
             ("inet6", format!("[::ffff:{SERVER4}]:{port}"), "10.0.2.2"),
         ] {
-            child.must(&[&format!("open s {family} dgram"), &format!("connect s {target}")]);
+            child.must(&[
+                &format!("open s {family} dgram"),
+                &format!("connect s {target}"),
+            ]);
             child.must(&["write s hello"]);
             assert_eq!(server.next().1.to_string(), source, "{target}");
         }
@@ -139,10 +145,18 @@ fn a_blocked_flow_sees_network_unreachable() {
         ] {
             for kind in ["stream", "dgram"] {
                 child.must(&[&format!("open s {family} {kind}")]);
-                assert_eq!(child.ask(&format!("connect s {target}")), "errno 101", "{target}");
+                assert_eq!(
+                    child.ask(&format!("connect s {target}")),
+                    "errno 101",
+                    "{target}"
+                );
             }
             child.must(&[&format!("open s {family} dgram")]);
-            assert_eq!(child.ask(&format!("send s {target} x")), "errno 101", "{target}");
+            assert_eq!(
+                child.ask(&format!("send s {target} x")),
+                "errno 101",
+                "{target}"
+            );
         }
         assert_eq!(lab.datapath().counters().unwrap().refused, 9);
     });
@@ -168,13 +182,28 @@ fn a_domain_without_interface_or_family_refuses() {
 #[test]
 fn destinations_on_this_host_and_link_are_not_steered() {
     steered(|lab, child| {
-        let key = LocalKey4 { prefix_len: 32, address: [10, 0, 1, 2] };
-        let entry = LocalEntry { flags: local_flags::HOST, ..LocalEntry::default() };
+        let key = LocalKey4 {
+            prefix_len: 32,
+            address: [10, 0, 1, 2],
+        };
+        let entry = LocalEntry {
+            flags: local_flags::HOST,
+            ..LocalEntry::default()
+        };
         lab.maps().locals4.set(&key, &entry).unwrap();
-        for target in ["127.0.0.1:9", "0.0.0.0:9", "169.254.7.7:9", "224.0.0.251:9", "10.0.1.2:9"] {
+        for target in [
+            "127.0.0.1:9",
+            "0.0.0.0:9",
+            "169.254.7.7:9",
+            "224.0.0.251:9",
+            "10.0.1.2:9",
+        ] {
             child.must(&["open s inet dgram"]);
             let answer = child.ask(&format!("connect s {target}"));
-            assert!(!answer.contains("101") || target.starts_with("169"), "{target}: {answer}");
+            assert!(
+                !answer.contains("101") || target.starts_with("169"),
+                "{target}: {answer}"
+            );
             assert_eq!(child.mark("s"), 0, "{target}");
         }
         for target in ["[::1]:9", "[ff02::fb%2]:9", "[fe80::1%2]:9"] {
@@ -198,14 +227,25 @@ fn other_links_are_left_to_the_host_if_the_policy_says_so() {
             entry
         };
         for domain in [ONE, TWO] {
-            let key = LocalKey4 { prefix_len: 24, address: [10, 0, u8::try_from(domain).unwrap(), 0] };
+            let key = LocalKey4 {
+                prefix_len: 24,
+                address: [10, 0, u8::try_from(domain).unwrap(), 0],
+            };
             lab.maps().locals4.set(&key, &entry(domain)).unwrap();
         }
         let port = server.port;
-        child.must(&["open s inet dgram", &format!("connect s 10.0.1.1:{port}"), "write s x"]);
+        child.must(&[
+            "open s inet dgram",
+            &format!("connect s 10.0.1.1:{port}"),
+            "write s x",
+        ]);
         assert_eq!(server.next().1.to_string(), "10.0.1.2");
         assert_eq!(child.mark("s"), 0);
-        child.must(&["open s inet dgram", &format!("connect s 10.0.2.1:{port}"), "write s x"]);
+        child.must(&[
+            "open s inet dgram",
+            &format!("connect s 10.0.2.1:{port}"),
+            "write s x",
+        ]);
         assert_eq!(server.next().1.to_string(), "10.0.2.2");
         assert_eq!(child.mark("s"), mark(TWO));
         // One unconnected socket, alternating.
@@ -241,7 +281,10 @@ fn an_address_that_the_application_bound_is_respected() {
                 assert_eq!(server.next().1.to_string(), source);
                 assert_eq!(child.mark("s"), 0);
             }
-            child.must(&[&format!("open s {family} dgram"), &format!("bind s {address}")]);
+            child.must(&[
+                &format!("open s {family} dgram"),
+                &format!("bind s {address}"),
+            ]);
             child.must(&[&format!("send s {target} x")]);
             assert_eq!(server.next().1.to_string(), source);
         }
@@ -253,7 +296,11 @@ fn an_interface_that_the_application_bound_is_respected() {
     steered(|lab, child| {
         let server = Udp::new(lab);
         let target = format!("{SERVER4}:{}", server.port);
-        child.must(&["open s inet dgram", "set s 1 25 h1", &format!("connect s {target}")]);
+        child.must(&[
+            "open s inet dgram",
+            "set s 1 25 h1",
+            &format!("connect s {target}"),
+        ]);
         assert_eq!(child.mark("s"), 0);
         child.must(&["write s x"]);
         assert_eq!(server.next().1.to_string(), "10.0.1.2");
@@ -266,11 +313,22 @@ fn a_second_connect_follows_its_source_until_it_is_disconnected() {
         let server = Udp::new(lab);
         let port = server.port;
         for (family, target, sources) in [
-            ("inet", format!("{SERVER4}:{port}"), ["10.0.1.2", "10.0.2.2"]),
-            ("inet6", format!("[{SERVER6}]:{port}"), ["fd00:1::2", "fd00:2::2"]),
+            (
+                "inet",
+                format!("{SERVER4}:{port}"),
+                ["10.0.1.2", "10.0.2.2"],
+            ),
+            (
+                "inet6",
+                format!("[{SERVER6}]:{port}"),
+                ["fd00:1::2", "fd00:2::2"],
+            ),
         ] {
             lab.policy(1, TWO, 0);
-            child.must(&[&format!("open s {family} dgram"), &format!("connect s {target}")]);
+            child.must(&[
+                &format!("open s {family} dgram"),
+                &format!("connect s {target}"),
+            ]);
             assert_eq!(child.ask("source s"), format!("ok {}", sources[1]));
             lab.policy(1, ONE, 0);
             child.must(&[&format!("connect s {target}"), "write s x"]);

@@ -25,8 +25,14 @@ fn guarded(test: impl FnOnce(&mut Lab, &mut Child) + Send + 'static) {
 fn right_packets_pass_and_are_counted() {
     guarded(|lab, child| {
         let server = Tcp::new(lab);
-        child.must(&["open s inet stream", &format!("connect s {SERVER4}:{}", server.port)]);
-        child.must(&["open s inet6 stream", &format!("connect s [{SERVER6}]:{}", server.port)]);
+        child.must(&[
+            "open s inet stream",
+            &format!("connect s {SERVER4}:{}", server.port),
+        ]);
+        child.must(&[
+            "open s inet6 stream",
+            &format!("connect s [{SERVER6}]:{}", server.port),
+        ]);
         assert_eq!(server.next().to_string(), "10.0.2.2");
         assert_eq!(server.next().to_string(), "fd00:2::2");
         let counters = lab.datapath().counters().unwrap();
@@ -62,7 +68,10 @@ fn an_interface_chosen_by_a_control_message_is_stopped() {
         let arrivals = Capture::on(lab, "p1");
         let server = Udp::new(lab);
         let target = format!("{SERVER4}:{}", server.port);
-        child.must(&["open s inet dgram", &format!("send-by s h1 {target} sneaky")]);
+        child.must(&[
+            "open s inet dgram",
+            &format!("send-by s h1 {target} sneaky"),
+        ]);
         assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 1);
         child.must(&[&format!("send-by s h2 {target} honest")]);
         assert_eq!(server.next().0, "honest");
@@ -115,7 +124,10 @@ fn an_undecided_cgroup_is_closed_and_then_what_it_became() {
         lab.maps().cgroups.remove(&id(&group)).unwrap();
         let server = Udp::new(lab);
         child.must(&[&format!("send s {SERVER4}:{} late", server.port)]);
-        assert_eq!(server.next(), ("late".to_owned(), "10.0.1.2".parse().unwrap()));
+        assert_eq!(
+            server.next(),
+            ("late".to_owned(), "10.0.1.2".parse().unwrap())
+        );
         assert!(!arrivals.saw("early"));
     });
 }
@@ -123,7 +135,10 @@ fn an_undecided_cgroup_is_closed_and_then_what_it_became() {
 #[test]
 fn drops_are_told_with_their_reason() {
     guarded(|lab, child| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let _inside = runtime.enter();
         let mut events = lab.datapath().events().unwrap();
         child.must(&["open s inet dgram", &format!("send-by s h1 {SERVER4}:9 x")]);
@@ -143,7 +158,10 @@ fn drops_are_told_with_their_reason() {
         });
         assert_eq!(
             reasons,
-            [(guard_reason::INTERFACE, ifindex("h1")), (guard_reason::NO_DOMAIN, ifindex("h2"))]
+            [
+                (guard_reason::INTERFACE, ifindex("h1")),
+                (guard_reason::NO_DOMAIN, ifindex("h2"))
+            ]
         );
     });
 }
@@ -159,8 +177,14 @@ fn a_port_of_the_domains_bridge_lets_pass_what_the_bridge_let_pass() {
         ip("-4 route add default via 10.0.2.1 dev b2 src 10.0.2.2 table 102");
         on_interface(lab, "b2");
         let server = Udp::new(lab);
-        child.must(&["open s inet dgram", &format!("send s {SERVER4}:{} bridged", server.port)]);
-        assert_eq!(server.next(), ("bridged".to_owned(), "10.0.2.2".parse().unwrap()));
+        child.must(&[
+            "open s inet dgram",
+            &format!("send s {SERVER4}:{} bridged", server.port),
+        ]);
+        assert_eq!(
+            server.next(),
+            ("bridged".to_owned(), "10.0.2.2".parse().unwrap())
+        );
         assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 0);
         // The port itself is not the domain.
         child.must(&["open p packet raw"]);
@@ -187,8 +211,14 @@ fn the_carrier_of_the_domains_tunnel_lets_pass_what_the_tunnel_let_pass() {
         lab.maps().domains.set(TWO, &entry).unwrap();
         on_interface(lab, "x2");
         let server = Udp::new(lab);
-        child.must(&["open s inet dgram", &format!("send s {SERVER4}:{} tunnelled", server.port)]);
-        assert_eq!(server.next(), ("tunnelled".to_owned(), "10.0.7.2".parse().unwrap()));
+        child.must(&[
+            "open s inet dgram",
+            &format!("send s {SERVER4}:{} tunnelled", server.port),
+        ]);
+        assert_eq!(
+            server.next(),
+            ("tunnelled".to_owned(), "10.0.7.2".parse().unwrap())
+        );
         assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 0);
     });
 }

@@ -38,11 +38,14 @@ pub(crate) struct Lab {
     datapath: Option<Datapath>,
     peer: OwnedFd,
     _scratch: tempfile::TempDir,
+    _group: Cgroup,
 }
 
 /// The mark of a domain.
 pub(crate) fn mark(domain: u32) -> u32 {
-    MarkMask::DEFAULT.encode(u16::try_from(domain).unwrap()).unwrap()
+    MarkMask::DEFAULT
+        .encode(u16::try_from(domain).unwrap())
+        .unwrap()
 }
 
 /// Runs `test` on a new host. It has a thread of its own, because namespaces belong to threads.
@@ -93,8 +96,14 @@ impl Lab {
     fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "these tests need root");
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-            .unwrap();
+        mount(
+            None::<&str>,
+            "/",
+            None::<&str>,
+            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+            None::<&str>,
+        )
+        .unwrap();
         let scratch = tempfile::tempdir().unwrap();
         assert!(ensure_bpffs(scratch.path()).unwrap());
         assert!(!ensure_bpffs(scratch.path()).unwrap());
@@ -104,6 +113,7 @@ impl Lab {
             NEXT.fetch_add(1, Ordering::Relaxed)
         ));
         fs::create_dir(&cgroup).unwrap();
+        let group = Cgroup(cgroup.clone());
         let peer = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             this_netns()
@@ -112,7 +122,14 @@ impl Lab {
         .unwrap();
         let pins = scratch.path().join("steer");
         let datapath = Some(open(&pins, &cgroup));
-        let lab = Self { cgroup, pins, datapath, peer, _scratch: scratch };
+        let lab = Self {
+            cgroup,
+            pins,
+            datapath,
+            peer,
+            _scratch: scratch,
+            _group: group,
+        };
         lab.lay_cables();
         lab
     }
@@ -125,7 +142,9 @@ impl Lab {
             std::os::fd::AsRawFd::as_raw_fd(&self.peer)
         );
         for domain in [ONE, TWO] {
-            ip(&format!("link add h{domain} type veth peer name p{domain} netns {path}"));
+            ip(&format!(
+                "link add h{domain} type veth peer name p{domain} netns {path}"
+            ));
             ip(&format!("addr add 10.0.{domain}.2/24 dev h{domain}"));
             ip(&format!("addr add fd00:{domain}::2/64 dev h{domain} nodad"));
             ip(&format!("link set h{domain} up"));
@@ -146,11 +165,21 @@ impl Lab {
             let fwmark = mark(domain);
             for (family, source, gateway) in [
                 ("-4", format!("10.0.{domain}.2"), format!("10.0.{domain}.1")),
-                ("-6", format!("fd00:{domain}::2"), format!("fd00:{domain}::1")),
+                (
+                    "-6",
+                    format!("fd00:{domain}::2"),
+                    format!("fd00:{domain}::1"),
+                ),
             ] {
-                ip(&format!("{family} route add default via {gateway} dev h{domain} src {source} table {table}"));
-                ip(&format!("{family} rule add from {source} lookup {table} pref 1000"));
-                ip(&format!("{family} rule add fwmark {fwmark}/{mask} lookup {table} pref 2000"));
+                ip(&format!(
+                    "{family} route add default via {gateway} dev h{domain} src {source} table {table}"
+                ));
+                ip(&format!(
+                    "{family} rule add from {source} lookup {table} pref 1000"
+                ));
+                ip(&format!(
+                    "{family} rule add fwmark {fwmark}/{mask} lookup {table} pref 2000"
+                ));
             }
         }
         ip("-4 route add default via 10.0.1.1 dev h1");
@@ -218,16 +247,51 @@ impl Lab {
             };
             maps.domains.set(domain, &entry).unwrap();
             let mapped = std::net::Ipv4Addr::from(source4).to_ipv6_mapped().octets();
-            maps.sources.set(&SourceKey { domain, address: mapped }, &1).unwrap();
-            maps.sources.set(&SourceKey { domain, address: source6 }, &1).unwrap();
-            maps.choices.set(domain, &ChoiceEntry { verdict: verdict::STEER, domain }).unwrap();
+            maps.sources
+                .set(
+                    &SourceKey {
+                        domain,
+                        address: mapped,
+                    },
+                    &1,
+                )
+                .unwrap();
+            maps.sources
+                .set(
+                    &SourceKey {
+                        domain,
+                        address: source6,
+                    },
+                    &1,
+                )
+                .unwrap();
+            maps.choices
+                .set(
+                    domain,
+                    &ChoiceEntry {
+                        verdict: verdict::STEER,
+                        domain,
+                    },
+                )
+                .unwrap();
         }
-        maps.choices.set(BLOCKED, &ChoiceEntry { verdict: verdict::BLOCK, domain: 0 }).unwrap();
+        maps.choices
+            .set(
+                BLOCKED,
+                &ChoiceEntry {
+                    verdict: verdict::BLOCK,
+                    domain: 0,
+                },
+            )
+            .unwrap();
     }
 
     /// Sets policy `index`.
     pub(crate) fn policy(&self, index: u32, choice: u32, flags: u32) {
-        self.maps().policies.set(index, &PolicyEntry { choice, flags }).unwrap();
+        self.maps()
+            .policies
+            .set(index, &PolicyEntry { choice, flags })
+            .unwrap();
     }
 
     /// Makes a cgroup below the root and gives it a policy (0: none).
@@ -242,7 +306,10 @@ impl Lab {
 
     /// Sets the entry of a cgroup.
     pub(crate) fn give(&self, cgroup: &Path, policy: u32, flags: u32) {
-        self.maps().cgroups.set(&id(cgroup), &CgroupEntry { policy, flags }).unwrap();
+        self.maps()
+            .cgroups
+            .set(&id(cgroup), &CgroupEntry { policy, flags })
+            .unwrap();
     }
 }
 
@@ -281,14 +348,12 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-impl Drop for Lab {
+/// Removes a cgroup when dropped.
+struct Cgroup(PathBuf);
+
+impl Drop for Cgroup {
     fn drop(&mut self) {
-        self.datapath = None;
-        // Processes in it were killed by their owners; they may take a moment to be gone.
-        for child in fs::read_dir(&self.cgroup).into_iter().flatten().flatten() {
-            remove_cgroup(&child.path());
-        }
-        remove_cgroup(&self.cgroup);
+        remove_cgroup(&self.0);
     }
 }
 

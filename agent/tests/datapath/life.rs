@@ -11,7 +11,11 @@ use crate::{
 };
 
 fn open<'a>(pin_root: &'a Path, cgroup_root: &'a Path) -> Result<Datapath, Error> {
-    Datapath::open(Options { pin_root, cgroup_root, mark_mask: MarkMask::DEFAULT })
+    Datapath::open(Options {
+        pin_root,
+        cgroup_root,
+        mark_mask: MarkMask::DEFAULT,
+    })
 }
 
 #[test]
@@ -110,8 +114,15 @@ fn another_cgroup_root_is_attached_anew() {
         assert_eq!(datapath.hooks().unwrap(), Hook::ALL.into());
         let outside = lab.cgroup.join("outside");
         fs::create_dir(&outside).unwrap();
-        let policy = CgroupEntry { policy: 1, flags: 0 };
-        datapath.maps.cgroups.set(&crate::lab::id(&outside), &policy).unwrap();
+        let policy = CgroupEntry {
+            policy: 1,
+            flags: 0,
+        };
+        datapath
+            .maps
+            .cgroups
+            .set(&crate::lab::id(&outside), &policy)
+            .unwrap();
         for (group, expected) in [(&root, mark(TWO)), (&outside, 0)] {
             let mut child = Child::start(group);
             child.must(&["open s inet stream"]);
@@ -123,8 +134,14 @@ fn another_cgroup_root_is_attached_anew() {
 #[test]
 fn only_one_agent_at_a_time() {
     on_a_new_host(|lab| {
-        assert!(matches!(open(&lab.pins, &lab.cgroup), Err(Error::Locked { .. })));
-        assert!(matches!(datapath::detach(&lab.pins), Err(Error::Locked { .. })));
+        assert!(matches!(
+            open(&lab.pins, &lab.cgroup),
+            Err(Error::Locked { .. })
+        ));
+        assert!(matches!(
+            datapath::detach(&lab.pins),
+            Err(Error::Locked { .. })
+        ));
     });
 }
 
@@ -141,11 +158,17 @@ fn detach_leaves_nothing() {
         fs::create_dir_all(lab.pins.join("v7/links")).unwrap();
         fs::create_dir_all(lab.pins.join("new-1/maps")).unwrap();
         let removed = datapath::detach(&lab.pins).unwrap();
-        assert_eq!((removed.links, removed.maps, removed.directories), (13, 11, 8));
+        assert_eq!(
+            (removed.links, removed.maps, removed.directories),
+            (13, 11, 8)
+        );
         assert!(!lab.pins.exists());
         child.must(&["open s inet stream"]);
         assert_eq!(child.mark("s"), 0);
-        assert_eq!(datapath::detach(&lab.pins).unwrap(), datapath::Removed::default());
+        assert_eq!(
+            datapath::detach(&lab.pins).unwrap(),
+            datapath::Removed::default()
+        );
         assert!(datapath::read_pinned(&lab.pins).unwrap().is_none());
     });
 }
@@ -158,7 +181,10 @@ fn maps_of_another_build_are_refused() {
         fs::remove_file(maps.join("POLICIES")).unwrap();
         let other = aya::maps::MapData::from_pin(maps.join("DOMAINS")).unwrap();
         other.pin(maps.join("POLICIES")).unwrap();
-        assert!(matches!(open(&lab.pins, &lab.cgroup), Err(Error::MapDiffers { .. })));
+        assert!(matches!(
+            open(&lab.pins, &lab.cgroup),
+            Err(Error::MapDiffers { .. })
+        ));
         datapath::detach(&lab.pins).unwrap();
         lab.start_agent();
     });
@@ -168,7 +194,9 @@ fn maps_of_another_build_are_refused() {
 fn places_that_cannot_work_are_named() {
     on_a_new_host(|lab| {
         let plain = tempfile::tempdir().unwrap();
-        let error = open(&plain.path().join("steer"), &lab.cgroup).err().unwrap();
+        let error = open(&plain.path().join("steer"), &lab.cgroup)
+            .err()
+            .unwrap();
         assert!(error.to_string().contains("mount -t bpf"), "{error}");
         lab.kill_agent();
         let error = open(&lab.pins, plain.path()).err().unwrap();
@@ -181,10 +209,27 @@ fn places_that_cannot_work_are_named() {
 fn a_hundred_thousand_policies_are_written_and_read_back() {
     on_a_new_host(|lab| {
         let maps = lab.maps();
-        let policies: Vec<_> =
-            (1..=100_000).map(|index| (index, PolicyEntry { choice: index, flags: 0 })).collect();
+        let policies: Vec<_> = (1..=100_000)
+            .map(|index| {
+                (
+                    index,
+                    PolicyEntry {
+                        choice: index,
+                        flags: 0,
+                    },
+                )
+            })
+            .collect();
         let cgroups: Vec<_> = (1..=100_000)
-            .map(|index| (u64::from(index) << 20, CgroupEntry { policy: index, flags: 0 }))
+            .map(|index| {
+                (
+                    u64::from(index) << 20,
+                    CgroupEntry {
+                        policy: index,
+                        flags: 0,
+                    },
+                )
+            })
             .collect();
         let start = Instant::now();
         maps.policies.set_all(&policies).unwrap();

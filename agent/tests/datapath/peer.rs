@@ -91,10 +91,19 @@ impl Capture {
         loop {
             // SAFETY: the buffer is valid for the length told.
             let length = unsafe {
-                libc::recv(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0)
+                libc::recv(
+                    self.0.as_raw_fd(),
+                    buffer.as_mut_ptr().cast(),
+                    buffer.len(),
+                    0,
+                )
             };
-            let Ok(length) = usize::try_from(length) else { return found };
-            found |= buffer[..length].windows(text.len()).any(|part| part == text.as_bytes());
+            let Ok(length) = usize::try_from(length) else {
+                return found;
+            };
+            found |= buffer[..length]
+                .windows(text.len())
+                .any(|part| part == text.as_bytes());
         }
     }
 }

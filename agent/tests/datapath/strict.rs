@@ -12,7 +12,11 @@ fn options_that_choose_a_way_are_refused() {
     steered(|lab, child| {
         lab.policy(1, TWO, STRICT);
         let [one, two] = ["h1", "h2"].map(ifindex);
-        child.must(&["open s inet dgram", "open v inet6 dgram", "open p packet raw"]);
+        child.must(&[
+            "open s inet dgram",
+            "open v inet6 dgram",
+            "open p packet raw",
+        ]);
         for refused in [
             "set s 1 36 1".to_owned(),
             "set s 1 25 h1".to_owned(),
@@ -35,7 +39,12 @@ fn options_that_choose_a_way_are_refused() {
 #[test]
 fn other_policies_may_set_every_option() {
     steered(|_, child| {
-        child.must(&["open s inet dgram", "set s 1 36 1", "set s 1 25 h1", "set-long s 1 7 8192"]);
+        child.must(&[
+            "open s inet dgram",
+            "set s 1 36 1",
+            "set s 1 25 h1",
+            "set-long s 1 7 8192",
+        ]);
         child.must(&["open p packet raw", "set p 263 20 1"]);
     });
 }
@@ -78,7 +87,12 @@ fn an_address_bound_before_the_policy_was_strict_is_refused() {
 #[test]
 fn an_interface_bound_before_the_policy_was_strict_is_refused() {
     steered(|lab, child| {
-        child.must(&["open s inet dgram", "set s 1 25 h1", "open t inet dgram", "set t 1 25 h2"]);
+        child.must(&[
+            "open s inet dgram",
+            "set s 1 25 h1",
+            "open t inet dgram",
+            "set t 1 25 h2",
+        ]);
         lab.policy(1, TWO, STRICT);
         assert_eq!(child.ask(&format!("connect s {SERVER4}:9")), "errno 1");
         assert_eq!(child.ask(&format!("send s {SERVER4}:9 x")), "errno 1");
@@ -89,11 +103,15 @@ fn an_interface_bound_before_the_policy_was_strict_is_refused() {
 #[test]
 fn a_second_connect_with_the_old_domains_source_is_refused() {
     steered(|lab, child| {
-        for (family, target) in
-            [("inet", format!("{SERVER4}:9")), ("inet6", format!("[{SERVER6}]:9"))]
-        {
+        for (family, target) in [
+            ("inet", format!("{SERVER4}:9")),
+            ("inet6", format!("[{SERVER6}]:9")),
+        ] {
             lab.policy(1, TWO, STRICT);
-            child.must(&[&format!("open s {family} dgram"), &format!("connect s {target}")]);
+            child.must(&[
+                &format!("open s {family} dgram"),
+                &format!("connect s {target}"),
+            ]);
             lab.policy(1, ONE, STRICT);
             assert_eq!(child.ask(&format!("connect s {target}")), "errno 101");
             child.must(&["disconnect s", &format!("connect s {target}")]);

@@ -14,9 +14,15 @@ fn the_callers_policy_decides() {
         lab.policy(2, ONE, 0);
         let [other, none] = [lab.group("other", 2), lab.group("none", 0)];
         child.must(&["open s inet dgram", "open t inet dgram"]);
-        child.must(&[&format!("move {}", other.display()), &format!("connect s {SERVER4}:9")]);
+        child.must(&[
+            &format!("move {}", other.display()),
+            &format!("connect s {SERVER4}:9"),
+        ]);
         assert_eq!(child.mark("s"), mark(ONE));
-        child.must(&[&format!("move {}", none.display()), &format!("connect t {SERVER4}:9")]);
+        child.must(&[
+            &format!("move {}", none.display()),
+            &format!("connect t {SERVER4}:9"),
+        ]);
         assert_eq!(child.mark("t"), 0);
         assert_eq!(child.ask("source t"), "ok 10.0.1.2");
     });
@@ -63,7 +69,12 @@ fn the_first_datagram_fixes_the_policy() {
         let other = lab.group("other", 2);
         let server = Udp::new(lab);
         let send = format!("send s {SERVER4}:{} x", server.port);
-        child.must(&["open s inet dgram", &send, &format!("move {}", other.display()), &send]);
+        child.must(&[
+            "open s inet dgram",
+            &send,
+            &format!("move {}", other.display()),
+            &send,
+        ]);
         for _ in 0..2 {
             assert_eq!(server.next().1.to_string(), "10.0.2.2");
         }

@@ -4,6 +4,7 @@ mod error;
 mod parse;
 mod print;
 mod read;
+mod sections;
 
 use std::collections::BTreeMap;
 

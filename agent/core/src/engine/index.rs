@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::awaited::{Awaited, levels};
 use crate::cgroups::CgroupTree;
 use crate::ids::CgroupId;
 use crate::name::Name;
@@ -31,17 +32,6 @@ struct Ranked {
     origin: Origin,
     priority: i32,
     strict: bool,
-}
-
-/// Paths of strict policies level by level, and how many of them have no cgroup: below the parent of
-/// such a one a new cgroup starts closed.
-#[derive(Debug, Default)]
-struct Awaited(HashMap<Box<str>, AwaitedChildren>);
-
-#[derive(Debug, Default)]
-struct AwaitedChildren {
-    names: HashMap<Box<str>, u32>,
-    missing: usize,
 }
 
 /// Two policies of one origin and priority on one cgroup.
@@ -167,16 +157,7 @@ impl PolicyIndex {
 
     /// The tree is another.
     pub(super) fn recount(&mut self, tree: &CgroupTree) {
-        for (parent, children) in &mut self.awaited.0 {
-            children.missing = match tree.find(parent) {
-                None => children.names.len(),
-                Some(id) => children
-                    .names
-                    .keys()
-                    .filter(|name| tree.child(id, name).is_none())
-                    .count(),
-            };
-        }
+        self.awaited.recount(tree);
     }
 
     /// Another policy of the same origin and priority that names one of the same cgroups.
@@ -199,6 +180,34 @@ impl PolicyIndex {
                         })
                 })
                 .map(|other| (other, path))
+        })
+    }
+
+    /// A strict policy of a higher origin that holds at one of the cgroups which `policy` names.
+    pub(super) fn shut_out(&self, policy: &Policy, tree: &CgroupTree) -> Option<(&Name, String)> {
+        policy.matches.iter().find_map(|wanted| {
+            let path = match wanted {
+                Match::Cgroup(pattern) => pattern.exact()?.to_owned(),
+                Match::CgroupId(id) => tree.path(*id)?,
+                Match::Unit(_) => return None,
+            };
+            let globs = self.match_globs(&path, &mut Vec::new());
+            let above = levels(&path).flat_map(|(parent, name)| {
+                let end = parent.len() + usize::from(!parent.is_empty()) + name.len();
+                let by_path = self.paths.get(&path[..end]).into_iter().flatten();
+                let node = tree.find(&path[..end]);
+                let by_id = node.and_then(|id| self.ids.get(&id)).into_iter().flatten();
+                let by_unit = self.units.get(name).into_iter().flatten();
+                by_path.chain(by_id).chain(by_unit)
+            });
+            above
+                .chain(globs.iter().map(|(name, _)| *name))
+                .find(|name| {
+                    self.policies
+                        .get(*name)
+                        .is_some_and(|other| other.strict && other.origin > policy.origin)
+                })
+                .map(|name| (name, path.clone()))
         })
     }
 
@@ -265,12 +274,7 @@ impl PolicyIndex {
             .map(|(_, reach)| reach)
             .max()
             .unwrap_or_default();
-        if self
-            .awaited
-            .0
-            .get(path.as_str())
-            .is_some_and(|children| children.missing > 0)
-        {
+        if self.awaited.below(&path) {
             found.reach = found.reach.max(Reach::Child);
         }
         found
@@ -376,69 +380,6 @@ impl PolicyIndex {
         }
         kept.into_iter().rev().flatten().collect()
     }
-}
-
-impl Awaited {
-    fn insert(&mut self, path: &str, tree: &CgroupTree) {
-        for (parent, name) in levels(path) {
-            let children = self.0.entry(parent.into()).or_default();
-            let count = children.names.entry(name.into()).or_default();
-            *count += 1;
-            if *count == 1
-                && tree
-                    .find(parent)
-                    .and_then(|id| tree.child(id, name))
-                    .is_none()
-            {
-                children.missing += 1;
-            }
-        }
-    }
-
-    fn remove(&mut self, path: &str, tree: &CgroupTree) {
-        for (parent, name) in levels(path) {
-            let Some(children) = self.0.get_mut(parent) else {
-                continue;
-            };
-            let Some(count) = children.names.get_mut(name) else {
-                continue;
-            };
-            *count -= 1;
-            if *count == 0 {
-                children.names.remove(name);
-                if tree
-                    .find(parent)
-                    .and_then(|id| tree.child(id, name))
-                    .is_none()
-                {
-                    children.missing = children.missing.saturating_sub(1);
-                }
-            }
-            if children.names.is_empty() {
-                self.0.remove(parent);
-            }
-        }
-    }
-
-    fn count(&mut self, parent: &str, name: &str, change: impl Fn(usize) -> usize) {
-        if let Some(children) = self.0.get_mut(parent)
-            && children.names.contains_key(name)
-        {
-            children.missing = change(children.missing);
-        }
-    }
-}
-
-/// Each level of a path: the path of its parent, and its name.
-fn levels(path: &str) -> impl Iterator<Item = (&str, &str)> {
-    let starts = [0]
-        .into_iter()
-        .chain(path.match_indices('/').map(|(at, _)| at + 1));
-    starts.map(move |start| {
-        let parent = &path[..start.saturating_sub(1)];
-        let name = &path[start..];
-        (parent, name.split('/').next().unwrap_or(name))
-    })
 }
 
 fn add(map: &mut HashMap<Box<str>, Vec<Name>>, key: &str, name: &Name) {

@@ -3,7 +3,9 @@
 //! [`Engine::apply`] takes events in and notes what they touch; [`Engine::settle`] then brings the
 //! plan up to date and says what changed in it. [`plan`] makes the same plan from nothing.
 
+mod awaited;
 mod index;
+mod rejected;
 mod report;
 mod settle;
 
@@ -11,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub use self::index::Conflict;
 use self::index::PolicyIndex;
+pub use self::rejected::Rejected;
 pub use self::report::{Effective, Warning};
 use crate::cgroups::CgroupChange;
 use crate::config::Config;
@@ -18,9 +21,9 @@ use crate::domains::Domains;
 use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId};
 use crate::name::Name;
 use crate::plan::Plan;
-use crate::policy::{Match, Policy, PolicyError};
+use crate::policy::{Match, Policy};
 use crate::select::World;
-use crate::state::{Event, State};
+use crate::state::{Event, Object, State};
 use crate::suggest::nearest;
 
 /// Keeps a plan in step with a state.
@@ -88,55 +91,14 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
-}
 
-/// Why an event was refused. The state is as it was.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Rejected {
-    /// The policy contradicts itself.
-    #[error(transparent)]
-    Policy(#[from] PolicyError),
-    /// A name in `use` means nothing.
-    #[error("unknown domain `{name}` in policy `{policy}`{}", help(.meant.as_ref()))]
-    UnknownDomain {
-        /// The policy.
-        policy: Name,
-        /// The unknown name.
-        name: Name,
-        /// A known name that it resembles.
-        meant: Option<Name>,
-    },
-    /// A file defines a policy of this name.
-    #[error("policy `{0}` is defined in a file; change it there, or choose another name")]
-    InFile(Name),
-    /// Two policies of one origin and priority on one cgroup.
-    #[error(
-        "policies `{name}` and `{other}` have the same origin and priority on the cgroup {path}; \
-         give one of them another priority"
-    )]
-    Conflict {
-        /// The refused policy.
-        name: Name,
-        /// The one that is there.
-        other: Name,
-        /// The cgroup.
-        path: String,
-    },
-    /// There is no such policy.
-    #[error("there is no policy `{name}`{}", help(.meant.as_ref()))]
-    NoPolicy {
-        /// The name.
-        name: Name,
-        /// A policy whose name it resembles.
-        meant: Option<Name>,
-    },
-    /// There are too many policies.
-    #[error("there are {0} policies already, as many as the kernel map holds")]
-    TooMany(usize),
-}
-
-fn help(meant: Option<&Name>) -> String {
-    meant.map_or_else(String::new, |name| format!("; did you mean `{name}`?"))
+    /// Adds what another settling changed.
+    pub fn merge(&mut self, other: Self) {
+        self.cgroups.extend(other.cgroups);
+        self.policies.extend(other.policies);
+        self.choices.extend(other.choices);
+        self.network |= other.network;
+    }
 }
 
 /// Most policies, so that each can have a number of its own.
@@ -205,13 +167,7 @@ impl Engine {
                 self.dirty.in_use = Some(in_use);
                 self.dirty.wanted = true;
             }
-            Event::Outcome(object, outcome) => {
-                match outcome {
-                    Ok(()) => self.state.refused.remove(&object),
-                    Err(words) => self.state.refused.insert(object, words),
-                };
-                self.dirty.all_choices = true;
-            }
+            Event::Outcome(object, outcome) => self.take_outcome(object, outcome.err()),
         }
         Ok(())
     }
@@ -238,6 +194,13 @@ impl Engine {
             return Err(Rejected::Conflict {
                 name: name.clone(),
                 other: other.clone(),
+                path,
+            });
+        }
+        if let Some((by, path)) = self.index.shut_out(policy, &self.state.cgroups) {
+            return Err(Rejected::ShutOut {
+                name: name.clone(),
+                by: by.clone(),
                 path,
             });
         }
@@ -280,6 +243,27 @@ impl Engine {
         self.index.remove(policy, &self.state.cgroups);
         self.count_use(policy, false);
         self.touch_matches(policy);
+    }
+
+    fn take_outcome(&mut self, object: Object, words: Option<String>) {
+        if self.state.refused.get(&object) == words.as_ref() {
+            return;
+        }
+        match object {
+            Object::Domain(_) => self.dirty.all_choices = true,
+            Object::Hook(_) | Object::Guard => self.dirty.all_cgroups = true,
+        }
+        match words {
+            Some(words) => self.state.refused.insert(object, words),
+            None => self.state.refused.remove(&object),
+        };
+    }
+
+    /// What of the means that strict policies rest on the kernel refused, if anything: they are
+    /// closed then.
+    fn unenforceable(&self) -> Option<(&Object, &String)> {
+        let mut refused = self.state.refused.iter();
+        refused.find(|(object, _)| matches!(object, Object::Hook(_) | Object::Guard))
     }
 
     fn change_config(&mut self, config: Config) {
@@ -350,21 +334,21 @@ impl Engine {
             self.dirty.all_cgroups = true;
         }
         for wanted in &policy.matches {
-            let exact = match wanted {
-                Match::Cgroup(pattern) => pattern.exact(),
-                Match::Unit(_) => None,
+            let pattern = match wanted {
+                Match::Cgroup(pattern) => pattern.as_str(),
+                Match::Unit(_) => {
+                    self.dirty.all_cgroups = true;
+                    return;
+                }
                 Match::CgroupId(id) => {
                     self.dirty.cgroups.extend(tree.subtree(*id));
                     continue;
                 }
             };
-            let Some(path) = exact else {
-                self.dirty.all_cgroups = true;
-                continue;
-            };
-            // Its cgroup, and above it those that await new cgroups.
+            // What is below the levels without wildcards, and on the way there cgroups that await
+            // new ones.
             let mut at = Some(tree.root());
-            for level in path.split('/') {
+            for level in pattern.split('/').take_while(|level| !level.contains('*')) {
                 let Some(id) = at else { break };
                 if policy.strict {
                     self.dirty.cgroups.insert(id);

@@ -1,14 +1,16 @@
 //! What the engine tells about itself: decisions with their reasons, and warnings.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::{Conflict, Engine};
 use crate::config::ConfigError;
+use crate::domains::Domain;
 use crate::ids::{CgroupId, PolicyId};
 use crate::name::Name;
 use crate::network::ForeignRule;
 use crate::plan::{Family, foreign};
-use crate::select::{Decision, select};
+use crate::select::{Decision, Verdict, select};
 use crate::state::Object;
 
 /// What holds for a cgroup.
@@ -95,6 +97,28 @@ impl Engine {
         chains.map(|(number, _)| PolicyId(number)).collect()
     }
 
+    /// Number of cgroups in which a policy is in force.
+    pub fn cgroup_count(&self, name: &Name) -> usize {
+        let numbers = self.state.memory.policies.starting_with(name);
+        numbers
+            .filter_map(|(number, _)| self.policy_uses.get(&PolicyId(number)))
+            .sum()
+    }
+
+    /// Conflicts in which a policy does not apply, with the path of the cgroup.
+    pub fn conflicts_of(&self, name: &Name) -> impl Iterator<Item = Warning> {
+        let conflicts = self.conflicts.iter();
+        conflicts.flat_map(move |(id, conflicts)| {
+            let lost = conflicts
+                .iter()
+                .filter(move |conflict| conflict.refused == *name);
+            lost.map(|conflict| Warning::Conflict {
+                path: self.state.cgroups.path(*id).unwrap_or_default(),
+                conflict: conflict.clone(),
+            })
+        })
+    }
+
     /// Cgroups in which a policy is in force. Looks at every cgroup.
     pub fn cgroups_of(&self, name: &Name) -> Vec<CgroupId> {
         let numbers = self.numbers(name);
@@ -152,28 +176,41 @@ impl Engine {
 
     /// Addresses that several installed domains hold, unless the files ask for it.
     fn overlaps(&self) -> impl Iterator<Item = Warning> {
-        let mut holders = std::collections::BTreeMap::<_, Vec<Name>>::new();
-        let installed = self
-            .installed
-            .keys()
-            .filter_map(|name| self.domains.get(name.as_str()));
-        for domain in installed {
+        let mut holders = BTreeMap::<_, Vec<&Domain>>::new();
+        let installed = self.installed.keys();
+        for domain in installed.filter_map(|name| self.domains.get(name.as_str())) {
             for address in &domain.addresses {
                 if !domain.named_sources.contains(&address.ip) {
-                    holders
-                        .entry(address.ip)
-                        .or_default()
-                        .push(domain.name.clone());
+                    holders.entry(address.ip).or_default().push(domain);
                 }
             }
         }
         holders
             .into_iter()
-            .filter(|(_, domains)| domains.len() > 1)
-            .map(|(address, domains)| Warning::Overlap { address, domains })
+            // Domains on one interface may well share addresses.
+            .filter(|(_, domains)| domains.iter().any(|d| d.interface != domains[0].interface))
+            .map(|(address, domains)| Warning::Overlap {
+                address,
+                domains: domains
+                    .into_iter()
+                    .map(|domain| domain.name.clone())
+                    .collect(),
+            })
     }
 
     fn decide(&self, chain: &[Name]) -> Decision {
+        if let Some((object, words)) = self.unenforceable()
+            && chain.iter().any(|name| self.is_strict(name))
+        {
+            return Decision {
+                verdict: Verdict::Block,
+                reason: format!(
+                    "blocked, because a strict policy cannot be enforced: the kernel refused \
+                     {object}: {words}"
+                ),
+                candidates: Vec::new(),
+            };
+        }
         select(&self.inputs(chain), self.world())
     }
 }

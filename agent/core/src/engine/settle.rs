@@ -149,7 +149,7 @@ impl Engine {
         (policy != 0 || flags != 0).then_some(CgroupEntry { policy, flags })
     }
 
-    fn is_strict(&self, name: &Name) -> bool {
+    pub(super) fn is_strict(&self, name: &Name) -> bool {
         let policy = self.state.policy(name.as_str());
         policy.is_some_and(|policy| policy.strict)
     }
@@ -181,6 +181,17 @@ impl Engine {
             last.otherwise = Otherwise::Pass;
         }
         stages.into()
+    }
+
+    /// The same, but closed for a chain with a strict policy that cannot be enforced.
+    fn inputs_now(&self, chain: &[Name]) -> Inputs {
+        if self.unenforceable().is_some() && chain.iter().any(|name| self.is_strict(name)) {
+            return Arc::new([Stage {
+                use_: Vec::new(),
+                otherwise: Otherwise::Block,
+            }]);
+        }
+        self.inputs(chain)
     }
 
     fn settle_policy(&mut self, id: PolicyId, changes: &mut Changes) {
@@ -235,7 +246,7 @@ impl Engine {
         if policies().all(|policy| policy.local_networks == LocalNetworks::Pass) {
             flags |= policy_flags::LOCAL_PASS;
         }
-        let inputs = self.inputs(chain);
+        let inputs = self.inputs_now(chain);
         let known = self.state.memory.choices.get(&inputs);
         let choice = self.state.memory.choices.give(&inputs).unwrap_or(0);
         if known.is_none() || !self.plan.choices.contains_key(&ChoiceId(choice)) {

@@ -184,16 +184,13 @@ fn rule_inputs<'a>(
             });
         }
     }
-    let loopback = |interface| {
-        let link = inputs.network.links.get(&interface);
-        link.is_some_and(|link| link.loopback)
-    };
-    contents.others = holders
-        .into_iter()
-        .filter(|(ip, interfaces)| {
-            !owners.0.contains_key(ip) && !interfaces.iter().all(|i| loopback(*i))
-        })
-        .map(|(ip, _)| ip)
+    contents.others = inputs
+        .network
+        .addresses
+        .iter()
+        .filter(|address| address.global && address.usable)
+        .map(|address| address.ip)
+        .filter(|ip| !owners.0.contains_key(ip))
         .collect();
     contents
 }

@@ -4,6 +4,7 @@
 //! it but by a table of a domain, by `main` for destinations that are never steered, or by the host's
 //! own routing if its source says that it is a server's answer or was passed.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -63,7 +64,7 @@ pub struct Contents {
     /// Addresses that one domain alone holds.
     pub owned: Vec<Owned>,
     /// Other addresses of the host, of no installed domain.
-    pub others: Vec<IpAddr>,
+    pub others: BTreeSet<IpAddr>,
 }
 
 /// An address that one domain alone holds.

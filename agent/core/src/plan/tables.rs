@@ -41,7 +41,10 @@ pub(crate) fn write(
             let destination = route.destination.trunc();
             // Next hops of a multipath route, and routes of several tables, may be equal in what the
             // kernel tells routes of a table apart by.
-            let metric = (route.metric..LAST_METRIC).find(|m| taken.insert((destination, *m)));
+            let wanted = route.metric.min(LAST_METRIC - 1);
+            let metric = (wanted..LAST_METRIC)
+                .chain((0..wanted).rev())
+                .find(|metric| taken.insert((destination, *metric)));
             let Some(metric) = metric else { continue };
             routes.insert(TableRoute {
                 table: installed.table,

@@ -1,0 +1,326 @@
+//! Reading what is in each section: `[agent]`, `[domain.x]`, `[group.x]`, `[policy.x]`.
+
+use std::net::IpAddr;
+use std::ops::Range;
+
+use ipnet::IpNet;
+use steer_common::MarkMask;
+use toml::de::DeValue;
+
+use super::parse::{Merged, PolicyAt, place};
+use super::read::{Reader, Table, Value};
+use super::{Discover, DomainConfig, DomainMatch};
+use crate::name::{Name, Shown};
+use crate::network::LinkKind;
+use crate::pattern::{CgroupPattern, UnitName};
+use crate::plan::rules::offset;
+use crate::policy::{LocalNetworks, Match, Origin, Otherwise, Policy};
+
+const KINDS: [(&str, LinkKind); 5] = [
+    ("wired", LinkKind::Wired),
+    ("wlan", LinkKind::Wlan),
+    ("cellular", LinkKind::Cellular),
+    ("vpn", LinkKind::Vpn),
+    ("other", LinkKind::Other),
+];
+
+impl Merged {
+    pub(super) fn read_agent(&mut self, reader: &mut Reader<'_>, table: Table<'_>) {
+        let keys = [
+            "cgroup-root",
+            "mark-mask",
+            "table-base",
+            "rule-base",
+            "discover",
+        ];
+        reader.known_keys(table, &keys);
+        let root = reader.string(table, "cgroup-root", |text| {
+            let relative = text.trim_start_matches('/');
+            let fits = relative
+                .split('/')
+                .all(|level| !matches!(level, "" | "." | ".."));
+            if text == "/" || fits {
+                Ok(text.to_owned())
+            } else {
+                Err(format!(
+                    "`cgroup-root` is no path of a cgroup: {}",
+                    Shown::new(text)
+                ))
+            }
+        });
+        if root.is_some() {
+            self.agent.cgroup_root = root;
+        }
+        if let Some(mask) = mark_mask(reader, table) {
+            self.agent.mark_mask = mask;
+        }
+        let last = i64::from(u32::MAX) - 256;
+        if let Some(base) = number(reader, table, "table-base", 256, last) {
+            self.agent.table_base = base;
+        }
+        // Behind the main table's rule (32766), rules would never be asked.
+        let last = 32_765 - i64::from(offset::COUNT);
+        if let Some(base) = number(reader, table, "rule-base", 1, last) {
+            self.agent.rule_base = base;
+        }
+        match table.entries.get("discover").map(|value| value.get_ref()) {
+            None => {}
+            Some(DeValue::Boolean(all)) => {
+                self.agent.discover = if *all { Discover::All } else { Discover::None };
+            }
+            Some(DeValue::Array(_) | DeValue::String(_)) => {
+                let globs = reader.strings(table, "discover", |text| interface(text, true));
+                let globs = globs.unwrap_or_default().into_iter().map(|(glob, _)| glob);
+                self.agent.discover = Discover::Globs(globs.collect());
+            }
+            Some(_) => {
+                if let Some(value) = table.entries.get("discover") {
+                    reader.wrong_type("`discover`", "true, false or a list of patterns", value);
+                }
+            }
+        }
+    }
+
+    pub(super) fn read_domain(&mut self, reader: &mut Reader<'_>, name: Name, table: Table<'_>) {
+        reader.known_keys(table, &["match", "kind", "sources", "gateways"]);
+        let mut domain = DomainConfig::default();
+        if let Some(value) = table.entries.get("match") {
+            let title = format!("`match` of {}", table.title);
+            if let Some(found) = reader.table(&title, value) {
+                domain.matches = read_match(reader, found);
+            }
+        }
+        domain.kind = reader.word(table, "kind", &KINDS);
+        let net = |text: &str| {
+            let ip = text.parse::<IpAddr>().map(IpNet::from);
+            ip.or_else(|_| text.parse::<IpNet>())
+                .map_err(|_| format!("{} is neither an address nor a prefix", Shown::new(text)))
+        };
+        domain.sources = without_places(reader.strings(table, "sources", net));
+        let ip = |text: &str| {
+            text.parse::<IpAddr>()
+                .map_err(|_| format!("{} is not an address", Shown::new(text)))
+        };
+        domain.gateways = without_places(reader.strings(table, "gateways", ip));
+        let place = place(reader, table.span());
+        let earlier = self.domains.insert(name, (domain, place.clone()));
+        self.note(earlier.map(|(_, earlier)| earlier), table.title, &place);
+    }
+
+    pub(super) fn read_group(&mut self, reader: &mut Reader<'_>, name: Name, table: Table<'_>) {
+        reader.known_keys(table, &["domains"]);
+        if !table.entries.contains_key("domains") {
+            let message = format!("{} has no `domains`", table.title);
+            reader.error(table.span(), message, None);
+        }
+        let domains = reader
+            .strings(table, "domains", Name::new)
+            .unwrap_or_default();
+        let domains = domains
+            .into_iter()
+            .map(|(name, span)| (name, place(reader, span)))
+            .collect();
+        let place = place(reader, table.span());
+        let earlier = self.groups.insert(name, (domains, place.clone()));
+        self.note(earlier.map(|(_, earlier)| earlier), table.title, &place);
+    }
+
+    pub(super) fn read_policy(&mut self, reader: &mut Reader<'_>, name: Name, table: Table<'_>) {
+        let mut keys = vec!["use", "strict", "otherwise", "local-networks"];
+        let default = name.as_str() == Name::DEFAULT_POLICY;
+        if !default {
+            keys.extend(["match", "priority"]);
+        }
+        reader.known_keys(table, &keys);
+        let matches = match table.entries.get("match") {
+            Some(value) if !default => read_policy_match(reader, table, value),
+            _ => Vec::new(),
+        };
+        if !default && !table.entries.contains_key("match") {
+            let message = format!("{} has no match", table.title);
+            let help = "give it `match.cgroup` or `match.unit`";
+            reader.error(table.span(), message, Some(help.to_owned()));
+        }
+        let uses = reader.strings(table, "use", Name::new);
+        let otherwise = reader.word(
+            table,
+            "otherwise",
+            &[
+                ("block", Otherwise::Block),
+                ("pass", Otherwise::Pass),
+                ("next", Otherwise::Next),
+            ],
+        );
+        let strict = reader.boolean(table, "strict");
+        if uses.is_none() && otherwise.is_none() && strict.is_none() {
+            let message = format!("{} has no `use`", table.title);
+            let help = "name domains or groups, or say `otherwise = \"block\"` or `\"pass\"`";
+            reader.error(table.span(), message, Some(help.to_owned()));
+        }
+        let strict = strict.unwrap_or(false);
+        let local = reader.word(
+            table,
+            "local-networks",
+            &[
+                ("pass", LocalNetworks::Pass),
+                ("steer", LocalNetworks::Steer),
+            ],
+        );
+        let priority = reader.integer(table, "priority", i32::MIN.into(), i32::MAX.into());
+        let (uses, use_spans): (Vec<_>, Vec<_>) = uses.unwrap_or_default().into_iter().unzip();
+        let (matches, spans): (Vec<_>, Vec<_>) = matches.into_iter().unzip();
+        let policy = Policy {
+            origin: if default {
+                Origin::Default
+            } else {
+                Origin::Admin
+            },
+            otherwise: otherwise.unwrap_or(Otherwise::default_for(strict)),
+            local_networks: local.unwrap_or(LocalNetworks::default_for(strict)),
+            priority: priority.and_then(|p| i32::try_from(p).ok()).unwrap_or(0),
+            ..Policy::new(name.clone(), Origin::Admin, matches, uses, strict)
+        };
+        if let (Err(error), true) = (policy.check(), reader.errors.is_empty()) {
+            let span = table
+                .entries
+                .get("otherwise")
+                .map_or(table.span(), |value| value.span());
+            reader.error(span, error, None);
+        }
+        let at = PolicyAt {
+            policy,
+            uses: use_spans
+                .into_iter()
+                .map(|span| place(reader, span))
+                .collect(),
+            matches: spans.into_iter().map(|span| place(reader, span)).collect(),
+            place: place(reader, table.span()),
+        };
+        let here = at.place.clone();
+        let earlier = self.policies.insert(name, at);
+        self.note(earlier.map(|at| at.place), table.title, &here);
+    }
+}
+
+fn without_places<T>(values: Option<Vec<(T, Range<usize>)>>) -> Vec<T> {
+    values
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(value, _)| value)
+        .collect()
+}
+
+fn number(
+    reader: &mut Reader<'_>,
+    table: Table<'_>,
+    key: &str,
+    low: i64,
+    high: i64,
+) -> Option<u32> {
+    let number = reader.integer(table, key, low, high)?;
+    u32::try_from(number).ok()
+}
+
+/// `mark-mask`: an integer or a string in hexadecimal.
+fn mark_mask(reader: &mut Reader<'_>, table: Table<'_>) -> Option<MarkMask> {
+    let value = table.entries.get("mark-mask")?;
+    let bits = match value.get_ref() {
+        DeValue::Integer(integer) => u32::from_str_radix(integer.as_str(), integer.radix()).ok(),
+        DeValue::String(text) => match text.strip_prefix("0x") {
+            Some(digits) => u32::from_str_radix(digits, 16).ok(),
+            None => text.parse().ok(),
+        },
+        _ => {
+            reader.wrong_type(
+                "`mark-mask`",
+                "an integer or a string like \"0x77000000\"",
+                value,
+            );
+            return None;
+        }
+    };
+    let Some(bits) = bits else {
+        reader.error(value.span(), "`mark-mask` is not a number of 32 bits", None);
+        return None;
+    };
+    MarkMask::new(bits)
+        .map_err(|error| reader.error(value.span(), error, None))
+        .ok()
+}
+
+/// The name of an interface (`dev_valid_name` of the kernel), or a pattern of it.
+pub(super) fn interface(text: &str, pattern: bool) -> Result<String, String> {
+    let foreign = |c: char| {
+        c.is_whitespace() || c.is_control() || matches!(c, '/' | ':') || (!pattern && c == '*')
+    };
+    if text.is_empty() || text.len() > 15 || matches!(text, "." | "..") || text.contains(foreign) {
+        return Err(format!(
+            "{} cannot be the name of an interface",
+            Shown::new(text)
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+fn read_match(reader: &mut Reader<'_>, table: Table<'_>) -> DomainMatch {
+    reader.known_keys(table, &["interface", "mac", "kind"]);
+    if table.entries.is_empty() {
+        reader.error(table.span(), format!("{} is empty", table.title), None);
+    }
+    DomainMatch {
+        interface: reader.string(table, "interface", |text| interface(text, false)),
+        mac: reader.string(table, "mac", mac),
+        kind: reader.word(table, "kind", &KINDS),
+    }
+}
+
+/// Six pairs of hexadecimal digits with colons.
+fn mac(text: &str) -> Result<[u8; 6], String> {
+    let error = || {
+        format!(
+            "{} is not a hardware address like 02:00:5e:10:00:01",
+            Shown::new(text)
+        )
+    };
+    let mut address = [0; 6];
+    let mut pairs = text.split(':');
+    for byte in &mut address {
+        let pair = pairs
+            .next()
+            .filter(|pair| pair.len() == 2 && !pair.starts_with('+'));
+        *byte = u8::from_str_radix(pair.ok_or_else(error)?, 16).map_err(|_| error())?;
+    }
+    if pairs.next().is_some() {
+        Err(error())
+    } else {
+        Ok(address)
+    }
+}
+
+fn read_policy_match(
+    reader: &mut Reader<'_>,
+    policy: Table<'_>,
+    value: &Value<'_>,
+) -> Vec<(Match, Range<usize>)> {
+    let title = format!("`match` of {}", policy.title);
+    let Some(table) = reader.table(&title, value) else {
+        return Vec::new();
+    };
+    reader.known_keys(table, &["cgroup", "unit"]);
+    if table.entries.is_empty() {
+        reader.error(policy.span(), format!("{title} is empty"), None);
+    }
+    let cgroups = reader
+        .strings(table, "cgroup", CgroupPattern::new)
+        .unwrap_or_default();
+    let units = reader
+        .strings(table, "unit", UnitName::new)
+        .unwrap_or_default();
+    let cgroups = cgroups
+        .into_iter()
+        .map(|(pattern, span)| (Match::Cgroup(pattern), span));
+    let units = units
+        .into_iter()
+        .map(|(unit, span)| (Match::Unit(unit), span));
+    cgroups.chain(units).collect()
+}

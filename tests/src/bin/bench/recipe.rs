@@ -1,0 +1,68 @@
+//! The usual recipe for one application on one uplink: nftables marks the cgroup's packets in a chain of
+//! type `route`, a rule leads the mark to a table, and masquerade mends the source.
+
+use std::io::Write;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use steer_tests::{Lab, LabCgroup, Namespace};
+
+/// Applies it to `cgroup` for the uplink `wlan0`.
+pub(crate) fn apply(lab: &Lab, cgroup: &LabCgroup) -> Result<()> {
+    // nft looks for cgroups below /sys/fs/cgroup only; this is the laboratory's own mount namespace.
+    run(lab.host(), &["mount", "-t", "cgroup2", "none", "/sys/fs/cgroup"], "")?;
+    let path = cgroup.name();
+    let level = path.split('/').count();
+    let rules = format!(
+        "table inet recipe {{
+            chain out {{
+                type route hook output priority mangle; policy accept;
+                socket cgroupv2 level {level} \"{path}\" meta mark set 0x1
+            }}
+            chain source {{
+                type nat hook postrouting priority srcnat; policy accept;
+                meta mark 0x1 masquerade
+            }}
+        }}\n"
+    );
+    run(lab.host(), &["nft", "-f", "-"], &rules)?;
+    for family in ["-4", "-6"] {
+        let gateway = if family == "-4" { "10.2.0.1" } else { "2001:db8:2::1" };
+        lab.ip(&[family, "rule", "add", "fwmark", "1", "table", "100", "priority", "100"])?;
+        let route = ["route", "add", "default", "via", gateway, "dev", "wlan0", "table", "100"];
+        lab.ip(&[&[family], &route[..]].concat())?;
+    }
+    Ok(())
+}
+
+/// Lets `peer` drop what comes to the datagram servers before its IP layer sees it.
+pub(crate) fn drop_datagrams(peer: &Namespace) -> Result<()> {
+    let rules = "table netdev bench {
+            chain in {
+                type filter hook ingress device peer priority 0; policy accept;
+                udp dport 9 drop
+            }
+        }\n";
+    run(peer, &["nft", "-f", "-"], rules)
+}
+
+fn run(namespace: &Namespace, command: &[&str], input: &str) -> Result<()> {
+    let mut child = namespace
+        .command(command[0])
+        .args(&command[1..])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start {}", command[0]))?;
+    child
+        .stdin
+        .take()
+        .context("standard input")?
+        .write_all(input.as_bytes())
+        .with_context(|| format!("write to {}", command[0]))?;
+    let output = child.wait_with_output().with_context(|| format!("wait for {}", command[0]))?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {}", command.join(" "), words.trim());
+    Ok(())
+}

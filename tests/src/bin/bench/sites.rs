@@ -1,0 +1,91 @@
+//! The configurations that are compared, each a laboratory of its own.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+use steer_tests::{Agent, Lab, LabCgroup};
+
+use crate::recipe;
+use crate::worker::Worker;
+
+/// The uplink of flows that nobody steers: it has the best default route.
+pub(crate) const PLAIN: &str = "eth0";
+/// The uplink of steered flows.
+pub(crate) const STEERED: &str = "wlan0";
+/// Name of the policy of the cgroup that is measured.
+pub(crate) const POLICY: &str = "app";
+
+/// A laboratory whose peers drop datagrams on arrival.
+pub(crate) fn laboratory() -> Result<Lab> {
+    let lab = Lab::builder().unobserved().build()?;
+    for uplink in lab.uplink_names() {
+        recipe::drop_datagrams(lab.peer(uplink)?)?;
+    }
+    Ok(lab)
+}
+
+/// The cgroup that the policy, if there is one, is about.
+pub(crate) fn application(lab: &Lab) -> Result<LabCgroup> {
+    lab.cgroup().child("app")
+}
+
+/// A cgroup that no policy is about.
+pub(crate) fn other(lab: &Lab) -> Result<LabCgroup> {
+    lab.cgroup().child("other")
+}
+
+/// Starts the agent with one policy that steers the application.
+pub(crate) fn with_policy<'lab>(lab: &'lab Lab, more: &str) -> Result<Agent<'lab>> {
+    let name = application(lab)?.name().to_owned();
+    lab.configure(&section(POLICY, &name, &[STEERED], more))?;
+    lab.start_agent()
+}
+
+/// Text of a file with `count` policies, the application's among them, each for a cgroup of its own;
+/// the first `real` of these cgroups are made.
+pub(crate) fn many_policies(
+    lab: &Lab,
+    count: usize,
+    real: usize,
+    domains: &[&str],
+) -> Result<String> {
+    let mut text = section(POLICY, application(lab)?.name(), domains, "");
+    // A few thousand in a directory, as services and their users' applications are.
+    for number in 1..count {
+        let path = format!("slice{}/app{number}", number / 1000);
+        if number <= real {
+            lab.cgroup().child(&path)?;
+        }
+        let path = format!("{}/{path}", lab.cgroup().name());
+        text.push_str(&section(&format!("app{number}"), &path, domains, ""));
+    }
+    Ok(text)
+}
+
+fn section(policy: &str, cgroup: &str, domains: &[&str], more: &str) -> String {
+    let mut text = format!("[policy.{policy}]\nmatch.cgroup = \"{cgroup}\"\nuse = {domains:?}\n");
+    // Writing to a string does not fail.
+    let _: std::fmt::Result = writeln!(text, "{more}");
+    text
+}
+
+/// A process to be measured.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    /// What it stands for.
+    pub(crate) name: &'static str,
+    /// The process.
+    pub(crate) worker: Worker,
+}
+
+impl Subject {
+    /// A process that leaves by the domain that its policy names.
+    pub(crate) fn steered(name: &'static str, lab: &Lab) -> Result<Self> {
+        Ok(Self { name, worker: Worker::start(lab, &application(lab)?, STEERED)? })
+    }
+
+    /// A process without a policy.
+    pub(crate) fn other(name: &'static str, lab: &Lab) -> Result<Self> {
+        Ok(Self { name, worker: Worker::start(lab, &other(lab)?, PLAIN)? })
+    }
+}

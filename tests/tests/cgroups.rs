@@ -1,0 +1,223 @@
+//! Which policy a process has: by path, by pattern, the deepest; from the first packet of a new cgroup
+//! on; and when it changes under way.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use steer_tests::report::ECHO_PORT;
+use steer_tests::{Family, Kind, Lab, Probe, wait};
+
+#[test]
+fn the_deepest_policy_wins_and_children_inherit() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let parent = lab.cgroup().child("app")?;
+    let child = parent.child("inner")?;
+    lab.set_policy("parent", &parent, "wlan0", &[])?;
+    lab.flow_leaves_by(&child, "wlan0", Kind::Tcp, Family::V4)?;
+    lab.set_policy("child", &child, "wwan0", &[])?;
+    let grandchild = child.child("deep/deeper")?;
+    for (cgroup, uplink) in [(&parent, "wlan0"), (&child, "wwan0"), (&grandchild, "wwan0")] {
+        lab.matrix_leaves_by(cgroup, uplink).with_context(|| cgroup.name().to_owned())?;
+    }
+    lab.steer(&["policy", "unset", "child"])?.success()?;
+    lab.flow_leaves_by(&grandchild, "wlan0", Kind::Tcp, Family::V6)?;
+    lab.steer(&["policy", "unset", "parent"])?.success()?;
+    lab.flow_leaves_by(&grandchild, "eth0", Kind::Tcp, Family::V4)?;
+    Ok(())
+}
+
+#[test]
+fn a_new_cgroup_has_its_parents_policy_from_its_first_packet() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let parent = lab.cgroup().child("app")?;
+    lab.set_policy("app", &parent, "wlan0", &[])?;
+    for number in 0..30 {
+        let child = parent.child(&format!("new{number}"))?;
+        lab.flow_leaves_by(&child, "wlan0", Kind::UdpUnconnected, Family::V4)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pattern_matches_within_a_level_or_across() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let root = lab.cgroup().child("apps")?;
+    let one = root.child("web-1.scope")?;
+    for (pattern, via) in [("apps/web-*.scope", "wlan0"), ("apps/**/db", "wwan0")] {
+        let pattern = format!("{}/{pattern}", lab.cgroup().name());
+        let name = format!("via-{via}");
+        lab.steer(&["policy", "set", &name, "--cgroup", &pattern, "--via", via])?.success()?;
+    }
+    lab.flow_leaves_by(&one, "wlan0", Kind::Tcp, Family::V4)?;
+    // One that comes after the policy.
+    let two = root.child("web-2.scope")?;
+    let other = root.child("mail.scope")?;
+    let deep = root.child("a/b/db")?;
+    for (cgroup, uplink) in [(&two, "wlan0"), (&other, "eth0"), (&deep, "wwan0")] {
+        wait::until(&format!("{} to leave by {uplink}", cgroup.name()), || {
+            let report =
+                Probe::flow(Kind::UdpConnected, Family::V4, lab.target4()).succeed(&lab, cgroup)?;
+            Ok((report.uplink.as_deref() == Some(uplink)).then_some(()))
+        })?;
+        lab.matrix_leaves_by(cgroup, uplink)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_new_cgroup_below_a_strict_pattern_never_leaks() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let root = lab.cgroup().child("apps")?;
+    let pattern = format!("{}/apps/*", lab.cgroup().name());
+    lab.steer(&["policy", "set", "closed", "--cgroup", &pattern, "--via", "wlan0", "--strict"])?
+        .success()?;
+    for number in 0..30 {
+        let child = root.child(&format!("new{number}"))?;
+        let target = lab.target4();
+        // Refused while undecided, or steered: either is right, another uplink is not.
+        let reports = Probe::flow(Kind::UdpConnected, Family::V4, target)
+            .first("set timeout=300")
+            .run(&lab, &child)?;
+        lab.drain()?;
+        let strays = lab.capture().packets(|p| p.is_about(target) && p.uplink != "wlan0");
+        ensure!(strays.is_empty(), "{reports:?}: {strays:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_policy_set_before_the_process_between_flows_and_during_a_flow() -> Result<()> {
+    let lab = Lab::builder().rp_filter(1).build()?;
+    let _agent = lab.start_agent()?;
+    let app = lab.cgroup().child("app")?;
+    let start = lab.capture().position();
+    let mut session = Probe::new(Kind::Tcp, Family::V4).start(&lab, &app)?;
+    let before = lab.target4();
+    session.succeed(&format!("connect {}", SocketAddr::new(before, ECHO_PORT)))?;
+    session.succeed("send before")?;
+    lab.assert_only_by("eth0", before)?;
+
+    // During the flow: whatever becomes of it, no packet bears an address of another interface.
+    lab.set_policy("app", &app, "wlan0", &[])?;
+    session.perform("set timeout=500")?;
+    session.perform("send during")?;
+    let strays = lab.capture().packets(|p| p.is_about(before) && p.uplink != "eth0" && p.is_ip());
+    ensure!(strays.is_empty(), "the old flow changed its interface: {strays:?}");
+
+    // Between flows of one process, with sockets of every kind.
+    for uplink in ["wlan0", "wwan0", "wlan0"] {
+        lab.set_policy("app", &app, uplink, &[])?;
+        for (kind, name) in [(Kind::Tcp, "tcp"), (Kind::UdpConnected, "udp")] {
+            for (family, word) in [(Family::V4, "4"), (Family::V6, "6"), (Family::Mapped, "mapped")] {
+                let target = family.target(&lab);
+                session.succeed(&format!("open {name} {word}"))?;
+                session.succeed(&format!("connect {}", SocketAddr::new(target, ECHO_PORT)))?;
+                session.succeed("send after")?;
+                lab.assert_only_by(uplink, target)
+                    .with_context(|| format!("{kind:?} {family:?} after the policy came"))?;
+            }
+        }
+    }
+    lab.assert_sources_match(start)
+}
+
+#[test]
+fn a_connected_datagram_socket_never_leaves_with_its_old_source() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let app = lab.cgroup().child("app")?;
+    for family in Family::ALL {
+        lab.set_policy("app", &app, "wlan0", &[])?;
+        let start = lab.capture().position();
+        let target = family.target(&lab);
+        let mut session = Probe::new(Kind::UdpConnected, family).start(&lab, &app)?;
+        session.succeed(&format!("connect {}", SocketAddr::new(target, ECHO_PORT)))?;
+        session.succeed("send first")?;
+        lab.set_policy("app", &app, "wwan0", &[])?;
+        session.perform("set timeout=300")?;
+        for number in 0..3 {
+            session.perform(&format!("send again-{number}"))?;
+        }
+        lab.assert_sources_match(start).with_context(|| format!("{family:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_socket_made_before_the_policy_is_steered_at_its_next_flow() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let app = lab.cgroup().child("app")?;
+    let start = lab.capture().position();
+    for family in Family::ALL {
+        lab.steer(&["policy", "unset", "app"])?;
+        let mut stream = Probe::new(Kind::Tcp, family).start(&lab, &app)?;
+        lab.set_policy("app", &app, "wlan0", &[])?;
+        let target = family.target(&lab);
+        stream.succeed(&format!("connect {}", SocketAddr::new(target, ECHO_PORT)))?;
+        stream.succeed("send late")?;
+        lab.assert_only_by("wlan0", target).with_context(|| format!("{family:?}"))?;
+    }
+    lab.assert_sources_match(start)
+}
+
+#[test]
+fn a_moved_process_has_the_policy_of_where_it_is() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let (one, two) = (lab.cgroup().child("one")?, lab.cgroup().child("two")?);
+    lab.set_policy("one", &one, "wlan0", &[])?;
+    lab.set_policy("two", &two, "wwan0", &[])?;
+    for kind in [Kind::Tcp, Kind::UdpConnected] {
+        let mut session = Probe::new(kind, Family::V4).start(&lab, &one)?;
+        two.adopt(session.pid())?;
+        // A flow's policy is fixed at connect by the calling task's cgroup, wherever the socket was made.
+        for again in ["the socket made before", "a socket made after"] {
+            let target = lab.target4();
+            session.succeed(&format!("connect {}", SocketAddr::new(target, ECHO_PORT)))?;
+            session.succeed("send moved")?;
+            lab.assert_only_by("wwan0", target).with_context(|| format!("{kind:?}, {again}"))?;
+            session.succeed(if kind == Kind::Tcp { "open tcp 4" } else { "open udp 4" })?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_cgroup_of_a_process_can_be_given_by_its_id() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let app = lab.cgroup().child("app")?;
+    let session = Probe::new(Kind::Tcp, Family::V4).start(&lab, &app)?;
+    let pid = session.pid().to_string();
+    let output =
+        lab.steer(&["policy", "set", "it", "--pid", &pid, "--via", "wlan0", "--json"])?.json()?;
+    let cgroup = output.pointer("/cgroup/0").and_then(Value::as_str);
+    ensure!(cgroup == Some(app.name()), "{output}");
+    lab.flow_leaves_by(&app, "wlan0", Kind::Tcp, Family::V4)?;
+    Ok(())
+}
+
+#[test]
+fn a_removed_cgroup_leaves_nothing_and_its_name_can_come_back() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let parent = lab.cgroup().child("apps")?;
+    let app = parent.child("app")?;
+    lab.set_policy("app", &app, "wlan0", &[])?;
+    let count = || -> Result<Option<u64>> {
+        let shown = lab.steer(&["policy", "show", "app", "--json"])?.json()?;
+        Ok(shown.get("cgroups").and_then(Value::as_u64))
+    };
+    ensure!(count()? == Some(1), "the policy is in force on {:?} cgroups", count()?);
+    app.remove()?;
+    wait::until("the policy to be in force nowhere", || Ok((count()? == Some(0)).then_some(())))?;
+    let again = parent.child("app")?;
+    wait::until("the policy to be in force again", || Ok((count()? == Some(1)).then_some(())))?;
+    lab.matrix_leaves_by(&again, "wlan0")
+}

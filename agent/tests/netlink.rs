@@ -633,6 +633,8 @@ fn rules() -> Vec<Rule> {
             from: None,
             to: None,
             fwmark: None,
+            oif: None,
+            protocol: None,
             udp_ports: None,
             action,
         };
@@ -720,6 +722,8 @@ fn rules_that_the_kernel_takes_for_one_another_stay_apart() {
             from: None,
             to: None,
             fwmark: None,
+            oif: None,
+            protocol: None,
             udp_ports: None,
             action: RuleAction::Lookup {
                 table: TableId(8301),

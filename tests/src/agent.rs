@@ -109,11 +109,19 @@ impl Lab {
         if !written {
             self.configure("")?;
         }
-        let directory = tempfile::tempdir().context("make a directory for the log")?;
-        let log = directory.path().join("agent.log");
-        let mut agent = Agent { lab: self, child: None, log, _directory: directory };
+        let mut agent = self.agent()?;
         agent.start()?;
         Ok(agent)
+    }
+
+    /// An agent that does not run yet (see [`Agent::spawn`]).
+    ///
+    /// # Errors
+    /// If there is no place for its log.
+    pub fn agent(&self) -> Result<Agent<'_>> {
+        let directory = tempfile::tempdir().context("make a directory for the log")?;
+        let log = directory.path().join("agent.log");
+        Ok(Agent { lab: self, child: None, log, _directory: directory })
     }
 
     /// `steer policy set NAME --cgroup .. --via VIA MORE --json`: what the agent made of it.

@@ -4,11 +4,12 @@
 //! tests compare values and a dry run shows it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Serialize;
-use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, PolicyEntry};
+use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, IFNAME_LEN, PolicyEntry};
 
 pub(crate) mod foreign;
 pub(crate) mod maps;
@@ -101,6 +102,40 @@ pub enum Family {
     Ipv6,
 }
 
+/// Name of an interface, as rules have it: zero-terminated.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IfName([u8; IFNAME_LEN]);
+
+impl IfName {
+    /// `None`: not a name that the kernel would give.
+    pub fn new(name: &str) -> Option<Self> {
+        let fits = !name.is_empty() && name.len() < IFNAME_LEN && !name.contains('\0');
+        fits.then(|| {
+            let mut bytes = [0; IFNAME_LEN];
+            bytes[..name.len()].copy_from_slice(name.as_bytes());
+            Self(bytes)
+        })
+    }
+
+    /// The name without its terminator.
+    pub fn as_str(&self) -> &str {
+        let end = self.0.iter().position(|byte| *byte == 0);
+        std::str::from_utf8(&self.0[..end.unwrap_or(IFNAME_LEN)]).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_str().fmt(f)
+    }
+}
+
+impl Serialize for IfName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
 /// A policy rule of ours (`RTM_NEWRULE`, protocol [`ROUTE_PROTOCOL`]). Its order in a set is its
 /// order in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -115,7 +150,11 @@ pub struct Rule {
     pub to: Option<IpNet>,
     /// Mark and mask it matches.
     pub fwmark: Option<(u32, u32)>,
-    /// UDP source and destination port it matches (DHCP).
+    /// Interface that the socket is bound to.
+    pub oif: Option<IfName>,
+    /// Transport protocol it matches (`IPPROTO_*`).
+    pub protocol: Option<u8>,
+    /// UDP source and destination port it matches (DHCP); goes without `protocol`.
     pub udp_ports: Option<(u16, u16)>,
     /// What it does.
     pub action: RuleAction,

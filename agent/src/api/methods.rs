@@ -33,7 +33,7 @@ pub struct SetPolicy {
     pub use_: Vec<String>,
     /// Its flows leave by these domains or not at all. Absent: false.
     pub strict: Option<bool>,
-    /// What becomes of its flows when no domain fits. Absent: block if strict, else pass.
+    /// What becomes of its flows when no domain fits. Absent: block.
     pub otherwise: Option<Otherwise>,
     /// What becomes of its flows to other interfaces' networks. Absent: steer if strict, else pass.
     pub local_networks: Option<LocalNetworks>,

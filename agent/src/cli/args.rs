@@ -178,10 +178,11 @@ pub(super) struct PolicySetArgs {
     /// By these domains or not at all.
     #[arg(long)]
     pub(super) strict: bool,
-    /// What becomes of flows when no domain fits.
+    /// What becomes of flows when no domain fits; block, if not given.
     #[arg(long, value_name = "WHAT")]
     pub(super) otherwise: Option<OtherwiseArg>,
-    /// What becomes of flows to networks of other interfaces.
+    /// What becomes of flows to networks of other interfaces; pass, or steer with --strict, if
+    /// not given.
     #[arg(long, value_name = "WHAT")]
     pub(super) local_networks: Option<LocalNetworksArg>,
     /// Which policy wins on the same cgroup: the higher.

@@ -148,10 +148,10 @@ impl Daemon {
 
     async fn commit_for_call(&mut self) -> Result<(), ApiError> {
         self.commit().await.map_err(|e| ApiError::Failed { reason: chain(&e) })?;
-        match self.reconciler.refused().iter().next() {
+        match self.reconciler.refused().first() {
             None => Ok(()),
             Some((step, words)) => Err(ApiError::Failed {
-                reason: format!("the kernel refused {step}: {words}; it is tried again"),
+                reason: format!("the kernel refused {step:?}: {words}; it is tried again"),
             }),
         }
     }

@@ -19,10 +19,12 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use steer_core::cgroups::{CgroupChange, CgroupTree};
 use steer_core::engine::Engine;
-use steer_core::ids::DomainIndex;
+use steer_core::ids::{DomainIndex, TableId};
 use steer_core::memory::Memory;
+use steer_core::plan::{Rule, RuleAction};
 use steer_core::policy::Policy;
-use steer_core::state::Event;
+use steer_core::state::{Event, Object, State};
+use steer_core::steps::Step;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
@@ -118,6 +120,10 @@ impl Daemon {
         if self.reconciler.apply(self.engine.plan(), &changes).await {
             self.rescan().await;
         }
+        if self.tell_outcomes() {
+            let changes = self.engine.settle();
+            self.reconciler.apply(self.engine.plan(), &changes).await;
+        }
         let kept_sysctls = if *self.reconciler.original_sysctls() == self.saved.sysctls {
             Ok(())
         } else {
@@ -127,6 +133,31 @@ impl Daemon {
             self.watch_run(&place);
         }
         kept.and(kept_sysctls)
+    }
+
+    /// Tells the engine what the kernel refuses now, and what no longer. Says whether that is news.
+    fn tell_outcomes(&mut self) -> bool {
+        let state = self.engine.state();
+        let mut refused = BTreeMap::new();
+        for (step, words) in self.reconciler.refused() {
+            if let Some(object) = object(state, step) {
+                refused.insert(object, words.clone());
+            }
+        }
+        let mended = state.refused.keys().filter(|object| !refused.contains_key(object));
+        let mut outcomes: Vec<Event> =
+            mended.map(|object| Event::Outcome(object.clone(), Ok(()))).collect();
+        for (object, words) in refused {
+            if state.refused.get(&object) != Some(&words) {
+                outcomes.push(Event::Outcome(object, Err(words)));
+            }
+        }
+        let news = !outcomes.is_empty();
+        for outcome in outcomes {
+            self.fact(outcome);
+        }
+        self.dirty = false;
+        news
     }
 
     /// Indices of domains that some socket still bears: those of the others may go to another name.
@@ -210,6 +241,29 @@ impl Daemon {
         self.state_file.write(&saved)?;
         self.saved = saved;
         Ok(())
+    }
+}
+
+/// What selection must know to be refused, if `step` is.
+fn object(state: &State, step: &Step) -> Option<Object> {
+    let domain = |table: TableId| {
+        let index = table.0.checked_sub(state.config.agent.table_base)?;
+        let mut indices = state.memory.indices.iter();
+        let (name, _) = indices.find(|(_, i)| u32::from(i.0) == index)?;
+        Some(Object::Domain(name.clone()))
+    };
+    match step {
+        Step::Attach(hook) => Some(Object::Hook(*hook)),
+        // An interface that has gone in between needs no guard.
+        Step::Guard(interface) if state.network.links.contains_key(interface) => {
+            Some(Object::Guard)
+        }
+        Step::AddRoute(route) => domain(route.table),
+        Step::AddRule(Rule {
+            action: RuleAction::Lookup { table, .. },
+            ..
+        }) => domain(*table),
+        _ => None,
     }
 }
 

@@ -54,7 +54,7 @@ impl Daemon {
             },
             priority: i64::from(policy.priority),
             saved: engine.state().config.policies.contains_key(&policy.name),
-            cgroups: engine.cgroups_of(&policy.name).len() as u64,
+            cgroups: engine.cgroup_count(&policy.name) as u64,
             decision: self.decision_view(decision.as_ref()),
             quarantined: engine.warnings().into_iter().find_map(|warning| match &warning {
                 Warning::Conflict { conflict, .. } if conflict.refused == policy.name => {
@@ -141,7 +141,7 @@ impl Daemon {
         let is = self.reconciler.is();
         let mut warnings: Vec<String> = self.engine.warnings().iter().map(ToString::to_string).collect();
         for (step, words) in self.reconciler.refused() {
-            warnings.push(format!("the kernel refused {step}: {words}"));
+            warnings.push(format!("the kernel refused {step:?}: {words}"));
         }
         let counters = match self.reconciler.counters() {
             Ok(counters) => counters_view(&counters),

@@ -88,14 +88,6 @@ pub enum Error {
         /// What it should be.
         expected: String,
     },
-    /// The kernel lacks something.
-    #[error("{what} needs {needs}")]
-    Unsupported {
-        /// What was wanted.
-        what: String,
-        /// What it needs.
-        needs: &'static str,
-    },
 }
 
 /// A result of the datapath.

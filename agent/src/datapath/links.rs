@@ -18,6 +18,7 @@ use std::{
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use super::{
+    clsact::{self, Filters, Parent},
     error::{Error, Result},
     hook::Hook,
     pins,
@@ -48,6 +49,14 @@ impl Side {
         match self {
             Self::Guard => GUARD,
             Self::Ingress => INGRESS_MARK,
+        }
+    }
+
+    /// Where kernels without tcx have it.
+    const fn parent(self) -> Parent {
+        match self {
+            Self::Guard => clsact::EGRESS,
+            Self::Ingress => clsact::INGRESS,
         }
     }
 
@@ -96,6 +105,7 @@ impl Attachment {
 /// The pinned attachments of one layout.
 pub(super) struct Links {
     directory: PathBuf,
+    filters: PathBuf,
     cgroup: File,
     cgroup_id: u64,
     programs: Programs,
@@ -123,6 +133,7 @@ impl Links {
         }
         // The inode number of a cgroup's directory is the cgroup's id.
         let links = Self {
+            filters: directory.with_file_name(pins::FILTERS),
             directory,
             cgroup,
             cgroup_id: metadata.ino(),
@@ -132,6 +143,14 @@ impl Links {
             match Attachment::from_name(&name) {
                 Some(attachment) => links.renew(attachment)?,
                 None => remove_pin(&name, &path)?,
+            }
+        }
+        for (name, _) in pins::list(&links.filters)? {
+            match Attachment::from_name(&name) {
+                Some(Attachment::Interface(side, ifindex)) => {
+                    links.renew_filter(side, ifindex)?;
+                }
+                _ => continue,
             }
         }
         Ok(links)
@@ -159,7 +178,19 @@ impl Links {
 
     fn set(&self, attachment: Attachment, attached: bool) -> Result<()> {
         if !attached {
-            return remove_pin(&attachment.name(), &self.path(attachment));
+            remove_pin(&attachment.name(), &self.path(attachment))?;
+            return match attachment {
+                Attachment::Interface(..) => remove_filter(&self.filters, &attachment.name()),
+                Attachment::Hook(_) => Ok(()),
+            };
+        }
+        if let Attachment::Interface(side, ifindex) = attachment
+            && self
+                .filters()
+                .interfaces(side.prefix(), side.parent())?
+                .contains(&ifindex)
+        {
+            return Ok(());
         }
         match self.pinned(attachment)? {
             Some(link) if self.stands(attachment, link.as_fd())? => Ok(()),
@@ -172,7 +203,7 @@ impl Links {
         let Some(link) = self.pinned(attachment)? else {
             return Ok(());
         };
-        let updatable = !matches!(sys::link_target(link.as_fd()), Ok(LinkTarget::Tracing));
+        let updatable = !matches!(sys::link_target(link.as_fd()), Ok(LinkTarget::Tracepoint));
         if self.stands(attachment, link.as_fd())? && updatable {
             let program = self.programs.get(attachment.program());
             return sys::link_update(link.as_fd(), program)
@@ -185,9 +216,39 @@ impl Links {
         }
     }
 
+    /// Puts this agent's program into a recorded filter.
+    fn renew_filter(&self, side: Side, ifindex: u32) -> Result<()> {
+        let name = Attachment::Interface(side, ifindex).name();
+        let filters = self.filters();
+        if filters
+            .interfaces(side.prefix(), side.parent())?
+            .contains(&ifindex)
+        {
+            filters.attach(
+                &name,
+                side.parent(),
+                ifindex,
+                self.programs.get(side.program()),
+            )
+        } else {
+            filters.detach(&name, side.parent(), ifindex)
+        }
+    }
+
     /// Makes and pins an attachment, then drops the one that was pinned there, if any.
     fn attach(&self, attachment: Attachment) -> Result<()> {
-        let link = self.link(attachment)?;
+        let link = match (self.link(attachment), attachment) {
+            // What kernels without tcx say to its attach types.
+            (Err(error), Attachment::Interface(side, ifindex))
+                if error.raw_os_error() == Some(libc::EINVAL) =>
+            {
+                let program = self.programs.get(attachment.program());
+                return self
+                    .filters()
+                    .attach(&attachment.name(), side.parent(), ifindex, program);
+            }
+            (link, _) => link.map_err(Error::kernel("attach", attachment.name()))?,
+        };
         let path = self.path(attachment);
         let fresh = self.directory.join(format!("{FRESH}{}", attachment.name()));
         pins::unlink(&fresh)?;
@@ -195,27 +256,23 @@ impl Links {
         fs::rename(&fresh, &path).map_err(Error::file("publish pin", path))
     }
 
-    fn link(&self, attachment: Attachment) -> Result<OwnedFd> {
+    fn link(&self, attachment: Attachment) -> io::Result<OwnedFd> {
         let program = self.programs.get(attachment.program());
-        let linked = match attachment {
+        match attachment {
+            Attachment::Interface(side, ifindex) => {
+                sys::link_tcx(program, ifindex, side.attach_type())
+            }
             Attachment::Hook(hook) => match hook.attach_type() {
                 Some(attach_type) => sys::link_cgroup(program, self.cgroup.as_fd(), attach_type),
                 None => sys::link_tracepoint(program),
             },
-            Attachment::Interface(side, ifindex) => {
-                match sys::link_tcx(program, ifindex, side.attach_type()) {
-                    // What kernels without tcx say to its attach types.
-                    Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                        return Err(Error::Unsupported {
-                            what: format!("attaching {}", attachment.name()),
-                            needs: "Linux 6.6 (tcx links)",
-                        });
-                    }
-                    linked => linked,
-                }
-            }
-        };
-        linked.map_err(Error::kernel("attach", attachment.name()))
+        }
+    }
+
+    fn filters(&self) -> Filters<'_> {
+        Filters {
+            directory: &self.filters,
+        }
     }
 
     fn path(&self, attachment: Attachment) -> PathBuf {
@@ -234,7 +291,7 @@ impl Links {
             (Attachment::Hook(hook), LinkTarget::Cgroup { id, attach_type }) => {
                 id == self.cgroup_id && hook.attach_type() == Some(attach_type)
             }
-            (Attachment::Hook(hook), LinkTarget::Tracing) => hook.attach_type().is_none(),
+            (Attachment::Hook(hook), LinkTarget::Tracepoint) => hook.attach_type().is_none(),
             (
                 Attachment::Interface(side, wanted),
                 LinkTarget::Tcx {
@@ -269,7 +326,11 @@ pub(super) fn hooks(directory: &Path) -> Result<BTreeSet<Hook>> {
 
 /// The interfaces whose attachments are pinned in `directory` and that are there.
 pub(super) fn interfaces(directory: &Path, wanted: Side) -> Result<BTreeSet<u32>> {
-    let mut interfaces = BTreeSet::new();
+    let filters = directory.with_file_name(pins::FILTERS);
+    let mut interfaces = Filters {
+        directory: &filters,
+    }
+    .interfaces(wanted.prefix(), wanted.parent())?;
     for (name, path) in pins::list(directory)? {
         let Some(Attachment::Interface(side, ifindex)) = Attachment::from_name(&name) else {
             continue;
@@ -319,4 +380,14 @@ pub(super) fn remove_pin(name: &str, path: &Path) -> Result<()> {
         }
     }
     pins::unlink(path)
+}
+
+/// Detaches the filter that is recorded as `name` in `directory`, if it is.
+pub(super) fn remove_filter(directory: &Path, name: &str) -> Result<()> {
+    match Attachment::from_name(name) {
+        Some(Attachment::Interface(side, ifindex)) => {
+            Filters { directory }.detach(name, side.parent(), ifindex)
+        }
+        _ => pins::unlink(&directory.join(name)),
+    }
 }

@@ -5,6 +5,7 @@
 //! agent takes over what another left, and dropping a [`Datapath`] changes nothing.
 
 mod btf;
+mod clsact;
 mod error;
 mod events;
 mod hook;

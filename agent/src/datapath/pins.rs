@@ -163,6 +163,9 @@ fn links(layout: &Path) -> PathBuf {
 
 const LINKS: &str = "links";
 
+/// Name of the directory beside `links` where filters of kernels without tcx are recorded.
+pub(super) const FILTERS: &str = "filters";
+
 /// The directories of maps and links of this version below `root`, if published.
 pub(super) fn published(root: &Path) -> Option<(PathBuf, PathBuf)> {
     let layout = layout(root);
@@ -183,14 +186,22 @@ pub struct Removed {
 /// Removes `path` and all below it. What is gone already is no error, so that a removal that was
 /// interrupted can be done again.
 fn remove(path: &Path, removed: &mut Removed) -> Result<()> {
-    let mut entries = list(path)?;
+    // Which of them are directories is asked before anything goes: some go with others.
+    let mut entries: Vec<_> = list(path)?
+        .into_iter()
+        .map(|(name, path)| (path.is_dir(), name, path))
+        .collect();
     // Links before maps: no program runs on maps that nobody can see.
-    entries.sort_by_key(|(name, _)| name != LINKS);
-    for (name, entry) in entries {
-        if entry.is_dir() {
+    entries
+        .sort_by_key(|(is_directory, name, _)| (name != LINKS && name != FILTERS, *is_directory));
+    for (is_directory, name, entry) in entries {
+        if is_directory {
             remove(&entry, removed)?;
         } else if path.ends_with(LINKS) {
             links::remove_pin(&name, &entry)?;
+            removed.links += 1;
+        } else if path.ends_with(FILTERS) {
+            links::remove_filter(path, &name)?;
             removed.links += 1;
         } else {
             unlink(&entry)?;

@@ -373,7 +373,7 @@ pub(super) enum LinkTarget {
         attach_type: AttachType,
     },
     /// A tracepoint.
-    Tracing,
+    Tracepoint,
     /// Nothing of ours.
     Other,
 }
@@ -390,12 +390,12 @@ struct LinkInfo {
 
 /// What the kernel says of a link.
 pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
-    const TRACING: u32 = 2;
+    const RAW_TRACEPOINT: u32 = 1;
     const CGROUP: u32 = 3;
     const TCX: u32 = 11;
     let LinkInfo { kind, target, .. } = info(link)?;
     Ok(match kind {
-        TRACING => LinkTarget::Tracing,
+        RAW_TRACEPOINT => LinkTarget::Tracepoint,
         CGROUP => LinkTarget::Cgroup {
             id: bytemuck::cast([target[0], target[1]]),
             attach_type: AttachType(target[2]),

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use steer_core::ids::TableId;
 use steer_core::network::ForeignRule;
-use steer_core::plan::{Family, ROUTE_PROTOCOL, Rule, RuleAction};
+use steer_core::plan::{Family, IfName, ROUTE_PROTOCOL, Rule, RuleAction};
 
 use super::wire::{AF_INET, AF_INET6, Message, Request, ip, octets, prefix, u16_at, u32_at};
 
@@ -58,6 +58,7 @@ pub(super) struct RuleMessage {
     to: Option<IpNet>,
     mark: Option<u32>,
     mask: Option<u32>,
+    oif: Option<IfName>,
     transport: Option<u8>,
     source_ports: Option<(u16, u16)>,
     destination_ports: Option<(u16, u16)>,
@@ -88,6 +89,7 @@ impl RuleMessage {
             to: None,
             mark: None,
             mask: None,
+            oif: None,
             transport: None,
             source_ports: None,
             destination_ports: None,
@@ -115,8 +117,8 @@ impl RuleMessage {
                     rule.other_selector |=
                         (u32_at(value, 0), u32_at(value, 4)) != (Some(0), Some(u32::MAX));
                 }
+                fra::OIFNAME => rule.oif = Some(interface_name(value)?),
                 fra::IIFNAME
-                | fra::OIFNAME
                 | fra::TUN_ID
                 | fra::L3MDEV
                 | fra::DSCP
@@ -150,12 +152,13 @@ impl RuleMessage {
             (action::UNREACHABLE, None, None) => RuleAction::Unreachable,
             _ => return None,
         };
-        let udp_ports = match (self.transport, self.source_ports, self.destination_ports) {
-            (None, None, None) => None,
+        let (protocol, udp_ports) = match (self.transport, self.source_ports, self.destination_ports)
+        {
+            (protocol, None, None) => (protocol, None),
             (Some(UDP), Some((source, s)), Some((destination, d)))
                 if source == s && destination == d =>
             {
-                Some((source, destination))
+                (None, Some((source, destination)))
             }
             _ => return None,
         };
@@ -165,6 +168,8 @@ impl RuleMessage {
             from: self.from,
             to: self.to,
             fwmark: self.fwmark(),
+            oif: self.oif,
+            protocol,
             udp_ports,
             action,
         })
@@ -180,6 +185,7 @@ impl RuleMessage {
             from: self.from,
             to: self.to,
             narrow: self.other_selector
+                || self.oif.is_some()
                 || self.transport.is_some()
                 || self.source_ports.is_some()
                 || self.destination_ports.is_some(),
@@ -187,6 +193,12 @@ impl RuleMessage {
             suppress_prefix_len: self.suppress,
         }
     }
+}
+
+/// A zero-terminated interface name.
+fn interface_name(value: &[u8]) -> Option<IfName> {
+    let name = value.split(|byte| *byte == 0).next()?;
+    IfName::new(std::str::from_utf8(name).ok()?)
 }
 
 /// Asks for all rules of a family.
@@ -223,6 +235,14 @@ pub(super) fn request(kind: u16, flags: i32, rule: &Rule) -> Request {
     if let Some((mark, mask)) = rule.fwmark {
         request.put_u32(fra::FWMARK, mark);
         request.put_u32(fra::FWMASK, mask);
+    }
+    if let Some(oif) = rule.oif {
+        let mut name = oif.as_str().as_bytes().to_vec();
+        name.push(0);
+        request.put(fra::OIFNAME, &name);
+    }
+    if let Some(protocol) = rule.protocol {
+        request.put(fra::IP_PROTO, &[protocol]);
     }
     if let Some((source, destination)) = rule.udp_ports {
         request.put(fra::IP_PROTO, &[UDP]);

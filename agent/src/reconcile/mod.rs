@@ -53,8 +53,8 @@ pub struct Reconciler {
     routing: Routing,
     sysctls: Sysctls,
     is: Plan,
-    /// Steps of the last run that the kernel refused, with its words.
-    refused: BTreeMap<String, String>,
+    /// Steps that the kernel refused and that were not tried again since, with its words.
+    refused: Vec<(Step, String)>,
 }
 
 impl Reconciler {
@@ -72,7 +72,7 @@ impl Reconciler {
             routing,
             sysctls,
             is: Plan::default(),
-            refused: BTreeMap::new(),
+            refused: Vec::new(),
         };
         reconciler.read().await?;
         Ok(reconciler)
@@ -91,6 +91,8 @@ impl Reconciler {
     pub async fn apply_all(&mut self, plan: &Plan) -> Result<bool, Error> {
         self.read().await?;
         let todo = steps(&self.is, plan, Scope::All);
+        // What is refused still is among these.
+        self.refused.clear();
         Ok(self.run(&todo).await)
     }
 
@@ -110,8 +112,8 @@ impl Reconciler {
         Ok(self.apply(plan, &network).await)
     }
 
-    /// What the kernel refused, by object.
-    pub fn refused(&self) -> &BTreeMap<String, String> {
+    /// What the kernel refuses, with its words.
+    pub fn refused(&self) -> &[(Step, String)] {
         &self.refused
     }
 
@@ -135,8 +137,8 @@ impl Reconciler {
 
     async fn run(&mut self, todo: &[Step]) -> bool {
         let mut attached = false;
-        self.refused.clear();
         for step in todo {
+            self.refused.retain(|(refused, _)| refused != step);
             match self.step(step).await {
                 Ok(()) => {
                     debug!(?step, "done");
@@ -146,7 +148,7 @@ impl Reconciler {
                 Err(refusal) => {
                     let words = chain(&refusal);
                     warn!(?step, "the kernel refused: {words}");
-                    self.refused.insert(format!("{step:?}"), words);
+                    self.refused.push((step.clone(), words));
                 }
             }
         }

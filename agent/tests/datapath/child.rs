@@ -350,8 +350,10 @@ fn send_by(socket: i32, interface: &str, target: &str, text: &str) -> i64 {
     let size = u32::try_from(size_of::<libc::in_pktinfo>()).unwrap();
     // SAFETY: computes.
     message.msg_controllen = unsafe { libc::CMSG_SPACE(size) } as usize;
+    // SAFETY: reads the message.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     // SAFETY: there is room for one header and its data.
-    let header = unsafe { &mut *libc::CMSG_FIRSTHDR(&raw const message) };
+    let header = unsafe { &mut *header };
     header.cmsg_level = libc::IPPROTO_IP;
     header.cmsg_type = libc::IP_PKTINFO;
     // SAFETY: computes.

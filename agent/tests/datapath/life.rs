@@ -77,7 +77,7 @@ fn programs_are_replaced_without_a_gap() {
 #[test]
 fn hooks_can_be_detached_and_attached_again() {
     on_a_new_host(|lab| {
-        for hook in Hook::ALL {
+        for hook in Hook::ALL.into_iter().chain(Hook::ALL) {
             lab.datapath().set_hook(hook, true).unwrap();
             lab.datapath().set_hook(hook, true).unwrap();
             assert_eq!(lab.datapath().hooks().unwrap(), [hook].into());
@@ -158,10 +158,7 @@ fn detach_leaves_nothing() {
         fs::create_dir_all(lab.pins.join("v7/links")).unwrap();
         fs::create_dir_all(lab.pins.join("new-1/maps")).unwrap();
         let removed = datapath::detach(&lab.pins).unwrap();
-        assert_eq!(
-            (removed.links, removed.maps, removed.directories),
-            (13, 11, 8)
-        );
+        assert_eq!((removed.links, removed.maps), (13, 11));
         assert!(!lab.pins.exists());
         child.must(&["open s inet stream"]);
         assert_eq!(child.mark("s"), 0);

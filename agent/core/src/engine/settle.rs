@@ -433,6 +433,7 @@ impl Engine {
             network: &self.state.network,
             domains: &self.domains,
             installed: &self.installed,
+            indexed: &self.state.memory.indices,
             acts: self.index.acts(),
             strict: self.index.strict(),
         };

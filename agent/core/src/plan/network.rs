@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use steer_common::MarkMask;
 
-use super::{Family, Hook, Plan, rules, tables};
+use super::{Family, Hook, IfName, Plan, rules, tables};
 use crate::config::Config;
 use crate::domains::{Domain, DomainOrigin, Domains};
 use crate::ids::{DomainIndex, IfIndex, TableId};
@@ -21,6 +21,9 @@ pub(crate) struct Inputs<'a> {
     pub(crate) domains: &'a Domains,
     /// Domains that a policy in force can choose, present or not.
     pub(crate) installed: &'a BTreeMap<Name, DomainIndex>,
+    /// Every domain that has an index: flows may still bear the mark of one that no policy can choose
+    /// any more.
+    pub(crate) indexed: &'a BTreeMap<Name, DomainIndex>,
     /// A policy does more than pass.
     pub(crate) acts: bool,
     /// A policy is strict.
@@ -55,10 +58,21 @@ const HOOKS: [Hook; 11] = [
 impl<'a> Inputs<'a> {
     /// Installed domains in the order of their indices.
     pub(crate) fn installed(&self) -> Vec<Installed<'a>> {
+        self.with_index(self.installed.iter())
+    }
+
+    /// Domains that no policy can choose now, but whose mark flows may bear: those go on by them.
+    fn lingering(&self) -> Vec<Installed<'a>> {
+        let indexed = self.indexed.iter();
+        self.with_index(indexed.filter(|(name, _)| !self.installed.contains_key(*name)))
+    }
+
+    fn with_index<'n>(
+        &self,
+        names: impl Iterator<Item = (&'n Name, &'n DomainIndex)>,
+    ) -> Vec<Installed<'a>> {
         let agent = &self.config.agent;
-        let mut installed: Vec<_> = self
-            .installed
-            .iter()
+        let mut domains: Vec<_> = names
             .filter_map(|(name, index)| {
                 Some(Installed {
                     index: *index,
@@ -68,8 +82,8 @@ impl<'a> Inputs<'a> {
                 })
             })
             .collect();
-        installed.sort_unstable_by_key(|domain| domain.index);
-        installed
+        domains.sort_unstable_by_key(|domain| domain.index);
+        domains
     }
 
     pub(crate) fn mask(&self) -> MarkMask {
@@ -90,11 +104,13 @@ pub(crate) fn write(inputs: &Inputs<'_>, new: &mut Plan) {
         maps::domains(&installed, new);
         maps::locals(inputs, &installed, new);
         if !installed.is_empty() {
-            let owners = Owners::new(&installed);
+            let lingering = inputs.lingering();
+            let marked = [installed.as_slice(), &lingering].concat();
+            let owners = Owners::new(&marked);
             let catchers =
                 Family::BOTH.map(|family| foreign::catching(inputs.network, family).next());
             for (family, catcher) in Family::BOTH.into_iter().zip(catchers) {
-                tables::write(&installed, family, &mut new.routes);
+                tables::write(&marked, family, &mut new.routes);
                 let shape = rules::Shape {
                     family,
                     base: inputs.config.agent.rule_base,
@@ -103,7 +119,7 @@ pub(crate) fn write(inputs: &Inputs<'_>, new: &mut Plan) {
                 };
                 new.rules.extend(rules::all_rules(
                     shape,
-                    &rule_inputs(inputs, &installed, &owners),
+                    &rule_inputs(inputs, &marked, &owners),
                 ));
             }
             overlaps(&owners, new);
@@ -148,7 +164,7 @@ impl<'a> Owners<'a> {
 
 fn rule_inputs<'a>(
     inputs: &Inputs<'_>,
-    installed: &[Installed<'a>],
+    marked: &[Installed<'a>],
     owners: &Owners<'a>,
 ) -> rules::Contents {
     // An address on two interfaces of the host belongs to nobody alone, even if one of them is no
@@ -166,7 +182,7 @@ fn rule_inputs<'a>(
             .insert(address.interface);
     }
     let mut contents = rules::Contents::default();
-    for domain in installed {
+    for domain in marked {
         contents.marks.push((domain.mark, domain.table));
     }
     for (ip, owners) in &owners.0 {
@@ -174,9 +190,10 @@ fn rule_inputs<'a>(
             .get(ip)
             .is_none_or(|interfaces| interfaces.len() == 1);
         if let ([owner], true) = (owners.as_slice(), alone) {
-            let leads = owner
-                .domain
-                .is_some_and(|domain| !domain.running || domain.has(Family::of(*ip)));
+            let leads = owner.domain.is_some_and(|domain| {
+                inputs.installed.contains_key(&domain.name)
+                    && (!domain.running || domain.has(Family::of(*ip)))
+            });
             contents.owned.push(rules::Owned {
                 address: *ip,
                 table: owner.table,
@@ -191,6 +208,12 @@ fn rule_inputs<'a>(
         .filter(|address| address.global && address.usable)
         .map(|address| address.ip)
         .filter(|ip| !owners.0.contains_key(ip))
+        .collect();
+    let addresses = inputs.network.addresses.iter();
+    contents.devices = addresses
+        .filter_map(|address| inputs.network.links.get(&address.interface))
+        .filter(|link| !link.loopback)
+        .filter_map(|link| IfName::new(&link.name))
         .collect();
     contents
 }

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use steer_common::MarkMask;
 
-use super::{Family, Rule, RuleAction};
+use super::{Family, IfName, Rule, RuleAction};
 use crate::domains::MAIN_TABLE;
 use crate::ids::TableId;
 
@@ -28,6 +28,8 @@ pub mod offset {
     pub const OTHERS: u32 = 25;
     /// Marks.
     pub const MARK: u32 = 30;
+    /// Sockets bound to an interface that their mark has no route by: the host's routing knows it.
+    pub const DEVICE: u32 = 35;
     /// Whatever is marked and still here.
     pub const END: u32 = 40;
     /// Where packets without a mark go on.
@@ -38,9 +40,14 @@ pub mod offset {
     pub const UNMARKED_HOST: u32 = 520;
     /// Unmarked packets with the source of a domain: its default route.
     pub const UNMARKED_FAR: u32 = 530;
+    /// Unmarked packets with the source of a domain for which its table has no route.
+    pub const UNMARKED_END: u32 = 531;
     /// Priorities that are the agent's.
     pub const COUNT: u32 = 600;
 }
+
+const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
 
 /// What all rules of a family share.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +72,8 @@ pub struct Contents {
     pub owned: Vec<Owned>,
     /// Other addresses of the host, of no installed domain.
     pub others: BTreeSet<IpAddr>,
+    /// Interfaces with an address.
+    pub devices: BTreeSet<IfName>,
 }
 
 /// An address that one domain alone holds.
@@ -104,19 +113,23 @@ pub fn all_rules(shape: Shape, contents: &Contents) -> Vec<Rule> {
                 ..shape.rule(offset, action)
             });
         };
-        add(offset::SOURCE, lookup(None));
-        add(offset::SOURCE_END, RuleAction::Unreachable);
         if shape.unmarked && owned.leads {
             add(offset::UNMARKED_NEAR, lookup(Some(0)));
             add(offset::UNMARKED_HOST, main);
             add(offset::UNMARKED_FAR, lookup(None));
+            add(offset::UNMARKED_END, RuleAction::Unreachable);
         }
+        rules.extend(shape.by_source(owned.address, offset::SOURCE, lookup(None)));
+        let unreachable = RuleAction::Unreachable;
+        rules.extend(shape.by_source(owned.address, offset::SOURCE_END, unreachable));
     }
     for ip in contents.others.iter().filter(|ip| own(ip)) {
-        let from = Some(IpNet::from(*ip));
+        rules.extend(shape.by_source(*ip, offset::OTHERS, end));
+    }
+    for device in &contents.devices {
         rules.push(Rule {
-            from,
-            ..shape.rule(offset::OTHERS, end)
+            oif: Some(*device),
+            ..shape.rule(offset::DEVICE, end)
         });
     }
     for (mark, table) in &contents.marks {
@@ -140,9 +153,29 @@ impl Shape {
             from: None,
             to: None,
             fwmark: None,
+            oif: None,
+            protocol: None,
             udp_ports: None,
             action,
         }
+    }
+
+    /// Rules for marked packets with a source that was chosen.
+    ///
+    /// IPv6 looks a route up without a source first; where that fails it takes *any* address of the
+    /// host and looks again (`ip6_dst_lookup_tail`). A rule by source would then let a socket out that
+    /// its mark refuses. Where a source really is chosen, by a hook or by a server's client, the
+    /// transport is TCP or UDP; everything else goes by its mark alone.
+    fn by_source(self, ip: IpAddr, offset: u32, action: RuleAction) -> impl Iterator<Item = Rule> {
+        let protocols: &[Option<u8>] = match self.family {
+            Family::Ipv4 => &[None],
+            Family::Ipv6 => &[Some(IPPROTO_TCP), Some(IPPROTO_UDP)],
+        };
+        protocols.iter().map(move |protocol| Rule {
+            from: Some(IpNet::from(ip)),
+            protocol: *protocol,
+            ..self.rule(offset, action)
+        })
     }
 
     /// Link-local, multicast and broadcast destinations and DHCP follow the main table under any

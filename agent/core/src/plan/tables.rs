@@ -10,23 +10,15 @@ use super::{Family, RouteTarget, TableRoute};
 use crate::domains::Domain;
 use crate::network::Route;
 
-/// Metric of the route that ends every table.
-pub(crate) const LAST_METRIC: u32 = u32::MAX;
-
-/// Writes the tables of a family. Every table ends in `unreachable`, so that no lookup that was sent
-/// there goes on to the main table; a domain without a usable source has nothing else.
+/// Writes the tables of a family. A domain without a usable source has none: the rules behind its own
+/// refuse what its table does not know, with `ENETUNREACH` (an `unreachable` route would give
+/// `EHOSTUNREACH`).
 pub(crate) fn write(
     installed: &[Installed<'_>],
     family: Family,
     routes: &mut BTreeSet<TableRoute>,
 ) {
     for installed in installed {
-        routes.insert(TableRoute {
-            table: installed.table,
-            destination: family.any(),
-            metric: LAST_METRIC,
-            target: RouteTarget::Unreachable,
-        });
         let Some(domain) = installed.domain.filter(|domain| domain.has(family)) else {
             continue;
         };
@@ -41,9 +33,8 @@ pub(crate) fn write(
             let destination = route.destination.trunc();
             // Next hops of a multipath route, and routes of several tables, may be equal in what the
             // kernel tells routes of a table apart by.
-            let wanted = route.metric.min(LAST_METRIC - 1);
-            let metric = (wanted..LAST_METRIC)
-                .chain((0..wanted).rev())
+            let metric = (route.metric..=u32::MAX)
+                .chain((0..route.metric).rev())
                 .find(|metric| taken.insert((destination, *metric)));
             let Some(metric) = metric else { continue };
             routes.insert(TableRoute {

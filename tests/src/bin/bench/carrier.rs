@@ -8,7 +8,7 @@ use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use steer_tests::Namespace;
 
-use crate::worker::monotonic;
+use crate::clock::monotonic;
 
 mod request {
     use nix::libc;

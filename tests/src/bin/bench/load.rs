@@ -86,7 +86,7 @@ fn again_in_force(lab: &Lab, times: &mut Vec<f64>) -> Result<()> {
 }
 
 fn start_agent<'lab>(lab: &'lab Lab, times: &mut Vec<f64>) -> Result<Agent<'lab>> {
-    let mut agent = lab.agent();
+    let mut agent = lab.agent()?;
     let start = Instant::now();
     agent.spawn()?;
     let ready = wait::until_within(PATIENCE, "the policy's decision", || Ok(decided(lab).ok()));

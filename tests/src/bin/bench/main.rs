@@ -8,6 +8,7 @@
 
 mod api;
 mod carrier;
+mod clock;
 mod document;
 mod failover;
 mod kernel;

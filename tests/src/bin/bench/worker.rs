@@ -11,16 +11,19 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use steer_tests::{Lab, LabCgroup, SERVER4};
 
+use crate::clock::monotonic;
 use crate::workload::{Workload, source_now};
 
 /// First argument of a worker.
 pub(crate) const COMMAND: &str = "worker";
 /// How long a decision may take to change before the bench gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often a watching worker opens a flow.
+const RESOLUTION: Duration = Duration::from_micros(100);
 
 /// A worker of the bench; it ends when this is dropped.
 #[derive(Debug)]
@@ -152,12 +155,9 @@ fn watch(source: IpAddr) -> Result<Duration> {
             return monotonic();
         }
         ensure!(Instant::now() < end, "no flow from {source} within {PATIENCE:?}");
+        // The agent may need this CPU.
+        std::thread::sleep(RESOLUTION);
     }
-}
-
-/// The monotonic clock, which all processes share.
-pub(crate) fn monotonic() -> Result<Duration> {
-    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC).context("read the clock")?.into())
 }
 
 /// All workers share one CPU, the last that this process may use, and are preempted as little as root

@@ -2,15 +2,16 @@
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, connect, sendto, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, sendto, setsockopt, socket, sockopt,
 };
-use nix::sys::socket::MsgFlags;
-use nix::time::{ClockId, clock_gettime};
 use steer_tests::{SERVER4, SERVER6};
+
+use crate::clock::cpu_time;
 
 /// Bytes of every datagram.
 pub(crate) const DATAGRAM: usize = 64;
@@ -107,18 +108,18 @@ fn datagrams(count: usize, connected: bool) -> Result<f64> {
     send(count / 10)?;
     let before = cpu_time()?;
     send(count)?;
-    Ok((cpu_time()? - before) / per(count))
+    Ok(each(cpu_time()? - before, count))
 }
 
 fn connections(count: usize, server: IpAddr, listener: &TcpListener) -> Result<f64> {
     let port = listener.local_addr().context("listener's port")?.port();
     let target = SockaddrStorage::from(SocketAddr::new(server, port));
-    let mut spent = 0.0;
+    let mut spent = Duration::ZERO;
     batch(BATCH / 4, server, &target, listener)?;
     for _ in 0..count / BATCH {
         spent += batch(BATCH, server, &target, listener)?;
     }
-    Ok(spent / per(count / BATCH * BATCH))
+    Ok(each(spent, count / BATCH * BATCH))
 }
 
 /// Opens, connects and closes `count` sockets; what the server does in between is not counted.
@@ -127,7 +128,7 @@ fn batch(
     server: IpAddr,
     target: &SockaddrStorage,
     listener: &TcpListener,
-) -> Result<f64> {
+) -> Result<Duration> {
     let mut clients = Vec::with_capacity(count);
     let mut served = Vec::with_capacity(count);
     let start = cpu_time()?;
@@ -155,17 +156,11 @@ pub(crate) fn open(address: IpAddr, kind: SockType) -> Result<OwnedFd> {
     socket(family, kind, SockFlag::SOCK_CLOEXEC, None).context("open a socket")
 }
 
-/// This thread's CPU time in nanoseconds.
-fn cpu_time() -> Result<f64> {
-    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("read CPU time")?;
-    #[expect(clippy::cast_precision_loss, reason = "a bench takes no 104 days")]
-    Ok(time.tv_sec() as f64 * 1e9 + time.tv_nsec() as f64)
-}
-
-fn per(count: usize) -> f64 {
+/// Nanoseconds for one of `count`.
+fn each(spent: Duration, count: usize) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "small counts")]
     let count = count as f64;
-    count
+    spent.as_secs_f64() * 1e9 / count
 }
 
 /// The source address that a datagram to `server` would have now, as `connect` chooses it; `None`: refused.

@@ -81,8 +81,11 @@ impl StateFile {
                 .create(directory)
                 .map_err(failed)?;
         }
-        let bytes = serde_json::to_vec(&Versioned { version: 1, content })
-            .map_err(|e| failed(io::Error::other(e)))?;
+        let bytes = serde_json::to_vec(&Versioned {
+            version: 1,
+            content,
+        })
+        .map_err(|e| failed(io::Error::other(e)))?;
         let next = self.path.with_extension("next");
         let mut file = fs::OpenOptions::new()
             .write(true)

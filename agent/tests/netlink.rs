@@ -14,7 +14,7 @@ use proptest::test_runner::{Config, TestRunner};
 use steer::netlink::{Notification, OwnRange, Routing, Watcher, netns_cookie, sockets_with_mark};
 use steer_core::ids::{IfIndex, TableId};
 use steer_core::network::{LinkKind, Network, NetworkChange, Route};
-use steer_core::plan::{Family, RouteTarget, Rule, RuleAction, TableRoute};
+use steer_core::plan::{Family, IfName, RouteTarget, Rule, RuleAction, TableRoute};
 
 /// How long the kernel may take to do what it does on its own (carrier, duplicate detection).
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -668,6 +668,18 @@ fn rules() -> Vec<Rule> {
                 ..rule(5005, lookup(8301, None))
             },
             rule(5006, RuleAction::Unreachable),
+            Rule {
+                oif: IfName::new("not-there-yet"),
+                ..rule(5007, lookup(8301, None))
+            },
+            Rule {
+                protocol: Some(if family == Family::Ipv4 { 1 } else { 58 }),
+                ..rule(5008, lookup(8301, None))
+            },
+            Rule {
+                protocol: Some(17),
+                ..rule(5009, RuleAction::Unreachable)
+            },
             rule(5090, RuleAction::Nop),
             Rule {
                 from: Some(net(from)),
@@ -745,7 +757,15 @@ fn rules_that_the_kernel_takes_for_one_another_stay_apart() {
             from: Some(net("10.1.0.1/32")),
             ..plain
         };
-        let kin = [from, suppressing, plain, goto(5020), goto(5030)];
+        let bound = Rule {
+            oif: IfName::new("lo"),
+            ..plain
+        };
+        let tcp = Rule {
+            protocol: Some(6),
+            ..plain
+        };
+        let kin = [from, bound, tcp, suppressing, plain, goto(5020), goto(5030)];
         for victim in kin {
             for rule in kin {
                 routing.add_rule(&rule).await.expect("the rule is added");

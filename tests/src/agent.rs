@@ -1,8 +1,7 @@
 //! The agent under test and its command line, run at the laboratory's host.
 
 use std::fs;
-use std::io::Read;
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -26,8 +25,8 @@ const STOPPED: Duration = Duration::from_secs(10);
 pub struct Agent<'lab> {
     lab: &'lab Lab,
     child: Option<Child>,
-    log: PathBuf,
-    _directory: tempfile::TempDir,
+    /// Without a name, so that it goes with the last process that has it open.
+    log: fs::File,
 }
 
 /// What a command printed, and how it ended.
@@ -96,7 +95,8 @@ impl Lab {
     /// # Errors
     /// If it cannot be written.
     pub fn write_file(&self, path: &str, text: &str) -> Result<()> {
-        self.host().run(|| fs::write(path, text).with_context(|| format!("write {path}")))
+        self.host()
+            .run(|| fs::write(path, text).with_context(|| format!("write {path}")))
     }
 
     /// Starts the agent and waits until it answers. Without an earlier [`Lab::configure`] its file says
@@ -105,7 +105,9 @@ impl Lab {
     /// # Errors
     /// If it is not there to run, ends, or does not answer in time; with its log.
     pub fn start_agent(&self) -> Result<Agent<'_>> {
-        let written = self.host().run(|| Ok(fs::exists("/etc/steer/steer.toml")?))?;
+        let written = self
+            .host()
+            .run(|| Ok(fs::exists("/etc/steer/steer.toml")?))?;
         if !written {
             self.configure("")?;
         }
@@ -114,14 +116,36 @@ impl Lab {
         Ok(agent)
     }
 
+    /// Starts an agent that should refuse to run, and waits until it has ended.
+    ///
+    /// # Errors
+    /// If it is still there at the deadline.
+    pub fn agent_that_ends(&self) -> Result<Output> {
+        let mut agent = self.agent()?;
+        agent.spawn()?;
+        let child = agent.child.as_mut().context("the agent does not run")?;
+        let status = wait::until_within(STOPPED, "the agent to refuse", || {
+            child.try_wait().context("wait for the agent")
+        })?;
+        Ok(Output {
+            command: "steer agent".to_owned(),
+            code: exit_code(status),
+            stdout: String::new(),
+            stderr: agent.log(),
+        })
+    }
+
     /// An agent that does not run yet (see [`Agent::spawn`]).
     ///
     /// # Errors
     /// If there is no place for its log.
     pub fn agent(&self) -> Result<Agent<'_>> {
-        let directory = tempfile::tempdir().context("make a directory for the log")?;
-        let log = directory.path().join("agent.log");
-        Ok(Agent { lab: self, child: None, log, _directory: directory })
+        let log = tempfile::tempfile().context("make the agent's log")?;
+        Ok(Agent {
+            lab: self,
+            child: None,
+            log,
+        })
     }
 
     /// `steer policy set NAME --cgroup .. --via VIA MORE --json`: what the agent made of it.
@@ -135,8 +159,16 @@ impl Lab {
         via: &str,
         more: &[&str],
     ) -> Result<Value> {
-        let mut args =
-            vec!["policy", "set", name, "--cgroup", cgroup.name(), "--via", via, "--json"];
+        let mut args = vec![
+            "policy",
+            "set",
+            name,
+            "--cgroup",
+            cgroup.name(),
+            "--via",
+            via,
+            "--json",
+        ];
         args.extend(more);
         self.steer(&args)?.json()
     }
@@ -189,11 +221,7 @@ impl Agent<'_> {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn(&mut self) -> Result<()> {
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.log)
-            .context("open the agent's log")?;
+        let log = self.log.try_clone().context("share the agent's log")?;
         let cgroup = self.lab.cgroup().child("agent")?;
         let program = executable::steer()?;
         let mut command = self.lab.host().command(program);
@@ -252,7 +280,9 @@ impl Agent<'_> {
             child.kill().context("kill the agent")?;
             child.wait().context("wait for the agent")?;
         }
-        status.map(exit_code).with_context(|| format!("its log:\n{}", self.log()))
+        status
+            .map(exit_code)
+            .with_context(|| format!("its log:\n{}", self.log()))
     }
 
     /// Kills it and starts it again.
@@ -266,10 +296,15 @@ impl Agent<'_> {
 
     /// What it has logged.
     pub fn log(&self) -> String {
-        let mut text = String::new();
-        match fs::File::open(&self.log).and_then(|mut file| file.read_to_string(&mut text)) {
-            Ok(_) => text,
-            Err(error) => format!("(cannot read the log: {error})"),
+        // Read at offsets of its own: where the agent writes next is not moved.
+        let mut text = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            match self.log.read_at(&mut buffer, text.len() as u64) {
+                Ok(0) => return String::from_utf8_lossy(&text).into_owned(),
+                Ok(length) => text.extend_from_slice(&buffer[..length]),
+                Err(error) => return format!("(cannot read the log: {error})"),
+            }
         }
     }
 }
@@ -289,5 +324,8 @@ impl Drop for Agent<'_> {
 
 fn exit_code(status: std::process::ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;
-    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
+    status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal))
+        .unwrap_or(-1)
 }

@@ -28,9 +28,18 @@ pub struct LabBuilder {
 
 impl Default for LabBuilder {
     fn default() -> Self {
-        let uplinks =
-            vec![Uplink::new("eth0", 1), Uplink::new("wlan0", 2), Uplink::new("wwan0", 3)];
-        Self { uplinks, rp_filter: 0, container: false, wg_quick: false, unobserved: false }
+        let uplinks = vec![
+            Uplink::new("eth0", 1),
+            Uplink::new("wlan0", 2),
+            Uplink::new("wwan0", 3),
+        ];
+        Self {
+            uplinks,
+            rp_filter: 0,
+            container: false,
+            wg_quick: false,
+            unobserved: false,
+        }
     }
 }
 
@@ -102,9 +111,16 @@ impl LabBuilder {
             let peer = Namespace::new()?;
             peer.run(prepare_peer)?;
             lines.extend(uplink.creation(&peer.path()));
-            attached.push(Attached { interface: uplink.name.clone(), uplink, peer });
+            attached.push(Attached {
+                interface: uplink.name.clone(),
+                uplink,
+                peer,
+            });
         }
-        for Attached { uplink, interface, .. } in &attached {
+        for Attached {
+            uplink, interface, ..
+        } in &attached
+        {
             lines.extend(uplink.host_configuration(interface));
         }
         if self.wg_quick {
@@ -124,7 +140,9 @@ impl LabBuilder {
                 .map(|a| scope.spawn(|| ip_batch(&a.peer, &a.uplink.peer_configuration())))
                 .collect();
             threads.into_iter().try_for_each(|thread| {
-                thread.join().unwrap_or_else(|_| anyhow::bail!("a thread of the builder panicked"))
+                thread
+                    .join()
+                    .unwrap_or_else(|_| anyhow::bail!("a thread of the builder panicked"))
             })
         })?;
         wait_for_carrier(&host, &attached)?;
@@ -133,11 +151,24 @@ impl LabBuilder {
             .iter()
             .map(|a| Server::start(&a.uplink.name, &a.peer))
             .collect::<Result<Vec<_>>>()?;
-        let observed = if self.unobserved { &[][..] } else { &attached[..] };
-        let peers: Vec<_> =
-            observed.iter().map(|a| (a.uplink.name.clone(), a.peer.clone())).collect();
+        let observed = if self.unobserved {
+            &[][..]
+        } else {
+            &attached[..]
+        };
+        let peers: Vec<_> = observed
+            .iter()
+            .map(|a| (a.uplink.name.clone(), a.peer.clone()))
+            .collect();
         let capture = Capture::start(&host, &peers)?;
-        Ok(Lab { capture, servers, attached, host, cgroup, next_target: AtomicU32::new(0) })
+        Ok(Lab {
+            capture,
+            servers,
+            attached,
+            host,
+            cgroup,
+            next_target: AtomicU32::new(0),
+        })
     }
 
     fn prepare_host(&self) -> Result<()> {

@@ -5,7 +5,6 @@
 //! uplink and waits until it has seen them all. A veth hands frames over through the sending CPU's
 //! backlog, first in, first out, so whatever was sent before has then been recorded too.
 
-use std::mem;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +17,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
+    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket,
+    sockopt,
 };
 use nix::unistd::Pid;
 
@@ -72,7 +72,8 @@ impl Capture {
             sockets.push((uplink.clone(), namespace.run(open)?));
         }
         let sockets = Arc::new(sockets);
-        let (stopped, stop) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
+        let (stopped, stop) =
+            nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
         let shared = Arc::new(Shared::default());
         let reader = std::thread::spawn({
             let shared = Arc::clone(&shared);
@@ -95,7 +96,13 @@ impl Capture {
 
     /// Packets seen so far that satisfy `wanted`, in the order they were read.
     pub fn packets(&self, wanted: impl Fn(&Packet) -> bool) -> Vec<Packet> {
-        self.shared.lock().packets.iter().filter(|p| wanted(p)).cloned().collect()
+        self.shared
+            .lock()
+            .packets
+            .iter()
+            .filter(|p| wanted(p))
+            .cloned()
+            .collect()
     }
 
     /// Packets from or to `address`, ARP and neighbour solicitations for it included.
@@ -111,7 +118,12 @@ impl Capture {
     /// Packets seen after `position` that satisfy `wanted`.
     pub fn since(&self, position: usize, wanted: impl Fn(&Packet) -> bool) -> Vec<Packet> {
         let seen = self.shared.lock();
-        seen.packets.iter().skip(position).filter(|p| wanted(p)).cloned().collect()
+        seen.packets
+            .iter()
+            .skip(position)
+            .filter(|p| wanted(p))
+            .cloned()
+            .collect()
     }
 
     /// Waits for a packet that satisfies `wanted`.
@@ -133,9 +145,18 @@ impl Capture {
         while !done(&seen) {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let last: Vec<String> =
-                    seen.packets.iter().rev().take(12).rev().map(ToString::to_string).collect();
-                bail!("not captured within {DEADLINE:?}: {what}; last packets:\n{}", last.join("\n"));
+                let last: Vec<String> = seen
+                    .packets
+                    .iter()
+                    .rev()
+                    .take(12)
+                    .rev()
+                    .map(ToString::to_string)
+                    .collect();
+                bail!(
+                    "not captured within {DEADLINE:?}: {what}; last packets:\n{}",
+                    last.join("\n")
+                );
             }
             seen = self
                 .shared
@@ -173,7 +194,10 @@ impl Capture {
         })?;
         for (uplink, socket) in self.sockets.iter() {
             let dropped = dropped(socket)?;
-            ensure!(dropped == 0, "capture of {uplink} lost {dropped} packets: its buffer was full");
+            ensure!(
+                dropped == 0,
+                "capture of {uplink} lost {dropped} packets: its buffer was full"
+            );
         }
         Ok(())
     }
@@ -206,8 +230,10 @@ fn open() -> Result<OwnedFd> {
 fn read_all(sockets: &[(String, OwnedFd)], stopped: &OwnedFd, shared: &Shared) -> Result<()> {
     let mut frame = vec![0; 1 << 17];
     loop {
-        let mut waiting: Vec<PollFd<'_>> =
-            sockets.iter().map(|(_, fd)| PollFd::new(fd.as_fd(), PollFlags::POLLIN)).collect();
+        let mut waiting: Vec<PollFd<'_>> = sockets
+            .iter()
+            .map(|(_, fd)| PollFd::new(fd.as_fd(), PollFlags::POLLIN))
+            .collect();
         waiting.push(PollFd::new(stopped.as_fd(), PollFlags::POLLIN));
         match poll(&mut waiting, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
@@ -259,8 +285,13 @@ fn marker_fields(payload: &[u8]) -> Option<(u64, usize)> {
 
 /// Sends one marker; `false` if the interface went away meanwhile.
 fn send_marker(interface: &str, number: u64, cpu: usize) -> Result<bool> {
-    let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
-        .context("open packet socket")?;
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .context("open packet socket")?;
     let index = match nix::net::if_::if_nametoindex(interface) {
         Ok(index) => i32::try_from(index).context("interface index")?,
         Err(_) => return Ok(false),
@@ -271,25 +302,8 @@ fn send_marker(interface: &str, number: u64, cpu: usize) -> Result<bool> {
     frame.extend(number.to_be_bytes());
     frame.extend(u32::try_from(cpu).context("CPU number")?.to_be_bytes());
     frame.resize(60, 0);
-    // SAFETY: sockaddr_ll is plain data for which all zeroes are valid.
-    let mut to: libc::sockaddr_ll = unsafe { mem::zeroed() };
-    to.sll_family = libc::AF_PACKET as u16;
-    to.sll_ifindex = index;
-    to.sll_halen = 6;
-    to.sll_addr[..6].fill(0xff);
-    // SAFETY: the frame and the address live through the call, and their true lengths are given.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            (&raw const to).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        )
-    };
-    match Errno::result(sent) {
-        Ok(_) => Ok(true),
+    match link::send_frame(&socket, index, &frame) {
+        Ok(()) => Ok(true),
         Err(Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV) => Ok(false),
         Err(error) => Err(error).with_context(|| format!("send a marker by {interface}")),
     }
@@ -298,7 +312,8 @@ fn send_marker(interface: &str, number: u64, cpu: usize) -> Result<bool> {
 /// Packets lost since the last call (`PACKET_STATISTICS`).
 fn dropped(socket: &OwnedFd) -> Result<u32> {
     let mut statistics = [0_u32; 2];
-    let mut length = size_of_val(&statistics) as libc::socklen_t;
+    let mut length =
+        libc::socklen_t::try_from(size_of_val(&statistics)).context("length of statistics")?;
     // SAFETY: tpacket_stats is two u32 (packets, drops); the buffer is that long and says so.
     let result = unsafe {
         libc::getsockopt(
@@ -316,7 +331,9 @@ fn dropped(socket: &OwnedFd) -> Result<u32> {
 /// CPUs that this process may run on.
 fn cpus() -> Result<Vec<usize>> {
     let set = sched_getaffinity(Pid::from_raw(0)).context("read CPU affinity")?;
-    Ok((0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).collect())
+    Ok((0..CpuSet::count())
+        .filter(|&cpu| set.is_set(cpu).unwrap_or(false))
+        .collect())
 }
 
 fn pin(cpu: usize) -> Result<()> {

@@ -35,7 +35,11 @@ impl LabCgroup {
         let path = mount_point()?.join(&name);
         fs::create_dir(&path).with_context(|| format!("make cgroup {}", path.display()))?;
         let janitor = janitor(&path)?;
-        Ok(Self { path, name, janitor: Some(janitor) })
+        Ok(Self {
+            path,
+            name,
+            janitor: Some(janitor),
+        })
     }
 
     /// Makes (or finds) a cgroup below this one. It goes when the laboratory's cgroup goes.
@@ -45,7 +49,21 @@ impl LabCgroup {
     pub fn child(&self, name: &str) -> Result<Self> {
         let path = self.path.join(name);
         fs::create_dir_all(&path).with_context(|| format!("make cgroup {}", path.display()))?;
-        Ok(Self { path, name: format!("{}/{name}", self.name), janitor: None })
+        Ok(Self {
+            path,
+            name: format!("{}/{name}", self.name),
+            janitor: None,
+        })
+    }
+
+    /// The same cgroup for another owner, which does not remove it when dropped.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self {
+            path: self.path.clone(),
+            name: self.name.clone(),
+            janitor: None,
+        }
     }
 
     /// Its directory.
@@ -69,7 +87,9 @@ impl LabCgroup {
             .open(&procs)
             .with_context(|| format!("open {}", procs.display()))?;
         let enter = move || {
-            nix::unistd::write(&file, b"0").map(drop).map_err(io::Error::from)
+            nix::unistd::write(&file, b"0")
+                .map(drop)
+                .map_err(io::Error::from)
         };
         // SAFETY: between fork and exec the closure makes one system call (write) on a descriptor
         // that it owns; it neither allocates nor takes locks.
@@ -113,7 +133,9 @@ impl LabCgroup {
         let mut open = vec![self.path.clone()];
         while let Some(directory) = open.pop() {
             for child in subdirectories(&directory)? {
-                let relative = child.strip_prefix(&self.path).context("child outside its parent")?;
+                let relative = child
+                    .strip_prefix(&self.path)
+                    .context("child outside its parent")?;
                 found.push(relative.display().to_string());
                 open.push(child);
             }
@@ -125,7 +147,9 @@ impl LabCgroup {
 
 impl Drop for LabCgroup {
     fn drop(&mut self) {
-        let Some(mut janitor) = self.janitor.take() else { return };
+        let Some(mut janitor) = self.janitor.take() else {
+            return;
+        };
         if let Err(error) = self.remove() {
             eprintln!("laboratory: {error:#}");
         }
@@ -149,7 +173,12 @@ fn janitor(path: &Path) -> Result<Child> {
         done"#;
     let mut command = Command::new("sh");
     command
-        .args([OsStr::new("-c"), OsStr::new(SCRIPT), OsStr::new("janitor"), path.as_os_str()])
+        .args([
+            OsStr::new("-c"),
+            OsStr::new(SCRIPT),
+            OsStr::new("janitor"),
+            path.as_os_str(),
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -162,7 +191,9 @@ fn janitor(path: &Path) -> Result<Child> {
 fn mount_point() -> Result<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("read mountinfo")?;
     for line in table.lines() {
-        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let Some((before, after)) = line.split_once(" - ") else {
+            continue;
+        };
         if after.starts_with("cgroup2 ")
             && let Some(path) = before.split(' ').nth(4)
         {

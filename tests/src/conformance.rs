@@ -12,7 +12,9 @@ use serde_json::json;
 /// # Errors
 /// If the file cannot be written.
 pub fn row(row: &str, scenario: &str) -> Result<()> {
-    let Some(directory) = std::env::var_os("STEER_CONFORMANCE_DIR") else { return Ok(()) };
+    let Some(directory) = std::env::var_os("STEER_CONFORMANCE_DIR") else {
+        return Ok(());
+    };
     let directory = Path::new(&directory);
     std::fs::create_dir_all(directory).context("make the conformance directory")?;
     let kernel = nix::sys::utsname::uname().context("ask for the kernel's release")?;

@@ -8,7 +8,10 @@ use anyhow::{Context, Result, bail};
 pub(crate) fn probe() -> Result<PathBuf> {
     let path = target_directory()?.join("steer-probe");
     if !path.exists() {
-        bail!("no {}: run: cargo build -p steer-tests --bins", path.display());
+        bail!(
+            "no {}: run: cargo build -p steer-tests --bins",
+            path.display()
+        );
     }
     Ok(path)
 }

@@ -13,9 +13,17 @@ use crate::namespace::Namespace;
 /// # Errors
 /// If `ip` fails, with its words.
 pub fn ip(namespace: &Namespace, args: &[&str]) -> Result<String> {
-    let output = namespace.command("ip").args(args).output().context("start ip (iproute2)")?;
+    let output = namespace
+        .command("ip")
+        .args(args)
+        .output()
+        .context("start ip (iproute2)")?;
     if !output.status.success() {
-        bail!("ip {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "ip {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     String::from_utf8(output.stdout).context("ip printed something that is not UTF-8")
 }
@@ -59,7 +67,10 @@ pub fn ip_batch(namespace: &Namespace, lines: &[String]) -> Result<()> {
         .context("write to ip")?;
     let output = child.wait_with_output().context("wait for ip")?;
     if !output.status.success() {
-        bail!("ip -batch: {}\n{script}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "ip -batch: {}\n{script}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }

@@ -27,7 +27,10 @@ pub const SERVER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0
 #[derive(Debug)]
 pub struct Lab {
     pub(crate) capture: Capture,
-    #[expect(dead_code, reason = "held for its Drop: the servers run as long as the laboratory")]
+    #[expect(
+        dead_code,
+        reason = "held for its Drop: the servers run as long as the laboratory"
+    )]
     pub(crate) servers: Vec<Server>,
     pub(crate) attached: Vec<Attached>,
     pub(crate) host: Namespace,
@@ -80,7 +83,10 @@ impl Lab {
 
     /// Names of all uplinks as built.
     pub fn uplink_names(&self) -> Vec<&str> {
-        self.attached.iter().map(|a| a.uplink.name.as_str()).collect()
+        self.attached
+            .iter()
+            .map(|a| a.uplink.name.as_str())
+            .collect()
     }
 
     /// The laboratory's cgroup.
@@ -97,7 +103,9 @@ impl Lab {
     /// about it belongs to the flow under test, handshakes and address resolution included.
     pub fn target4(&self) -> IpAddr {
         let number = self.next_target.fetch_add(1, Ordering::Relaxed) % 60_000 + 1;
-        IpAddr::V4(Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + number))
+        IpAddr::V4(Ipv4Addr::from(
+            u32::from(Ipv4Addr::new(198, 18, 0, 0)) + number,
+        ))
     }
 
     /// The same for IPv6.
@@ -122,8 +130,11 @@ impl Lab {
     /// # Errors
     /// As [`Capture::drain`].
     pub fn drain(&self) -> Result<()> {
-        let interfaces: Vec<_> =
-            self.attached.iter().map(|a| (a.interface.clone(), a.uplink.name.clone())).collect();
+        let interfaces: Vec<_> = self
+            .attached
+            .iter()
+            .map(|a| (a.interface.clone(), a.uplink.name.clone()))
+            .collect();
         self.capture.drain(&interfaces)
     }
 
@@ -149,9 +160,17 @@ impl Lab {
     ) -> Result<Vec<Packet>> {
         self.drain()?;
         let packets = self.capture.about(address);
-        let list = || packets.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        let list = || {
+            packets
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
         ensure!(
-            packets.iter().any(|p| p.direction == Direction::FromHost && p.is_ip()),
+            packets
+                .iter()
+                .any(|p| p.direction == Direction::FromHost && p.is_ip()),
             "nothing was sent to {address}, by no uplink; captured:\n{}",
             list()
         );
@@ -164,7 +183,9 @@ impl Lab {
             );
             if packet.direction == Direction::FromHost && packet.is_ip() {
                 ensure!(
-                    packet.source.is_some_and(|source| sources.contains(&source)),
+                    packet
+                        .source
+                        .is_some_and(|source| sources.contains(&source)),
                     "a packet to {address} has a source that is not {uplink}'s {sources:?}:\n{}",
                     list()
                 );
@@ -181,7 +202,11 @@ impl Lab {
         self.drain()?;
         let packets = self.capture.about(address);
         let list: Vec<_> = packets.iter().map(ToString::to_string).collect();
-        ensure!(packets.is_empty(), "nothing should be sent to {address}, but:\n{}", list.join("\n"));
+        ensure!(
+            packets.is_empty(),
+            "nothing should be sent to {address}, but:\n{}",
+            list.join("\n")
+        );
         Ok(())
     }
 
@@ -193,7 +218,11 @@ impl Lab {
         self.drain()?;
         let packets = self.capture.packets(|p| p.carries(token));
         let list: Vec<_> = packets.iter().map(ToString::to_string).collect();
-        ensure!(packets.is_empty(), "{token} should stay unseen, but:\n{}", list.join("\n"));
+        ensure!(
+            packets.is_empty(),
+            "{token} should stay unseen, but:\n{}",
+            list.join("\n")
+        );
         Ok(())
     }
 
@@ -239,7 +268,8 @@ impl Lab {
     /// If `ip` fails.
     pub fn link_down(&self, uplink: &str) -> Result<()> {
         let attached = self.attached(uplink)?;
-        self.ip(&["link", "set", &attached.interface, "down"]).map(drop)
+        self.ip(&["link", "set", &attached.interface, "down"])
+            .map(drop)
     }
 
     /// Sets the host's interface up again and configures it as at the beginning.
@@ -248,7 +278,10 @@ impl Lab {
     /// If `ip` fails.
     pub fn link_up(&self, uplink: &str) -> Result<()> {
         let attached = self.attached(uplink)?;
-        ip_batch(&self.host, &attached.uplink.host_configuration(&attached.interface))?;
+        ip_batch(
+            &self.host,
+            &attached.uplink.host_configuration(&attached.interface),
+        )?;
         self.wait_running(&attached.interface, true)
     }
 
@@ -286,7 +319,10 @@ impl Lab {
             .with_context(|| format!("no uplink {uplink}"))?;
         let from = std::mem::replace(&mut attached.interface, to.to_owned());
         // Before Linux 6.2 an interface that is up cannot be renamed.
-        let mut lines = vec![format!("link set {from} down"), format!("link set {from} name {to}")];
+        let mut lines = vec![
+            format!("link set {from} down"),
+            format!("link set {from} name {to}"),
+        ];
         lines.extend(attached.uplink.host_configuration(to));
         ip_batch(&self.host, &lines)?;
         self.wait_running(to, true)
@@ -311,7 +347,8 @@ impl Lab {
     /// If `ip` fails.
     pub fn remove_address(&self, uplink: &str, address: &str) -> Result<()> {
         let interface = &self.attached(uplink)?.interface;
-        self.ip(&["address", "delete", address, "dev", interface]).map(drop)
+        self.ip(&["address", "delete", address, "dev", interface])
+            .map(drop)
     }
 
     /// Deletes every routing rule of both families but the kernel's three (`local` is made again).
@@ -324,7 +361,9 @@ impl Lab {
             self.ip(&[family, "rule", "flush"])?;
             self.ip(&[family, "rule", "add", "table", "main", "priority", "32766"])?;
             if family == "-4" {
-                self.ip(&[family, "rule", "add", "table", "default", "priority", "32767"])?;
+                self.ip(&[
+                    family, "rule", "add", "table", "default", "priority", "32767",
+                ])?;
             }
         }
         Ok(())
@@ -335,14 +374,15 @@ impl Lab {
     /// # Errors
     /// If it has none.
     pub fn link_local(&self, uplink: &str) -> Result<IpAddr> {
-        let interface = &self.attached(uplink)?.interface;
-        let shown = self.ip_json(&["-6", "address", "show", "dev", interface, "scope", "link"])?;
-        shown
-            .pointer("/0/addr_info/0/local")
-            .and_then(Value::as_str)
-            .with_context(|| format!("{interface} has no link-local address"))?
-            .parse()
-            .context("read a link-local address")
+        link_local(&self.host, &self.attached(uplink)?.interface)
+    }
+
+    /// The link-local IPv6 address of the peer's end.
+    ///
+    /// # Errors
+    /// If it has none.
+    pub fn peer_link_local(&self, uplink: &str) -> Result<IpAddr> {
+        link_local(&self.attached(uplink)?.peer, "peer")
     }
 
     fn attached(&self, uplink: &str) -> Result<&Attached> {
@@ -353,9 +393,30 @@ impl Lab {
     }
 
     fn wait_running(&self, interface: &str, wanted: bool) -> Result<()> {
-        let what = format!("{interface} to {} carrier", if wanted { "have" } else { "lose" });
+        let what = format!(
+            "{interface} to {} carrier",
+            if wanted { "have" } else { "lose" }
+        );
         self.host.run(|| {
-            wait::until(&what, || Ok((link::is_running(interface)? == wanted).then_some(())))
+            wait::until(&what, || {
+                Ok((link::is_running(interface)? == wanted).then_some(()))
+            })
         })
     }
+}
+
+/// Waits for the address that the kernel gives an interface when it has carrier.
+fn link_local(namespace: &Namespace, interface: &str) -> Result<IpAddr> {
+    wait::until(&format!("a link-local address of {interface}"), || {
+        let shown = ip_json(namespace, &["address", "show", "dev", interface])?;
+        let found = shown
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|link| link.get("addr_info")?.as_array())
+            .flatten()
+            .filter(|address| address.get("scope").and_then(Value::as_str) == Some("link"))
+            .find_map(|address| address.get("local")?.as_str()?.parse::<Ipv6Addr>().ok());
+        Ok(found.map(IpAddr::V6))
+    })
 }

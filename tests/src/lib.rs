@@ -31,6 +31,7 @@ pub use capture::Capture;
 pub use cgroup::LabCgroup;
 pub use ip::{ip, ip_batch, ip_json};
 pub use lab::{Lab, SERVER4, SERVER6};
+pub use link::send_frame;
 pub use namespace::Namespace;
 pub use packet::{ARP, Direction, Packet};
 pub use probe::{Family, Kind, Probe, Session};

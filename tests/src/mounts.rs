@@ -30,14 +30,24 @@ pub(crate) fn prepare() -> Result<()> {
     attach(Some("sysfs"), OWN_SYSFS, Some("sysfs"), MsFlags::empty())?;
     for directory in ["class/net", "devices/virtual/net"] {
         let from = format!("{OWN_SYSFS}/{directory}");
-        attach(Some(&from), &format!("/sys/{directory}"), None, MsFlags::MS_BIND)?;
+        attach(
+            Some(&from),
+            &format!("/sys/{directory}"),
+            None,
+            MsFlags::MS_BIND,
+        )?;
     }
     Ok(())
 }
 
 /// An `/etc` that holds links to everything in the machine's, and a `steer` directory of its own.
 fn private_etc() -> Result<()> {
-    attach(Some("/etc"), REAL_ETC, None, MsFlags::MS_BIND | MsFlags::MS_REC)?;
+    attach(
+        Some("/etc"),
+        REAL_ETC,
+        None,
+        MsFlags::MS_BIND | MsFlags::MS_REC,
+    )?;
     attach(Some("tmpfs"), "/etc", Some("tmpfs"), MsFlags::empty())?;
     for entry in fs::read_dir(REAL_ETC).context("read the machine's /etc")? {
         let entry = entry.context("read the machine's /etc")?;

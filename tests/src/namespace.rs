@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 
 /// A network namespace, and for the laboratory's host a mount namespace.
 #[derive(Clone, Debug)]
@@ -52,7 +52,10 @@ impl Namespace {
                 .contains(CloneFlags::CLONE_NEWNS)
                 .then(|| File::open("/proc/thread-self/ns/mnt").context("open mount namespace"))
                 .transpose()?;
-            Ok(Self(Arc::new(Inner { net: net.into(), mount: mount.map(Into::into) })))
+            Ok(Self(Arc::new(Inner {
+                net: net.into(),
+                mount: mount.map(Into::into),
+            })))
         })
     }
 
@@ -91,13 +94,15 @@ impl Namespace {
         let inner = Arc::clone(&self.0);
         let enter = move || -> io::Result<()> {
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // Signals that the laboratory's own process has blocked are not to be blocked in programs.
+            SigSet::empty().thread_set_mask()?;
             if let Some(mount) = &inner.mount {
                 setns(mount, CloneFlags::CLONE_NEWNS)?;
             }
             setns(&inner.net, CloneFlags::CLONE_NEWNET)?;
             Ok(())
         };
-        // SAFETY: between fork and exec the closure makes system calls only (prctl, setns); it
+        // SAFETY: between fork and exec the closure makes system calls only (prctl, sigprocmask, setns); it
         // neither allocates nor takes locks.
         unsafe {
             command.pre_exec(enter);
@@ -107,7 +112,11 @@ impl Namespace {
 
     /// A path under `/proc` that names the network namespace while `self` lives, as `ip` takes it.
     pub(crate) fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.0.net.as_raw_fd()))
+        PathBuf::from(format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            self.0.net.as_raw_fd()
+        ))
     }
 
     /// Inode of the network namespace, as `/proc/PID/ns/net` shows it.
@@ -115,7 +124,9 @@ impl Namespace {
     /// # Errors
     /// If the descriptor cannot be asked.
     pub fn inode(&self) -> Result<u64> {
-        Ok(nix::sys::stat::fstat(self.0.net.as_fd()).context("stat network namespace")?.st_ino)
+        Ok(nix::sys::stat::fstat(self.0.net.as_fd())
+            .context("stat network namespace")?
+            .st_ino)
     }
 }
 

@@ -56,7 +56,9 @@ impl Packet {
         let mut packet = Self {
             uplink: uplink.to_owned(),
             direction,
-            ethertype: frame.get(12..14).map_or(0, |b| u16::from_be_bytes([b[0], b[1]])),
+            ethertype: frame
+                .get(12..14)
+                .map_or(0, |b| u16::from_be_bytes([b[0], b[1]])),
             source: None,
             destination: None,
             protocol: None,
@@ -98,7 +100,9 @@ impl Packet {
             LaxNetSlice::Arp(arp) => {
                 let arp = arp.to_packet();
                 let address = |bytes: &[u8]| {
-                    <[u8; 4]>::try_from(bytes).ok().map(|b| IpAddr::V4(Ipv4Addr::from(b)))
+                    <[u8; 4]>::try_from(bytes)
+                        .ok()
+                        .map(|b| IpAddr::V4(Ipv4Addr::from(b)))
                 };
                 self.source = address(arp.sender_protocol_addr());
                 self.destination = address(arp.target_protocol_addr());
@@ -127,8 +131,11 @@ impl Packet {
                 self.icmp_type = Some(icmp.type_u8());
                 // Neighbour solicitation, RFC 4861 section 4.3: the target follows four reserved bytes.
                 if icmp.type_u8() == 135 {
-                    self.target =
-                        icmp.slice().get(8..24).and_then(|b| <[u8; 16]>::try_from(b).ok()).map(Into::into);
+                    self.target = icmp
+                        .slice()
+                        .get(8..24)
+                        .and_then(|b| <[u8; 16]>::try_from(b).ok())
+                        .map(Into::into);
                 }
                 icmp.payload()
             }
@@ -144,7 +151,11 @@ impl Packet {
 
     /// Whether its payload holds `token`.
     pub fn carries(&self, token: &str) -> bool {
-        !token.is_empty() && self.payload.windows(token.len()).any(|w| w == token.as_bytes())
+        !token.is_empty()
+            && self
+                .payload
+                .windows(token.len())
+                .any(|w| w == token.as_bytes())
     }
 
     /// Whether it is an IP packet (not ARP or another protocol).

@@ -29,8 +29,13 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Tcp, Self::UdpConnected, Self::UdpUnconnected, Self::Ping, Self::Raw];
+    pub const ALL: [Self; 5] = [
+        Self::Tcp,
+        Self::UdpConnected,
+        Self::UdpUnconnected,
+        Self::Ping,
+        Self::Raw,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -101,7 +106,11 @@ impl Probe {
     /// A probe of a kind outside the matrix: `raw-udp` (UDP header by hand), `header` (IP header by
     /// hand, `IP_HDRINCL`), `packet` (`AF_PACKET`).
     pub fn named(kind: &str, family: Family) -> Self {
-        Self { kind: kind.to_owned(), family, operations: Vec::new() }
+        Self {
+            kind: kind.to_owned(),
+            family,
+            operations: Vec::new(),
+        }
     }
 
     /// A complete flow to `target`: `connect` where the kind does, one token sent, its answer awaited.
@@ -109,9 +118,9 @@ impl Probe {
         let to = SocketAddr::new(target, ECHO_PORT);
         let probe = Self::new(kind, family);
         match kind {
-            Kind::Tcp | Kind::UdpConnected => {
-                probe.then(&format!("connect {to}")).then(&format!("send token-{target}"))
-            }
+            Kind::Tcp | Kind::UdpConnected => probe
+                .then(&format!("connect {to}"))
+                .then(&format!("send token-{target}")),
             Kind::UdpUnconnected | Kind::Ping | Kind::Raw => {
                 probe.then(&format!("send token-{target} {to}"))
             }
@@ -132,8 +141,7 @@ impl Probe {
         self
     }
 
-    /// Runs it at the host in `cgroup` and returns the reports of all operations, the last first
-    /// looked at being the one of most interest: see [`Probe::last`].
+    /// Runs it at the host in `cgroup` and returns the reports of all operations, `open` first.
     ///
     /// # Errors
     /// If it cannot be run. A refused operation is in its report.
@@ -147,7 +155,9 @@ impl Probe {
     /// # Errors
     /// As [`Probe::run`].
     pub fn last(&self, lab: &Lab, cgroup: &LabCgroup) -> Result<Report> {
-        self.run(lab, cgroup)?.pop().context("the probe reported nothing")
+        self.run(lab, cgroup)?
+            .pop()
+            .context("the probe reported nothing")
     }
 
     /// Runs it and returns the last report, which must say that all went well.
@@ -156,7 +166,10 @@ impl Probe {
     /// If an operation failed.
     pub fn succeed(&self, lab: &Lab, cgroup: &LabCgroup) -> Result<Report> {
         let mut reports = self.run(lab, cgroup)?;
-        ensure!(reports.iter().all(|report| report.ok), "{self:?} failed: {reports:#?}");
+        ensure!(
+            reports.iter().all(|report| report.ok),
+            "{self:?} failed: {reports:#?}"
+        );
         reports.pop().context("the probe reported nothing")
     }
 
@@ -167,6 +180,21 @@ impl Probe {
     pub fn start(&self, lab: &Lab, cgroup: &LabCgroup) -> Result<Session> {
         let mut command = lab.host().command(executable::probe()?);
         cgroup.place(&mut command)?;
+        self.session(command)
+    }
+
+    /// Starts it at the host by `steer run --via VIA MORE -- steer-probe ..`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_by_run(&self, lab: &Lab, via: &str, more: &[&str]) -> Result<Session> {
+        let mut command = lab.host().command(executable::steer()?);
+        lab.cgroup().child("cli")?.place(&mut command)?;
+        command
+            .args(["run", "--via", via])
+            .args(more)
+            .arg("--")
+            .arg(executable::probe()?);
         self.session(command)
     }
 
@@ -187,7 +215,12 @@ impl Probe {
             .context("start steer-probe")?;
         let input = child.stdin.take().context("the probe's standard input")?;
         let output = BufReader::new(child.stdout.take().context("the probe's standard output")?);
-        let mut session = Session { child, input: Some(input), output, reports: Vec::new() };
+        let mut session = Session {
+            child,
+            input: Some(input),
+            output,
+            reports: Vec::new(),
+        };
         let opened = session.read()?;
         session.reports.push(opened);
         for operation in &self.operations {
@@ -224,7 +257,8 @@ impl Session {
     /// If the probe has ended.
     pub fn perform(&mut self, operation: &str) -> Result<Report> {
         self.ask(operation)?;
-        self.read().with_context(|| format!("operation: {operation}"))
+        self.read()
+            .with_context(|| format!("operation: {operation}"))
     }
 
     /// Performs one operation that must succeed.
@@ -242,7 +276,10 @@ impl Session {
     /// # Errors
     /// If the probe has ended.
     pub fn ask(&mut self, operation: &str) -> Result<()> {
-        let input = self.input.as_mut().context("the probe was told to finish")?;
+        let input = self
+            .input
+            .as_mut()
+            .context("the probe was told to finish")?;
         writeln!(input, "{operation}").context("write to steer-probe")
     }
 
@@ -252,7 +289,9 @@ impl Session {
     /// If the probe has ended.
     pub fn read(&mut self) -> Result<Report> {
         let mut line = String::new();
-        self.output.read_line(&mut line).context("read from steer-probe")?;
+        self.output
+            .read_line(&mut line)
+            .context("read from steer-probe")?;
         serde_json::from_str(&line).with_context(|| format!("steer-probe printed {line:?}"))
     }
 

@@ -25,7 +25,10 @@ impl Lab {
             let target = family.target(self);
             let report = Probe::flow(kind, family, target).succeed(self, cgroup)?;
             if kind.is_answered_by_server() {
-                ensure!(report.uplink.as_deref() == Some(uplink), "another answered: {report:?}");
+                ensure!(
+                    report.uplink.as_deref() == Some(uplink),
+                    "another answered: {report:?}"
+                );
             }
             self.assert_only_by(uplink, target)?;
             Ok(report)
@@ -53,14 +56,16 @@ impl Lab {
         for (kind, family) in matrix() {
             let target = family.target(self);
             // A flow that is dropped instead of refused is not waited for long.
-            let reports =
-                Probe::flow(kind, family, target).first("set timeout=300").run(self, cgroup)?;
+            let reports = Probe::flow(kind, family, target)
+                .first("set timeout=300")
+                .run(self, cgroup)?;
             let refused = reports.iter().find(|report| !report.ok);
             ensure!(
                 refused.is_some_and(|r| errno_name.is_none_or(|name| r.errno_name == name)),
                 "{kind:?} {family:?} should be refused with {errno_name:?}: {reports:?}"
             );
-            self.assert_silent(target).with_context(|| format!("{kind:?} {family:?}"))?;
+            self.assert_silent(target)
+                .with_context(|| format!("{kind:?} {family:?}"))?;
         }
         Ok(())
     }
@@ -72,7 +77,10 @@ impl Lab {
     pub fn wait_decision(&self, policy: &str, key: &str, wanted: &str) -> Result<()> {
         wait::until(&format!("policy {policy} to have {key} {wanted}"), || {
             let shown = self.steer(&["policy", "show", policy, "--json"])?.json()?;
-            let value = shown.get("decision").and_then(|d| d.get(key)).and_then(Value::as_str);
+            let value = shown
+                .get("decision")
+                .and_then(|d| d.get(key))
+                .and_then(Value::as_str);
             Ok((value == Some(wanted)).then_some(()))
         })
     }
@@ -91,10 +99,15 @@ impl Lab {
                 p.uplink == name
                     && p.direction == crate::packet::Direction::FromHost
                     && p.is_ip()
-                    && p.source.is_some_and(|source| !is_link_scoped(source) && !own.contains(&source))
+                    && p.source
+                        .is_some_and(|source| !is_link_scoped(source) && !own.contains(&source))
             });
             let list: Vec<_> = strays.iter().map(ToString::to_string).collect();
-            ensure!(strays.is_empty(), "foreign sources left by {name}:\n{}", list.join("\n"));
+            ensure!(
+                strays.is_empty(),
+                "foreign sources left by {name}:\n{}",
+                list.join("\n")
+            );
         }
         Ok(())
     }
@@ -110,6 +123,9 @@ fn is_link_scoped(address: std::net::IpAddr) -> bool {
 /// Every kind with every family that suits it.
 pub fn matrix() -> impl Iterator<Item = (Kind, Family)> {
     Kind::ALL.into_iter().flat_map(|kind| {
-        Family::ALL.into_iter().filter(move |family| family.suits(kind)).map(move |f| (kind, f))
+        Family::ALL
+            .into_iter()
+            .filter(move |family| family.suits(kind))
+            .map(move |f| (kind, f))
     })
 }

@@ -30,14 +30,18 @@ impl Server {
     /// Starts the servers of `uplink` in its peer's `namespace`.
     pub(crate) fn start(uplink: &str, namespace: &Namespace) -> Result<Self> {
         let service = namespace.run(|| Service::open(uplink))?;
-        let (stopped, stop) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
+        let (stopped, stop) =
+            nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
         let thread = std::thread::spawn(move || {
             let uplink = service.uplink.clone();
             if let Err(error) = service.serve(&stopped) {
                 eprintln!("laboratory: servers of {uplink} ended: {error:#}");
             }
         });
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 }
 
@@ -83,8 +87,10 @@ impl Service {
                 vec![stopped.as_fd(), self.echo.as_fd(), self.discard.as_fd()];
             waiting.extend(self.listeners.iter().map(AsFd::as_fd));
             waiting.extend(self.connections.iter().map(|c| c.stream.as_fd()));
-            let mut waiting: Vec<PollFd<'_>> =
-                waiting.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+            let mut waiting: Vec<PollFd<'_>> = waiting
+                .into_iter()
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                .collect();
             match poll(&mut waiting, PollTimeout::NONE) {
                 Err(Errno::EINTR) => continue,
                 result => result.context("poll sockets")?,
@@ -96,7 +102,8 @@ impl Service {
             self.discard_datagrams();
             self.accept();
             let uplink = &self.uplink;
-            self.connections.retain_mut(|connection| connection.serve(uplink));
+            self.connections
+                .retain_mut(|connection| connection.serve(uplink));
         }
     }
 
@@ -116,16 +123,24 @@ impl Service {
                 // An answer that could not be delivered is reported here; the next datagram counts.
                 Err(_) => continue,
             };
-            let Some(from) = received.address else { continue };
-            let asked = received.cmsgs().context("read control messages")?.find_map(|m| match m {
-                ControlMessageOwned::Ipv6PacketInfo(info) => Some(info),
-                _ => None,
-            });
+            let Some(from) = received.address else {
+                continue;
+            };
+            let asked = received
+                .cmsgs()
+                .context("read control messages")?
+                .find_map(|m| match m {
+                    ControlMessageOwned::Ipv6PacketInfo(info) => Some(info),
+                    _ => None,
+                });
             let length = received.bytes;
             let answer = self.answer(from.into(), &buffer[..length]);
             let mut control = Vec::new();
             // Only the source is given back: which way the answer goes is for the peer's routes.
-            let asked = asked.map(|info| libc::in6_pktinfo { ipi6_ifindex: 0, ..info });
+            let asked = asked.map(|info| libc::in6_pktinfo {
+                ipi6_ifindex: 0,
+                ..info
+            });
             if let Some(info) = &asked {
                 control.push(ControlMessage::Ipv6PacketInfo(info));
             }
@@ -142,7 +157,10 @@ impl Service {
 
     fn discard_datagrams(&self) {
         let mut buffer = [0; 4096];
-        while !matches!(nix::unistd::read(&self.discard, &mut buffer), Err(Errno::EAGAIN)) {}
+        while !matches!(
+            nix::unistd::read(&self.discard, &mut buffer),
+            Err(Errno::EAGAIN)
+        ) {}
     }
 
     fn answer(&self, from: SocketAddr, token: &[u8]) -> Vec<u8> {
@@ -153,7 +171,11 @@ impl Service {
         for listener in &self.listeners {
             while let Ok((stream, peer)) = listener.accept() {
                 if stream.set_nonblocking(true).is_ok() {
-                    self.connections.push(Connection { stream, peer, pending: Vec::new() });
+                    self.connections.push(Connection {
+                        stream,
+                        peer,
+                        pending: Vec::new(),
+                    });
                 }
             }
         }
@@ -215,7 +237,8 @@ fn answer_line(uplink: &str, from: SocketAddr, token: &[u8]) -> Vec<u8> {
 /// A socket for both families on every local address.
 fn datagram_socket(port: u16) -> Result<OwnedFd> {
     let socket = dual_stack(SockType::Datagram, port)?;
-    setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true).context("ask for packet information")?;
+    setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)
+        .context("ask for packet information")?;
     Ok(socket)
 }
 

@@ -31,7 +31,10 @@ impl Snapshot {
             state.insert(what, sorted(&lab.ip(args)?));
         }
         state.insert("settings", lab.host().run(settings)?);
-        state.insert("pins", lab.host().run(|| entries(Path::new("/sys/fs/bpf")))?);
+        state.insert(
+            "pins",
+            lab.host().run(|| entries(Path::new("/sys/fs/bpf")))?,
+        );
         Ok(Self(state))
     }
 
@@ -50,7 +53,10 @@ impl Snapshot {
     pub fn assert_same_but(&self, later: &Self, but: &[&str]) -> Result<()> {
         for (what, before) in self.0.iter().filter(|(what, _)| !but.contains(what)) {
             let after = later.0.get(what).map(String::as_str).unwrap_or_default();
-            ensure!(before == after, "{what} differ; before:\n{before}\nafter:\n{after}");
+            ensure!(
+                before == after,
+                "{what} differ; before:\n{before}\nafter:\n{after}"
+            );
         }
         Ok(())
     }
@@ -72,7 +78,12 @@ fn settings() -> Result<String> {
     }
     for entry in fs::read_dir("/proc/sys/net/ipv4/conf").context("list settings")? {
         let path = entry.context("list settings")?.path();
-        for name in ["rp_filter", "src_valid_mark", "arp_ignore", "ignore_routes_with_linkdown"] {
+        for name in [
+            "rp_filter",
+            "src_valid_mark",
+            "arp_ignore",
+            "ignore_routes_with_linkdown",
+        ] {
             let setting = path.join(name);
             let value = fs::read_to_string(&setting)
                 .with_context(|| format!("read {}", setting.display()))?;
@@ -87,7 +98,9 @@ fn entries(directory: &Path) -> Result<String> {
     let mut found = Vec::new();
     let mut open = vec![directory.to_owned()];
     while let Some(directory) = open.pop() {
-        for entry in fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))? {
+        for entry in
+            fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?
+        {
             let entry = entry.with_context(|| format!("read {}", directory.display()))?;
             found.push(entry.path().display().to_string());
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -55,7 +55,11 @@ impl Uplink {
     /// Another IPv4 address, prefix length and gateway.
     #[must_use]
     pub fn ipv4(mut self, address: [u8; 4], length: u8, gateway: [u8; 4]) -> Self {
-        self.ipv4 = Some(Net { address: address.into(), length, gateway: gateway.into() });
+        self.ipv4 = Some(Net {
+            address: address.into(),
+            length,
+            gateway: gateway.into(),
+        });
         self
     }
 
@@ -140,7 +144,11 @@ impl Uplink {
 
     /// Name of the veth at the host: the uplink's, or a bridge port's.
     fn port(&self) -> String {
-        if self.bridge { format!("vp{}", self.number) } else { self.name.clone() }
+        if self.bridge {
+            format!("vp{}", self.number)
+        } else {
+            self.name.clone()
+        }
     }
 
     /// Lines for the host that bring the interface `name` up with addresses and routes. Idempotent.
@@ -149,9 +157,16 @@ impl Uplink {
     /// instead of waiting for an answer.
     pub(crate) fn host_configuration(&self, name: &str) -> Vec<String> {
         let mut lines = vec![format!("link set {name} up")];
-        for Net { address, length, gateway } in self.nets() {
+        for Net {
+            address,
+            length,
+            gateway,
+        } in self.nets()
+        {
             let nodad = if address.is_ipv6() { " nodad" } else { "" };
-            lines.push(format!("address replace {address}/{length} dev {name}{nodad}"));
+            lines.push(format!(
+                "address replace {address}/{length} dev {name}{nodad}"
+            ));
             lines.push(format!(
                 "neighbour replace {gateway} lladdr {} dev {name} nud permanent",
                 self.peer_mac()
@@ -169,9 +184,16 @@ impl Uplink {
     /// Lines for the peer's namespace. Idempotent.
     pub(crate) fn peer_configuration(&self) -> Vec<String> {
         let mut lines = vec!["link set lo up".to_owned(), "link set peer up".to_owned()];
-        for Net { address, length, gateway } in self.nets() {
+        for Net {
+            address,
+            length,
+            gateway,
+        } in self.nets()
+        {
             let nodad = if gateway.is_ipv6() { " nodad" } else { "" };
-            lines.push(format!("address replace {gateway}/{length} dev peer{nodad}"));
+            lines.push(format!(
+                "address replace {gateway}/{length} dev peer{nodad}"
+            ));
             // Behind a bridge the address is the bridge's, whose MAC address is the kernel's choice.
             if !self.bridge {
                 lines.push(format!(
@@ -194,5 +216,9 @@ impl Uplink {
 
 /// The default route's prefix, spelled so that `ip -batch` knows the family.
 fn everything(address: IpAddr) -> &'static str {
-    if address.is_ipv6() { "::/0" } else { "0.0.0.0/0" }
+    if address.is_ipv6() {
+        "::/0"
+    } else {
+        "0.0.0.0/0"
+    }
 }

@@ -18,8 +18,13 @@ fn the_deepest_policy_wins_and_children_inherit() -> Result<()> {
     lab.flow_leaves_by(&child, "wlan0", Kind::Tcp, Family::V4)?;
     lab.set_policy("child", &child, "wwan0", &[])?;
     let grandchild = child.child("deep/deeper")?;
-    for (cgroup, uplink) in [(&parent, "wlan0"), (&child, "wwan0"), (&grandchild, "wwan0")] {
-        lab.matrix_leaves_by(cgroup, uplink).with_context(|| cgroup.name().to_owned())?;
+    for (cgroup, uplink) in [
+        (&parent, "wlan0"),
+        (&child, "wwan0"),
+        (&grandchild, "wwan0"),
+    ] {
+        lab.matrix_leaves_by(cgroup, uplink)
+            .with_context(|| cgroup.name().to_owned())?;
     }
     lab.steer(&["policy", "unset", "child"])?.success()?;
     lab.flow_leaves_by(&grandchild, "wlan0", Kind::Tcp, Family::V6)?;
@@ -50,7 +55,8 @@ fn a_pattern_matches_within_a_level_or_across() -> Result<()> {
     for (pattern, via) in [("apps/web-*.scope", "wlan0"), ("apps/**/db", "wwan0")] {
         let pattern = format!("{}/{pattern}", lab.cgroup().name());
         let name = format!("via-{via}");
-        lab.steer(&["policy", "set", &name, "--cgroup", &pattern, "--via", via])?.success()?;
+        lab.steer(&["policy", "set", &name, "--cgroup", &pattern, "--via", via])?
+            .success()?;
     }
     lab.flow_leaves_by(&one, "wlan0", Kind::Tcp, Family::V4)?;
     // One that comes after the policy.
@@ -74,8 +80,10 @@ fn a_new_cgroup_below_a_strict_pattern_never_leaks() -> Result<()> {
     let _agent = lab.start_agent()?;
     let root = lab.cgroup().child("apps")?;
     let pattern = format!("{}/apps/*", lab.cgroup().name());
-    lab.steer(&["policy", "set", "closed", "--cgroup", &pattern, "--via", "wlan0", "--strict"])?
-        .success()?;
+    lab.steer(&[
+        "policy", "set", "closed", "--cgroup", &pattern, "--via", "wlan0", "--strict",
+    ])?
+    .success()?;
     for number in 0..30 {
         let child = root.child(&format!("new{number}"))?;
         let target = lab.target4();
@@ -84,7 +92,9 @@ fn a_new_cgroup_below_a_strict_pattern_never_leaks() -> Result<()> {
             .first("set timeout=300")
             .run(&lab, &child)?;
         lab.drain()?;
-        let strays = lab.capture().packets(|p| p.is_about(target) && p.uplink != "wlan0");
+        let strays = lab
+            .capture()
+            .packets(|p| p.is_about(target) && p.uplink != "wlan0");
         ensure!(strays.is_empty(), "{reports:?}: {strays:?}");
     }
     Ok(())
@@ -106,14 +116,23 @@ fn a_policy_set_before_the_process_between_flows_and_during_a_flow() -> Result<(
     lab.set_policy("app", &app, "wlan0", &[])?;
     session.perform("set timeout=500")?;
     session.perform("send during")?;
-    let strays = lab.capture().packets(|p| p.is_about(before) && p.uplink != "eth0" && p.is_ip());
-    ensure!(strays.is_empty(), "the old flow changed its interface: {strays:?}");
+    let strays = lab
+        .capture()
+        .packets(|p| p.is_about(before) && p.uplink != "eth0" && p.is_ip());
+    ensure!(
+        strays.is_empty(),
+        "the old flow changed its interface: {strays:?}"
+    );
 
     // Between flows of one process, with sockets of every kind.
     for uplink in ["wlan0", "wwan0", "wlan0"] {
         lab.set_policy("app", &app, uplink, &[])?;
         for (kind, name) in [(Kind::Tcp, "tcp"), (Kind::UdpConnected, "udp")] {
-            for (family, word) in [(Family::V4, "4"), (Family::V6, "6"), (Family::Mapped, "mapped")] {
+            for (family, word) in [
+                (Family::V4, "4"),
+                (Family::V6, "6"),
+                (Family::Mapped, "mapped"),
+            ] {
                 let target = family.target(&lab);
                 session.succeed(&format!("open {name} {word}"))?;
                 session.succeed(&format!("connect {}", SocketAddr::new(target, ECHO_PORT)))?;
@@ -143,7 +162,8 @@ fn a_connected_datagram_socket_never_leaves_with_its_old_source() -> Result<()> 
         for number in 0..3 {
             session.perform(&format!("send again-{number}"))?;
         }
-        lab.assert_sources_match(start).with_context(|| format!("{family:?}"))?;
+        lab.assert_sources_match(start)
+            .with_context(|| format!("{family:?}"))?;
     }
     Ok(())
 }
@@ -161,7 +181,8 @@ fn a_socket_made_before_the_policy_is_steered_at_its_next_flow() -> Result<()> {
         let target = family.target(&lab);
         stream.succeed(&format!("connect {}", SocketAddr::new(target, ECHO_PORT)))?;
         stream.succeed("send late")?;
-        lab.assert_only_by("wlan0", target).with_context(|| format!("{family:?}"))?;
+        lab.assert_only_by("wlan0", target)
+            .with_context(|| format!("{family:?}"))?;
     }
     lab.assert_sources_match(start)
 }
@@ -181,8 +202,13 @@ fn a_moved_process_has_the_policy_of_where_it_is() -> Result<()> {
             let target = lab.target4();
             session.succeed(&format!("connect {}", SocketAddr::new(target, ECHO_PORT)))?;
             session.succeed("send moved")?;
-            lab.assert_only_by("wwan0", target).with_context(|| format!("{kind:?}, {again}"))?;
-            session.succeed(if kind == Kind::Tcp { "open tcp 4" } else { "open udp 4" })?;
+            lab.assert_only_by("wwan0", target)
+                .with_context(|| format!("{kind:?}, {again}"))?;
+            session.succeed(if kind == Kind::Tcp {
+                "open tcp 4"
+            } else {
+                "open udp 4"
+            })?;
         }
     }
     Ok(())
@@ -195,8 +221,11 @@ fn the_cgroup_of_a_process_can_be_given_by_its_id() -> Result<()> {
     let app = lab.cgroup().child("app")?;
     let session = Probe::new(Kind::Tcp, Family::V4).start(&lab, &app)?;
     let pid = session.pid().to_string();
-    let output =
-        lab.steer(&["policy", "set", "it", "--pid", &pid, "--via", "wlan0", "--json"])?.json()?;
+    let output = lab
+        .steer(&[
+            "policy", "set", "it", "--pid", &pid, "--via", "wlan0", "--json",
+        ])?
+        .json()?;
     let cgroup = output.pointer("/cgroup/0").and_then(Value::as_str);
     ensure!(cgroup == Some(app.name()), "{output}");
     lab.flow_leaves_by(&app, "wlan0", Kind::Tcp, Family::V4)?;
@@ -214,10 +243,18 @@ fn a_removed_cgroup_leaves_nothing_and_its_name_can_come_back() -> Result<()> {
         let shown = lab.steer(&["policy", "show", "app", "--json"])?.json()?;
         Ok(shown.get("cgroups").and_then(Value::as_u64))
     };
-    ensure!(count()? == Some(1), "the policy is in force on {:?} cgroups", count()?);
+    ensure!(
+        count()? == Some(1),
+        "the policy is in force on {:?} cgroups",
+        count()?
+    );
     app.remove()?;
-    wait::until("the policy to be in force nowhere", || Ok((count()? == Some(0)).then_some(())))?;
+    wait::until("the policy to be in force nowhere", || {
+        Ok((count()? == Some(0)).then_some(()))
+    })?;
     let again = parent.child("app")?;
-    wait::until("the policy to be in force again", || Ok((count()? == Some(1)).then_some(())))?;
+    wait::until("the policy to be in force again", || {
+        Ok((count()? == Some(1)).then_some(()))
+    })?;
     lab.matrix_leaves_by(&again, "wlan0")
 }

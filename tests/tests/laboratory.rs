@@ -1,9 +1,9 @@
 //! The laboratory itself, without steer: what it claims about an unsteered host must hold before any
 //! scenario may rely on it.
 
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
-use std::io::{BufRead, BufReader};
 
 use anyhow::{Context, Result, ensure};
 use steer_tests::report::{DISCARD_PORT, ECHO_PORT, HTTP_PORT};
@@ -24,11 +24,15 @@ fn whole_matrix_leaves_by(lab: &Lab, uplink: &str, operation: Option<&str>) -> R
             }
             let report = probe.succeed(lab, &app)?;
             if kind.is_answered_by_server() {
-                ensure!(report.uplink.as_deref() == Some(uplink), "{kind:?} {family:?}: {report:?}");
+                ensure!(
+                    report.uplink.as_deref() == Some(uplink),
+                    "{kind:?} {family:?}: {report:?}"
+                );
                 let seen = report.seen_address().context("the server saw no address")?;
                 ensure!(wanted.contains(&seen), "{kind:?} {family:?}: {report:?}");
             }
-            lab.assert_only_by(uplink, target).with_context(|| format!("{kind:?} {family:?}"))?;
+            lab.assert_only_by(uplink, target)
+                .with_context(|| format!("{kind:?} {family:?}"))?;
         }
     }
     Ok(())
@@ -80,12 +84,18 @@ fn absence_is_seen_for_what_was_never_sent_and_presence_for_what_was() -> Result
         lab.drain()?;
         let token = format!("one-{number};");
         ensure!(
-            lab.capture().packets(|p| p.carries(&token) && p.direction == Direction::FromHost).len() == 1,
+            lab.capture()
+                .packets(|p| p.carries(&token) && p.direction == Direction::FromHost)
+                .len()
+                == 1,
             "datagram {number} was sent and not captured"
         );
     }
     lab.assert_silent(unsent)?;
-    ensure!(lab.assert_silent(sent).is_err(), "silence was asserted of what was sent");
+    ensure!(
+        lab.assert_silent(sent).is_err(),
+        "silence was asserted of what was sent"
+    );
     Ok(())
 }
 
@@ -100,8 +110,14 @@ fn a_packet_by_the_wrong_uplink_is_found() -> Result<()> {
         .then(&format!("bind {address}"))
         .then(&format!("post stray {target}:{ECHO_PORT}"))
         .succeed(&lab, &app)?;
-    ensure!(lab.assert_only_by("wlan0", target).is_err(), "the wrong uplink was not noticed");
-    ensure!(lab.assert_only_by("eth0", target).is_err(), "the wrong source was not noticed");
+    ensure!(
+        lab.assert_only_by("wlan0", target).is_err(),
+        "the wrong uplink was not noticed"
+    );
+    ensure!(
+        lab.assert_only_by("eth0", target).is_err(),
+        "the wrong source was not noticed"
+    );
     lab.assert_only_by_from("eth0", target, &[address])?;
     Ok(())
 }
@@ -117,9 +133,10 @@ fn address_resolution_for_a_stray_destination_is_captured() -> Result<()> {
         .then("set device=wlan0")
         .then(&format!("post stray {target}:{ECHO_PORT}"))
         .succeed(&lab, &app)?;
-    lab.capture().wait_for("an ARP request for the target", |p| {
-        p.ethertype == ARP && p.destination == Some(target) && p.uplink == "wlan0"
-    })?;
+    lab.capture()
+        .wait_for("an ARP request for the target", |p| {
+            p.ethertype == ARP && p.destination == Some(target) && p.uplink == "wlan0"
+        })?;
     Ok(())
 }
 
@@ -136,7 +153,8 @@ fn every_kind_of_hand_made_packet_is_captured() -> Result<()> {
                 .then("set device=wwan0")
                 .then(&format!("post made-by-hand {to}"))
                 .succeed(&lab, &app)?;
-            lab.assert_only_by("wwan0", target).with_context(|| format!("{kind} {family:?}"))?;
+            lab.assert_only_by("wwan0", target)
+                .with_context(|| format!("{kind} {family:?}"))?;
         }
     }
     Ok(())
@@ -168,7 +186,10 @@ fn http_is_served_with_the_address_that_was_seen() -> Result<()> {
         .output()
         .context("start curl")?;
     let body = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.success() && body.contains("\"10.3.0.2:"), "curl: {output:?}");
+    ensure!(
+        output.status.success() && body.contains("\"10.3.0.2:"),
+        "curl: {output:?}"
+    );
     ensure!(body.contains("\"uplink\":\"wwan0\""), "{body}");
     Ok(())
 }
@@ -178,7 +199,9 @@ fn a_client_behind_an_uplink_reaches_a_server_at_the_host() -> Result<()> {
     let lab = Lab::new()?;
     let app = lab.cgroup().child("app")?;
     for kind in [Kind::Tcp, Kind::UdpUnconnected] {
-        let mut server = Probe::new(kind, Family::V4).then("bind 0.0.0.0:5000").start(&lab, &app)?;
+        let mut server = Probe::new(kind, Family::V4)
+            .then("bind 0.0.0.0:5000")
+            .start(&lab, &app)?;
         if kind == Kind::Tcp {
             server.succeed("listen")?;
         }
@@ -211,18 +234,26 @@ fn links_go_and_come_back() -> Result<()> {
     goes_by(&lab, "wlan0")?;
     lab.link_up("eth0")?;
     goes_by(&lab, "eth0")?;
-    before.assert_same(&Snapshot::take(&lab)?).context("after link_up")?;
+    before
+        .assert_same(&Snapshot::take(&lab)?)
+        .context("after link_up")?;
 
     let index = |lab: &Lab| -> Result<u64> {
         let shown = lab.ip_json(&["link", "show", "dev", "eth0"])?;
-        shown.pointer("/0/ifindex").and_then(serde_json::Value::as_u64).context("no index")
+        shown
+            .pointer("/0/ifindex")
+            .and_then(serde_json::Value::as_u64)
+            .context("no index")
     };
     let old = index(&lab)?;
     lab.delete_link("eth0")?;
     goes_by(&lab, "wlan0")?;
     lab.create_link("eth0")?;
     goes_by(&lab, "eth0")?;
-    ensure!(index(&lab)? != old, "the interface came back with its old index");
+    ensure!(
+        index(&lab)? != old,
+        "the interface came back with its old index"
+    );
 
     lab.carrier_down("eth0")?;
     lab.carrier_up("eth0")?;
@@ -238,8 +269,13 @@ fn links_go_and_come_back() -> Result<()> {
 fn rules_can_be_flushed_and_the_host_still_works() -> Result<()> {
     let lab = Lab::new()?;
     let before = Snapshot::take(&lab)?;
-    lab.ip(&["rule", "add", "fwmark", "7", "lookup", "77", "priority", "100"])?;
-    ensure!(before.assert_same(&Snapshot::take(&lab)?).is_err(), "a new rule was not noticed");
+    lab.ip(&[
+        "rule", "add", "fwmark", "7", "lookup", "77", "priority", "100",
+    ])?;
+    ensure!(
+        before.assert_same(&Snapshot::take(&lab)?).is_err(),
+        "a new rule was not noticed"
+    );
     lab.flush_rules()?;
     before.assert_same(&Snapshot::take(&lab)?)
 }
@@ -248,9 +284,15 @@ fn rules_can_be_flushed_and_the_host_still_works() -> Result<()> {
 fn overlapping_prefixes_and_the_same_address_on_two_uplinks_can_be_had() -> Result<()> {
     let lab = Lab::builder()
         .uplinks([
-            Uplink::new("eth0", 1).ipv4([10, 1, 0, 2], 8, [10, 1, 0, 1]).serves("10.77.0.0/16"),
-            Uplink::new("wlan0", 2).ipv4([10, 2, 0, 2], 8, [10, 2, 0, 1]).serves("10.77.0.0/16"),
-            Uplink::new("wwan0", 3).ipv4([10, 1, 0, 2], 8, [10, 3, 0, 1]).without_ipv6(),
+            Uplink::new("eth0", 1)
+                .ipv4([10, 1, 0, 2], 8, [10, 1, 0, 1])
+                .serves("10.77.0.0/16"),
+            Uplink::new("wlan0", 2)
+                .ipv4([10, 2, 0, 2], 8, [10, 2, 0, 1])
+                .serves("10.77.0.0/16"),
+            Uplink::new("wwan0", 3)
+                .ipv4([10, 1, 0, 2], 8, [10, 3, 0, 1])
+                .without_ipv6(),
         ])
         .build()?;
     let app = lab.cgroup().child("app")?;
@@ -259,7 +301,10 @@ fn overlapping_prefixes_and_the_same_address_on_two_uplinks_can_be_had() -> Resu
         .first("set device=wlan0")
         .succeed(&lab, &app)?;
     ensure!(report.uplink.as_deref() == Some("wlan0"), "{report:?}");
-    ensure!(lab.link_local("wwan0")?.to_string().starts_with("fe80::"), "no link-local address");
+    ensure!(
+        lab.link_local("wwan0")?.to_string().starts_with("fe80::"),
+        "no link-local address"
+    );
     Ok(())
 }
 
@@ -269,7 +314,10 @@ fn a_container_and_a_wg_quick_tunnel_can_be_had() -> Result<()> {
     let app = lab.cgroup().child("app")?;
     let target = lab.target4();
     let report = Probe::flow(Kind::UdpConnected, Family::V4, target).succeed(&lab, &app)?;
-    ensure!(report.uplink.as_deref() == Some("wg0"), "wg-quick's rules do not catch: {report:?}");
+    ensure!(
+        report.uplink.as_deref() == Some("wg0"),
+        "wg-quick's rules do not catch: {report:?}"
+    );
     lab.assert_only_by("wg0", target)?;
 
     let mut server = Probe::new(Kind::Tcp, Family::V4)
@@ -289,13 +337,17 @@ fn namespace_exists(inode: u64) -> Result<bool> {
     for process in std::fs::read_dir("/proc").context("list processes")? {
         let tasks = process.context("list processes")?.path().join("task");
         // Processes and threads end while they are looked at.
-        let Ok(tasks) = std::fs::read_dir(tasks) else { continue };
+        let Ok(tasks) = std::fs::read_dir(tasks) else {
+            continue;
+        };
         for task in tasks.flatten() {
             let held = std::fs::read_link(task.path().join("ns/net"));
             if held.is_ok_and(|link| link.to_string_lossy() == wanted) {
                 return Ok(true);
             }
-            let Ok(descriptors) = std::fs::read_dir(task.path().join("fd")) else { continue };
+            let Ok(descriptors) = std::fs::read_dir(task.path().join("fd")) else {
+                continue;
+            };
             for descriptor in descriptors.flatten() {
                 let held = std::fs::read_link(descriptor.path());
                 if held.is_ok_and(|link| link.to_string_lossy() == wanted) {
@@ -314,14 +366,26 @@ fn nothing_is_left_when_a_laboratory_is_dropped() -> Result<()> {
         let lab = Lab::new()?;
         let deep = lab.cgroup().child("app/deep/deeper")?;
         let session = Probe::new(Kind::Tcp, Family::V4).start(&lab, &deep)?;
-        (cgroup, inode, pid) = (lab.cgroup().path().to_owned(), lab.host().inode()?, session.pid());
-        ensure!(namespace_exists(inode)?, "the search for namespaces finds nothing");
+        (cgroup, inode, pid) = (
+            lab.cgroup().path().to_owned(),
+            lab.host().inode()?,
+            session.pid(),
+        );
+        ensure!(
+            namespace_exists(inode)?,
+            "the search for namespaces finds nothing"
+        );
         // The laboratory goes first: the session's process must be killed with its cgroup.
         drop(lab);
     }
     ensure!(!cgroup.exists(), "{} is left", cgroup.display());
-    ensure!(!std::path::Path::new(&format!("/proc/{pid}/exe")).exists(), "process {pid} is left");
-    wait::until("the namespace to be gone", || Ok((!namespace_exists(inode)?).then_some(())))
+    ensure!(
+        !std::path::Path::new(&format!("/proc/{pid}/exe")).exists(),
+        "process {pid} is left"
+    );
+    wait::until("the namespace to be gone", || {
+        Ok((!namespace_exists(inode)?).then_some(()))
+    })
 }
 
 const HELD_OPEN: &str = "STEER_LABORATORY_HELD_OPEN";
@@ -335,7 +399,12 @@ fn held_open_until_killed() -> Result<()> {
     let lab = Lab::new()?;
     let app = lab.cgroup().child("app")?;
     let session = Probe::new(Kind::Tcp, Family::V4).start(&lab, &app)?;
-    println!("held {} {} {}", lab.host().inode()?, session.pid(), lab.cgroup().path().display());
+    println!(
+        "held {} {} {}",
+        lab.host().inode()?,
+        session.pid(),
+        lab.cgroup().path().display()
+    );
     loop {
         std::thread::park();
     }
@@ -364,7 +433,10 @@ fn nothing_is_left_when_the_test_is_killed() -> Result<()> {
     let inode: u64 = fields.next().context("inode")?.parse()?;
     let pid = fields.next().context("pid")?.to_owned();
     let cgroup = std::path::PathBuf::from(fields.next().context("cgroup")?);
-    ensure!(cgroup.exists() && namespace_exists(inode)?, "nothing was there to begin with");
+    ensure!(
+        cgroup.exists() && namespace_exists(inode)?,
+        "nothing was there to begin with"
+    );
     child.kill().context("kill it")?;
     child.wait().context("wait for it")?;
     wait::until("its cgroup, process and namespace to be gone", || {

@@ -16,7 +16,9 @@ fn link_local_multicast_broadcast_and_dhcp_go_where_the_program_sends_them() -> 
     lab.set_policy("app", &app, "wlan0", &[])?;
     let seen = |token: &str| -> Result<()> {
         lab.drain()?;
-        let packets = lab.capture().packets(|p| p.carries(token) && p.direction == Direction::FromHost);
+        let packets = lab
+            .capture()
+            .packets(|p| p.carries(token) && p.direction == Direction::FromHost);
         ensure!(
             !packets.is_empty() && packets.iter().all(|p| p.uplink == "eth0"),
             "{token} should leave by eth0 alone: {packets:?}"
@@ -24,20 +26,44 @@ fn link_local_multicast_broadcast_and_dhcp_go_where_the_program_sends_them() -> 
         Ok(())
     };
     for (token, family, operations) in [
-        ("dhcp4", Family::V4, vec!["set broadcast=1", "set device=eth0", "bind 0.0.0.0:68", "post dhcp4 255.255.255.255:67"]),
-        ("broadcast", Family::V4, vec!["set broadcast=1", "post broadcast 10.1.0.255:9"]),
-        ("multicast4", Family::V4, vec!["set multicast-if=eth0", "post multicast4 224.0.0.251:5353"]),
-        ("multicast6", Family::V6, vec!["post multicast6 [ff02::fb%eth0]:5353"]),
-        ("dhcp6", Family::V6, vec!["bind [::]:546", "post dhcp6 [ff02::1:2%eth0]:547"]),
+        (
+            "dhcp4",
+            Family::V4,
+            vec![
+                "set broadcast=1",
+                "set device=eth0",
+                "bind 0.0.0.0:68",
+                "post dhcp4 255.255.255.255:67",
+            ],
+        ),
+        (
+            "broadcast",
+            Family::V4,
+            vec!["set broadcast=1", "post broadcast 10.1.0.255:9"],
+        ),
+        (
+            "multicast4",
+            Family::V4,
+            vec!["set multicast-if=eth0", "post multicast4 224.0.0.251:5353"],
+        ),
+        (
+            "multicast6",
+            Family::V6,
+            vec!["post multicast6 [ff02::fb%eth0]:5353"],
+        ),
+        (
+            "dhcp6",
+            Family::V6,
+            vec!["bind [::]:546", "post dhcp6 [ff02::1:2%eth0]:547"],
+        ),
     ] {
-        let probe = operations.iter().fold(Probe::new(Kind::UdpUnconnected, family), |p, op| p.then(op));
+        let probe = operations
+            .iter()
+            .fold(Probe::new(Kind::UdpUnconnected, family), |p, op| p.then(op));
         probe.succeed(&lab, &app).with_context(|| token)?;
         seen(token)?;
     }
-    let peer = lab.peer("eth0")?;
-    let shown = steer_tests::ip_json(peer, &["-6", "address", "show", "dev", "peer", "scope", "link"])?;
-    let neighbour =
-        shown.pointer("/0/addr_info/0/local").and_then(Value::as_str).context("the peer's address")?;
+    let neighbour = lab.peer_link_local("eth0")?;
     let report = Probe::new(Kind::UdpUnconnected, Family::V6)
         .then(&format!("send link-local [{neighbour}%eth0]:{ECHO_PORT}"))
         .succeed(&lab, &app)?;
@@ -62,14 +88,19 @@ fn the_host_itself_is_reached_by_loopback() -> Result<()> {
             (Family::V6, "::", ["::1", "2001:db8:1::2", "2001:db8:2::2"]),
         ] {
             for address in addresses {
-                let mut server = Probe::new(Kind::UdpConnected, family).start(&lab, lab.cgroup())?;
+                let mut server =
+                    Probe::new(Kind::UdpConnected, family).start(&lab, lab.cgroup())?;
                 let bound = server.succeed(&format!("bind [{any}]:0"))?;
                 let port = bound.local.context("a port")?.port();
                 server.ask("serve")?;
                 let to = SocketAddr::new(address.parse()?, port);
                 let mut client = Probe::new(Kind::UdpConnected, family).start(&lab, &app)?;
-                client.succeed(&format!("connect {to}")).with_context(|| format!("{more:?} {to}"))?;
-                client.succeed("send hello").with_context(|| format!("{more:?} {to}"))?;
+                client
+                    .succeed(&format!("connect {to}"))
+                    .with_context(|| format!("{more:?} {to}"))?;
+                client
+                    .succeed("send hello")
+                    .with_context(|| format!("{more:?} {to}"))?;
             }
         }
     }
@@ -85,24 +116,39 @@ fn overlapping_prefixes_on_two_uplinks_are_kept_apart() -> Result<()> {
     };
     let lab = Lab::builder()
         .rp_filter(1)
-        .uplinks([overlapping("eth0", 1), overlapping("wlan0", 2), Uplink::new("wwan0", 3)])
+        .uplinks([
+            overlapping("eth0", 1),
+            overlapping("wlan0", 2),
+            Uplink::new("wwan0", 3),
+        ])
         .build()?;
     let _agent = lab.start_agent()?;
     let target: IpAddr = "10.77.0.10".parse()?;
     for uplink in ["wlan0", "eth0"] {
         let app = lab.cgroup().child(uplink)?;
         lab.set_policy(uplink, &app, uplink, &[])?;
-        for kind in [Kind::Tcp, Kind::UdpConnected, Kind::UdpUnconnected, Kind::Ping, Kind::Raw] {
+        for kind in [
+            Kind::Tcp,
+            Kind::UdpConnected,
+            Kind::UdpUnconnected,
+            Kind::Ping,
+            Kind::Raw,
+        ] {
             let start = lab.capture().position();
             Probe::flow(kind, Family::V4, target)
                 .succeed(&lab, &app)
                 .with_context(|| format!("{kind:?} via {uplink}"))?;
             lab.drain()?;
-            let strays = lab.capture().since(start, |p| p.is_about(target) && p.uplink != uplink);
+            let strays = lab
+                .capture()
+                .since(start, |p| p.is_about(target) && p.uplink != uplink);
             ensure!(strays.is_empty(), "{kind:?} via {uplink}: {strays:?}");
         }
     }
-    conformance::row("P-4.2-3", "10.0.0.0/8 on-link at two interfaces: each application reaches the host behind its own")
+    conformance::row(
+        "P-4.2-3",
+        "10.0.0.0/8 on-link at two interfaces: each application reaches the host behind its own",
+    )
 }
 
 #[test]
@@ -134,7 +180,10 @@ fn the_same_ipv4_address_on_two_uplinks_is_told_apart_and_settings_come_back() -
 #[test]
 fn a_domain_with_only_a_link_local_ipv6_address_has_no_ipv6() -> Result<()> {
     let lab = Lab::builder()
-        .uplinks([Uplink::new("eth0", 1), Uplink::new("wlan0", 2).without_ipv6()])
+        .uplinks([
+            Uplink::new("eth0", 1),
+            Uplink::new("wlan0", 2).without_ipv6(),
+        ])
         .build()?;
     let _agent = lab.start_agent()?;
     let app = lab.cgroup().child("app")?;
@@ -142,10 +191,16 @@ fn a_domain_with_only_a_link_local_ipv6_address_has_no_ipv6() -> Result<()> {
     lab.flow_leaves_by(&app, "wlan0", Kind::Tcp, Family::V4)?;
     for kind in Kind::ALL {
         let target = lab.target6();
-        let reports = Probe::flow(kind, Family::V6, target).first("set timeout=300").run(&lab, &app)?;
+        let reports = Probe::flow(kind, Family::V6, target)
+            .first("set timeout=300")
+            .run(&lab, &app)?;
         let refused = reports.iter().find(|r| !r.ok);
-        ensure!(refused.is_some_and(|r| r.errno_name == "ENETUNREACH"), "{kind:?}: {reports:?}");
-        lab.assert_silent(target).with_context(|| format!("{kind:?}"))?;
+        ensure!(
+            refused.is_some_and(|r| r.errno_name == "ENETUNREACH"),
+            "{kind:?}: {reports:?}"
+        );
+        lab.assert_silent(target)
+            .with_context(|| format!("{kind:?}"))?;
     }
     Ok(())
 }
@@ -157,7 +212,10 @@ fn an_address_removed_under_live_flows_leaves_no_packet_with_a_foreign_source() 
     let app = lab.cgroup().child("app")?;
     lab.set_policy("app", &app, "wlan0", &[])?;
     let start = lab.capture().position();
-    for (family, address) in [(Family::V4, "10.2.0.2/24"), (Family::V6, "2001:db8:2::2/64")] {
+    for (family, address) in [
+        (Family::V4, "10.2.0.2/24"),
+        (Family::V6, "2001:db8:2::2/64"),
+    ] {
         let mut sessions = Vec::new();
         for kind in [Kind::Tcp, Kind::UdpConnected] {
             let target = family.target(&lab);
@@ -173,7 +231,8 @@ fn an_address_removed_under_live_flows_leaves_no_packet_with_a_foreign_source() 
                 session.perform(&format!("send during-{number}"))?;
             }
         }
-        lab.assert_sources_match(start).with_context(|| format!("{family:?}"))?;
+        lab.assert_sources_match(start)
+            .with_context(|| format!("{family:?}"))?;
         lab.link_up("wlan0")?;
         lab.wait_decision("app", "domain", "wlan0")?;
     }
@@ -189,7 +248,9 @@ fn a_changed_address_is_used_by_the_next_flow() -> Result<()> {
     lab.flow_leaves_by(&app, "wlan0", Kind::Tcp, Family::V4)?;
     lab.remove_address("wlan0", "10.2.0.2/24")?;
     lab.add_address("wlan0", "10.2.0.77/24")?;
-    lab.ip(&["route", "replace", "default", "via", "10.2.0.1", "dev", "wlan0", "metric", "200"])?;
+    lab.ip(&[
+        "route", "replace", "default", "via", "10.2.0.1", "dev", "wlan0", "metric", "200",
+    ])?;
     lab.wait_decision("app", "source4", "10.2.0.77")?;
     for kind in Kind::ALL {
         let target = lab.target4();
@@ -233,9 +294,16 @@ fn rules_that_a_third_party_flushed_are_back_within_a_second() -> Result<()> {
     let ours = Snapshot::take(&lab)?;
     for _ in 0..3 {
         lab.flush_rules()?;
-        wait::until_within(std::time::Duration::from_secs(1), "the rules to be back", || {
-            Ok(ours.assert_same(&Snapshot::take(&lab)?).is_ok().then_some(()))
-        })?;
+        wait::until_within(
+            std::time::Duration::from_secs(1),
+            "the rules to be back",
+            || {
+                Ok(ours
+                    .assert_same(&Snapshot::take(&lab)?)
+                    .is_ok()
+                    .then_some(()))
+            },
+        )?;
         lab.matrix_leaves_by(&app, "wlan0")?;
     }
     Ok(())
@@ -248,14 +316,25 @@ fn routes_that_a_third_party_flushed_from_our_table_are_back_within_a_second() -
     let app = lab.cgroup().child("app")?;
     lab.set_policy("app", &app, "wlan0", &[])?;
     let shown = lab.steer(&["domain", "show", "wlan0", "--json"])?.json()?;
-    let table = shown.get("table").and_then(Value::as_u64).context("a table")?.to_string();
+    let table = shown
+        .get("table")
+        .and_then(Value::as_u64)
+        .context("a table")?
+        .to_string();
     let ours = Snapshot::take(&lab)?;
     for family in ["-4", "-6"] {
         lab.ip(&[family, "route", "flush", "table", &table])?;
     }
-    wait::until_within(std::time::Duration::from_secs(1), "the routes to be back", || {
-        Ok(ours.assert_same(&Snapshot::take(&lab)?).is_ok().then_some(()))
-    })?;
+    wait::until_within(
+        std::time::Duration::from_secs(1),
+        "the routes to be back",
+        || {
+            Ok(ours
+                .assert_same(&Snapshot::take(&lab)?)
+                .is_ok()
+                .then_some(()))
+        },
+    )?;
     lab.matrix_leaves_by(&app, "wlan0")
 }
 
@@ -268,10 +347,18 @@ fn nothing_is_installed_before_a_policy_needs_it() -> Result<()> {
     before.assert_same_but(&idle, &["pins"])?;
     let app = lab.cgroup().child("app")?;
     lab.set_policy("app", &app, "wlan0", &[])?;
-    ensure!(before.assert_same_but(&Snapshot::take(&lab)?, &["pins"]).is_err(), "nothing was installed");
+    ensure!(
+        before
+            .assert_same_but(&Snapshot::take(&lab)?, &["pins"])
+            .is_err(),
+        "nothing was installed"
+    );
     lab.steer(&["policy", "unset", "app"])?.success()?;
     wait::until("all to be as before", || {
-        Ok(before.assert_same_but(&Snapshot::take(&lab)?, &["pins"]).is_ok().then_some(()))
+        Ok(before
+            .assert_same_but(&Snapshot::take(&lab)?, &["pins"])
+            .is_ok()
+            .then_some(()))
     })
 }
 
@@ -295,10 +382,14 @@ fn a_host_with_a_container_bridge_is_unchanged() -> Result<()> {
                 let start = lab.capture().position();
                 let mut client = Probe::new(kind, Family::V4).start_in(lab.peer("docker0")?)?;
                 client.succeed(&format!("connect 10.2.0.2:{port}"))?;
-                client.succeed("send hello").with_context(|| format!("{kind:?} to {}", cgroup.name()))?;
+                client
+                    .succeed("send hello")
+                    .with_context(|| format!("{kind:?} to {}", cgroup.name()))?;
                 lab.drain()?;
                 let container: IpAddr = "172.17.0.2".parse()?;
-                let strays = lab.capture().since(start, |p| p.is_about(container) && p.uplink != "docker0");
+                let strays = lab
+                    .capture()
+                    .since(start, |p| p.is_about(container) && p.uplink != "docker0");
                 ensure!(strays.is_empty(), "{strays:?}");
             }
         }
@@ -344,15 +435,30 @@ fn a_host_with_a_wg_quick_tunnel_is_unchanged() -> Result<()> {
 #[test]
 fn a_route_with_its_own_source_is_not_passed_by() -> Result<()> {
     let lab = Lab::builder()
-        .uplinks([Uplink::new("eth0", 1).serves("192.0.2.0/24"), Uplink::new("wlan0", 2)])
+        .uplinks([
+            Uplink::new("eth0", 1).serves("192.0.2.0/24"),
+            Uplink::new("wlan0", 2),
+        ])
         .build()?;
     // An overlay's route that uses wlan0's address as its source (as 10.66/24 dev wgx src A).
-    lab.ip(&["route", "add", "192.0.2.0/24", "via", "10.1.0.1", "dev", "eth0", "src", "10.2.0.2"])?;
+    lab.ip(&[
+        "route",
+        "add",
+        "192.0.2.0/24",
+        "via",
+        "10.1.0.1",
+        "dev",
+        "eth0",
+        "src",
+        "10.2.0.2",
+    ])?;
     let _agent = lab.start_agent()?;
     let (app, other) = (lab.cgroup().child("app")?, lab.cgroup().child("other")?);
     lab.set_policy("app", &app, "wlan0", &[])?;
     let target: IpAddr = "192.0.2.9".parse()?;
-    Probe::flow(Kind::UdpConnected, Family::V4, target).first("set timeout=300").run(&lab, &other)?;
+    Probe::flow(Kind::UdpConnected, Family::V4, target)
+        .first("set timeout=300")
+        .run(&lab, &other)?;
     lab.assert_only_by_from("eth0", target, &["10.2.0.2".parse()?])?;
     Ok(())
 }

@@ -9,11 +9,7 @@ use steer_tests::{Direction, Family, Kind, Lab, Probe, conformance};
 ///
 /// Other applications' policies need the other domains: one that no policy needs has no table, and the
 /// host answers by its own routes, as without steer.
-fn clients_on_every_uplink_are_answered(
-    kind: Kind,
-    rp_filter: u8,
-    strict: bool,
-) -> Result<()> {
+fn clients_on_every_uplink_are_answered(kind: Kind, rp_filter: u8, strict: bool) -> Result<()> {
     let lab = Lab::builder().rp_filter(rp_filter).build()?;
     let _agent = lab.start_agent()?;
     let app = lab.cgroup().child("app")?;
@@ -31,7 +27,11 @@ fn clients_on_every_uplink_are_answered(
             }
             .context("an address")?;
             // UDP answers from the wildcard would leave as the host's routes say, steer or not.
-            let bound = if kind == Kind::Tcp { any.to_owned() } else { address.to_string() };
+            let bound = if kind == Kind::Tcp {
+                any.to_owned()
+            } else {
+                address.to_string()
+            };
             port += 1;
             let mut server = Probe::new(kind, family).start(&lab, &app)?;
             server.succeed(&format!("bind [{bound}]:{port}"))?;
@@ -49,9 +49,15 @@ fn clients_on_every_uplink_are_answered(
                 // Strict: no packet by another domain, not even an answer.
                 lab.drain()?;
                 let strays = lab.capture().packets(|p| {
-                    p.is_about(client) && p.direction == Direction::FromHost && p.is_ip() && p.tcp_flags & 4 == 0
+                    p.is_about(client)
+                        && p.direction == Direction::FromHost
+                        && p.is_ip()
+                        && p.tcp_flags & 4 == 0
                 });
-                ensure!(strays.is_empty(), "{kind:?} {family:?} by {uplink}: {strays:?}");
+                ensure!(
+                    strays.is_empty(),
+                    "{kind:?} {family:?} by {uplink}: {strays:?}"
+                );
                 continue;
             }
             let answered = connected.ok && session.perform("send hello")?.ok;
@@ -59,7 +65,11 @@ fn clients_on_every_uplink_are_answered(
             ensure!(
                 answered,
                 "{kind:?} {family:?} by {uplink} is not answered:\n{}",
-                lab.capture().about(client).iter().map(|p| format!("{p}\n")).collect::<String>()
+                lab.capture()
+                    .about(client)
+                    .iter()
+                    .map(|p| format!("{p}\n"))
+                    .collect::<String>()
             );
             ensure!(server.read()?.ok, "the server failed");
             lab.assert_only_by(uplink, client)
@@ -74,7 +84,10 @@ fn a_tcp_server_under_a_policy_answers_clients_on_every_uplink() -> Result<()> {
     for mode in [0, 1] {
         clients_on_every_uplink_are_answered(Kind::Tcp, mode, false)?;
     }
-    conformance::row("P-4.2-4", "a server under a policy answers clients on every uplink by the way they asked, with the address they asked")
+    conformance::row(
+        "P-4.2-4",
+        "a server under a policy answers clients on every uplink by the way they asked, with the address they asked",
+    )
 }
 
 #[test]

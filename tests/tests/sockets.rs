@@ -22,10 +22,14 @@ fn one_unconnected_socket_alternates_between_two_destinations() -> Result<()> {
         for round in 0..6 {
             let to = SocketAddr::new(targets[round % 2], ECHO_PORT);
             let report = session.succeed(&format!("send round-{round} {to}"))?;
-            ensure!(report.uplink.as_deref() == Some("wlan0"), "{family:?} {round}: {report:?}");
+            ensure!(
+                report.uplink.as_deref() == Some("wlan0"),
+                "{family:?} {round}: {report:?}"
+            );
         }
         for target in targets {
-            lab.assert_only_by("wlan0", target).with_context(|| format!("{family:?}"))?;
+            lab.assert_only_by("wlan0", target)
+                .with_context(|| format!("{family:?}"))?;
         }
     }
     Ok(())
@@ -43,7 +47,8 @@ fn one_udp_socket_connects_twice() -> Result<()> {
             let target = family.target(&lab);
             session.succeed(&format!("connect {}", SocketAddr::new(target, ECHO_PORT)))?;
             session.succeed(&format!("send connect-{number}"))?;
-            lab.assert_only_by("wlan0", target).with_context(|| format!("{family:?} {number}"))?;
+            lab.assert_only_by("wlan0", target)
+                .with_context(|| format!("{family:?} {number}"))?;
         }
     }
     Ok(())
@@ -75,7 +80,10 @@ fn an_address_that_the_application_bound_is_respected() -> Result<()> {
             }
         }
     }
-    conformance::row("LIN-3", "an address that the application bound is kept, and leads to its interface")
+    conformance::row(
+        "LIN-3",
+        "an address that the application bound is kept, and leads to its interface",
+    )
 }
 
 #[test]
@@ -87,7 +95,11 @@ fn a_device_that_the_application_bound_is_respected() -> Result<()> {
     // Without a table of its own the host's strict reverse path filter drops what comes back by wwan0,
     // with steer or without.
     lab.set_policy("other", &lab.cgroup().child("other")?, "wwan0", &[])?;
-    for (option, uplink) in [("device=wlan0", "wlan0"), ("device=eth0", "eth0"), ("ifindex=wwan0", "wwan0")] {
+    for (option, uplink) in [
+        ("device=wlan0", "wlan0"),
+        ("device=eth0", "eth0"),
+        ("ifindex=wwan0", "wwan0"),
+    ] {
         for kind in [Kind::Tcp, Kind::UdpConnected, Kind::UdpUnconnected] {
             for family in Family::ALL {
                 let target = family.target(&lab);
@@ -100,7 +112,10 @@ fn a_device_that_the_application_bound_is_respected() -> Result<()> {
             }
         }
     }
-    conformance::row("LIN-3", "a device that the application bound is kept (SO_BINDTODEVICE, SO_BINDTOIFINDEX)")
+    conformance::row(
+        "LIN-3",
+        "a device that the application bound is kept (SO_BINDTODEVICE, SO_BINDTOIFINDEX)",
+    )
 }
 
 #[test]
@@ -112,14 +127,24 @@ fn foreign_bits_of_a_mark_are_kept() -> Result<()> {
     for family in [Family::V4, Family::V6] {
         let target = family.target(&lab);
         let mut session = Probe::new(Kind::UdpConnected, family).start(&lab, &app)?;
-        let opened = session.reports().first().and_then(|r| r.mark).context("a mark")?;
-        ensure!(opened & MASK != 0 && opened & !MASK == 0, "a new socket has mark {opened:#x}");
+        let opened = session
+            .reports()
+            .first()
+            .and_then(|r| r.mark)
+            .context("a mark")?;
+        ensure!(
+            opened & MASK != 0 && opened & !MASK == 0,
+            "a new socket has mark {opened:#x}"
+        );
         // The application overwrites all bits, as programs do that know of no one else.
         session.succeed("set mark=0x1234")?;
         let report = session.succeed(&format!("connect {}", SocketAddr::new(target, ECHO_PORT)))?;
         let mark = report.mark.context("a mark")?;
         ensure!(mark & !MASK == 0x1234, "foreign bits are gone: {mark:#x}");
-        ensure!(mark & MASK == opened & MASK, "the domain's bits are not there: {mark:#x}");
+        ensure!(
+            mark & MASK == opened & MASK,
+            "the domain's bits are not there: {mark:#x}"
+        );
         session.succeed("send marked")?;
         lab.assert_only_by("wlan0", target)?;
     }
@@ -140,7 +165,10 @@ fn sockets_without_a_policy_have_no_mark() -> Result<()> {
     let report = Probe::flow(Kind::Tcp, Family::V4, lab.target4())
         .first("set mark=0x77")
         .succeed(&lab, &other)?;
-    ensure!(report.mark == Some(0x77), "another's mark was touched: {report:?}");
+    ensure!(
+        report.mark == Some(0x77),
+        "another's mark was touched: {report:?}"
+    );
     Ok(())
 }
 
@@ -152,13 +180,18 @@ fn the_source_is_set_without_using_up_ports() -> Result<()> {
     lab.set_policy("app", &app, "wlan0", &[])?;
     // Two ports in all: with one taken by bind, only connections to different destinations fit.
     lab.host().run(|| {
-        Ok(std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40001")?)
+        Ok(std::fs::write(
+            "/proc/sys/net/ipv4/ip_local_port_range",
+            "40000 40001",
+        )?)
     })?;
     let mut sessions = Vec::new();
     for number in 0..8 {
         let mut session = Probe::new(Kind::Tcp, Family::V4).start(&lab, &app)?;
         let to = SocketAddr::new(lab.target4(), ECHO_PORT);
-        session.succeed(&format!("connect {to}")).with_context(|| format!("connection {number}"))?;
+        session
+            .succeed(&format!("connect {to}"))
+            .with_context(|| format!("connection {number}"))?;
         sessions.push(session);
     }
     Ok(())
@@ -175,9 +208,16 @@ fn a_datagram_with_an_interface_in_its_control_message_goes_there() -> Result<()
     for (family, source) in [(Family::V4, "10.3.0.2"), (Family::V6, "2001:db8:3::2")] {
         let target = family.target(&lab);
         Probe::new(Kind::UdpUnconnected, family)
-            .then(&format!("post chosen {} pktinfo={source}", SocketAddr::new(target, DISCARD_PORT)))
+            .then(&format!(
+                "post chosen {} pktinfo={source}",
+                SocketAddr::new(target, DISCARD_PORT)
+            ))
             .succeed(&lab, &app)?;
-        lab.assert_only_by("wwan0", target).with_context(|| format!("{family:?}"))?;
+        lab.assert_only_by("wwan0", target)
+            .with_context(|| format!("{family:?}"))?;
     }
-    conformance::row("LIN-3", "a source chosen by IP_PKTINFO or IPV6_PKTINFO is kept, and leads to its interface")
+    conformance::row(
+        "LIN-3",
+        "a source chosen by IP_PKTINFO or IPV6_PKTINFO is kept, and leads to its interface",
+    )
 }

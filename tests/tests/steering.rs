@@ -15,16 +15,21 @@ fn steered_matrix(rp_filter: u8) -> Result<()> {
     let other = lab.cgroup().child("other")?;
     for uplink in ["wlan0", "wwan0"] {
         lab.set_policy("app", &app, uplink, &[])?;
-        lab.matrix_leaves_by(&app, uplink).with_context(|| format!("via {uplink}"))?;
+        lab.matrix_leaves_by(&app, uplink)
+            .with_context(|| format!("via {uplink}"))?;
     }
     lab.matrix_leaves_by(&other, "eth0").context("unsteered")?;
     conformance::row(
         "AMSS-2",
-        &format!("every kind of socket, both families, rp_filter {rp_filter}: each packet leaves by the chosen interface with its address"),
+        &format!(
+            "every kind of socket, both families, rp_filter {rp_filter}: each packet leaves by the chosen interface with its address"
+        ),
     )?;
     conformance::row(
         "P-4.2-4",
-        &format!("no packet of a steered flow bears another interface's address, rp_filter {rp_filter}"),
+        &format!(
+            "no packet of a steered flow bears another interface's address, rp_filter {rp_filter}"
+        ),
     )
 }
 
@@ -61,9 +66,13 @@ fn a_datagram_with_a_header_made_by_hand_leaves_by_the_chosen_interface() -> Res
     for family in [Family::V4, Family::V6] {
         let target = family.target(&lab);
         Probe::named("raw-udp", family)
-            .then(&format!("post by-hand {}", SocketAddr::new(target, DISCARD_PORT)))
+            .then(&format!(
+                "post by-hand {}",
+                SocketAddr::new(target, DISCARD_PORT)
+            ))
             .succeed(&lab, &app)?;
-        lab.assert_only_by("wlan0", target).with_context(|| format!("{family:?}"))?;
+        lab.assert_only_by("wlan0", target)
+            .with_context(|| format!("{family:?}"))?;
     }
     Ok(())
 }
@@ -90,9 +99,18 @@ fn applications_with_other_policies_use_other_tables_at_the_same_time() -> Resul
         let report = session.succeed("send together")?;
         ensure!(report.uplink.as_deref() == Some(**uplink), "{report:?}");
     }
-    conformance::row("AND-1", "four applications, three tables chosen by mark, the same server address at the same time")?;
-    conformance::row("S60-7", "two applications share one domain at the same time")?;
-    conformance::row("P-4.2-1", "the server that only the policy's network leads to is reached although the default route leads elsewhere")
+    conformance::row(
+        "AND-1",
+        "four applications, three tables chosen by mark, the same server address at the same time",
+    )?;
+    conformance::row(
+        "S60-7",
+        "two applications share one domain at the same time",
+    )?;
+    conformance::row(
+        "P-4.2-1",
+        "the server that only the policy's network leads to is reached although the default route leads elsewhere",
+    )
 }
 
 #[test]
@@ -109,7 +127,10 @@ fn a_domain_named_in_the_file_is_steered_to_by_name_and_by_alias() -> Result<()>
         ensure!(domain == Some("wifi"), "via {via}: {policy}");
         lab.flow_leaves_by(&app, "wlan0", Kind::UdpConnected, Family::V4)?;
     }
-    conformance::row("S60-1", "a domain is named in the file and holds interface, addresses, routes of both families")
+    conformance::row(
+        "S60-1",
+        "a domain is named in the file and holds interface, addresses, routes of both families",
+    )
 }
 
 #[test]
@@ -122,7 +143,10 @@ fn a_virtual_interface_is_a_domain_like_any_other() -> Result<()> {
     lab.flow_leaves_by(&app, "wg0", Kind::Tcp, Family::V4)?;
     lab.set_policy("app", &app, "wlan0", &[])?;
     lab.flow_leaves_by(&app, "wlan0", Kind::Tcp, Family::V4)?;
-    conformance::row("S60-1", "a virtual interface (a tunnel) is a domain like any other")
+    conformance::row(
+        "S60-1",
+        "a virtual interface (a tunnel) is a domain like any other",
+    )
 }
 
 #[test]
@@ -133,7 +157,15 @@ fn a_more_specific_route_of_another_interface_does_not_capture_a_steered_flow() 
             Uplink::new("wlan0", 2).serves("192.0.2.0/24"),
         ])
         .build()?;
-    lab.ip(&["route", "add", "192.0.2.0/24", "via", "10.1.0.1", "dev", "eth0"])?;
+    lab.ip(&[
+        "route",
+        "add",
+        "192.0.2.0/24",
+        "via",
+        "10.1.0.1",
+        "dev",
+        "eth0",
+    ])?;
     let _agent = lab.start_agent()?;
     let app = lab.cgroup().child("app")?;
     lab.set_policy("app", &app, "wlan0", &[])?;
@@ -142,7 +174,10 @@ fn a_more_specific_route_of_another_interface_does_not_capture_a_steered_flow() 
         Probe::flow(kind, Family::V4, target).succeed(&lab, &app)?;
     }
     lab.assert_only_by("wlan0", target)?;
-    conformance::row("P-4.2-3", "a more specific route by another interface does not capture the steered flow's destination")
+    conformance::row(
+        "P-4.2-3",
+        "a more specific route by another interface does not capture the steered flow's destination",
+    )
 }
 
 #[test]
@@ -153,12 +188,18 @@ fn run_steers_curl_in_both_families_and_status_says_so() -> Result<()> {
         let url = format!("http://{}/", SocketAddr::new(server, HTTP_PORT));
         let output = lab.steer(&["run", "--via", "wlan0", "--", "curl", "-gsm5", &url])?;
         let answer: Value = output.json()?;
-        let seen = answer.get("seen").and_then(Value::as_str).unwrap_or_default();
+        let seen = answer
+            .get("seen")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         ensure!(seen.starts_with(wanted), "{output:?}");
         lab.assert_only_by("wlan0", server)?;
     }
     let status = lab.steer(&["status", "--json"])?.json()?;
-    ensure!(status.get("agent_running") == Some(&Value::Bool(true)), "{status}");
+    ensure!(
+        status.get("agent_running") == Some(&Value::Bool(true)),
+        "{status}"
+    );
     Ok(())
 }
 
@@ -177,22 +218,37 @@ fn run_does_not_start_a_command_that_no_domain_fits() -> Result<()> {
 
     let output = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| {
-            lab.steer(&["run", "--via", "wlan0", "--wait=20s", "--", "echo", "started"])
+            lab.steer(&[
+                "run",
+                "--via",
+                "wlan0",
+                "--wait=20s",
+                "--",
+                "echo",
+                "started",
+            ])
         });
         // Its cgroup shows that the agent has taken the call and lets it wait.
         lab.carrier_up("wlan0")?;
-        waiting.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?
+        waiting
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread panicked"))?
     })?;
     ensure!(output.success()?.trim() == "started", "{output:?}");
-    conformance::row("P-3.7-1", "an application restricted to one domain is not started without it, with an exit code of its own, and waits when told to")
+    conformance::row(
+        "P-3.7-1",
+        "an application restricted to one domain is not started without it, with an exit code of its own, and waits when told to",
+    )
 }
 
 #[test]
 fn a_command_that_run_started_keeps_its_code_and_its_domain() -> Result<()> {
     let lab = Lab::new()?;
     let _agent = lab.start_agent()?;
-    lab.steer(&["run", "--via", "wlan0", "--", "sh", "-c", "exit 17"])?.failure(17)?;
-    lab.steer(&["run", "--via", "wlan0", "--", "sh", "-c", "kill -TERM $$"])?.failure(143)?;
+    lab.steer(&["run", "--via", "wlan0", "--", "sh", "-c", "exit 17"])?
+        .failure(17)?;
+    lab.steer(&["run", "--via", "wlan0", "--", "sh", "-c", "kill -TERM $$"])?
+        .failure(143)?;
     Ok(())
 }
 
@@ -201,8 +257,14 @@ fn run_refuses_a_domain_that_nobody_knows_and_names_it() -> Result<()> {
     let lab = Lab::new()?;
     let _agent = lab.start_agent()?;
     let output = lab.steer(&["run", "--via", "nowhere", "--", "echo", "started"])?;
-    ensure!(output.code != 0 && output.stdout.is_empty(), "it was started: {output:?}");
-    ensure!(output.stderr.contains("nowhere"), "the message does not name it: {output:?}");
+    ensure!(
+        output.code != 0 && output.stdout.is_empty(),
+        "it was started: {output:?}"
+    );
+    ensure!(
+        output.stderr.contains("nowhere"),
+        "the message does not name it: {output:?}"
+    );
     Ok(())
 }
 
@@ -249,7 +311,10 @@ fn the_policy_set_command_says_what_was_decided_and_unset_ends_it() -> Result<()
         ("/decision/source6", "2001:db8:2::2"),
     ] {
         let said = policy.pointer(pointer).and_then(Value::as_str);
-        ensure!(said == Some(wanted), "{pointer} is {said:?}, not {wanted}: {policy}");
+        ensure!(
+            said == Some(wanted),
+            "{pointer} is {said:?}, not {wanted}: {policy}"
+        );
     }
     lab.flow_leaves_by(&app, "wlan0", Kind::Tcp, Family::V4)?;
     lab.steer(&["policy", "unset", "app"])?.success()?;

@@ -192,6 +192,19 @@ pub struct TableRoute {
     pub target: RouteTarget,
 }
 
+impl TableRoute {
+    /// Whether it needs another route to reach its gateway.
+    pub fn has_gateway(&self) -> bool {
+        matches!(
+            self.target,
+            RouteTarget::Unicast {
+                gateway: Some(_),
+                ..
+            }
+        )
+    }
+}
+
 /// Where a route of ours leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]

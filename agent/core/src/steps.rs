@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, PolicyEntry};
 
 use crate::engine::Changes;
-use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId, TableId};
+use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
 use crate::plan::{Hook, Local, Plan, Rule, TableRoute};
 
 /// One idempotent change of one object.
@@ -21,7 +21,7 @@ pub enum Step {
     SetSysctl(String, String),
     /// Gives a setting its old value back.
     RestoreSysctl(String),
-    /// Adds a route, or replaces the one with its table, destination and metric.
+    /// Adds a route.
     AddRoute(TableRoute),
     /// Removes a route.
     DeleteRoute(TableRoute),
@@ -198,15 +198,12 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Vec<Step> {
                 .copied()
                 .map(Step::DeleteRule),
         );
-        // A route with the key of a wanted one was replaced by it: the kernel compares no more than
-        // the key and the next hop when it deletes (ip6_route_del), so deleting it by name would hit
-        // its successor.
-        let kept: BTreeSet<_> = wanted.routes.iter().map(route_key).collect();
-        for &route in is.routes.difference(&wanted.routes) {
-            if !kept.contains(&route_key(&route)) {
-                shrink.push(Step::DeleteRoute(route));
-            }
-        }
+        shrink.extend(
+            is.routes
+                .difference(&wanted.routes)
+                .copied()
+                .map(Step::DeleteRoute),
+        );
         for path in missing(&is.sysctls, &wanted.sysctls) {
             shrink.push(Step::RestoreSysctl(path.clone()));
         }
@@ -226,8 +223,6 @@ impl Plan {
                 self.sysctls.remove(path);
             }
             Step::AddRoute(route) => {
-                let key = route_key(route);
-                self.routes.retain(|r| route_key(r) != key);
                 self.routes.insert(*route);
             }
             Step::DeleteRoute(route) => {
@@ -295,10 +290,6 @@ impl Plan {
             }
         }
     }
-}
-
-fn route_key(route: &TableRoute) -> (TableId, IpNet, u32) {
-    (route.table, route.destination, route.metric)
 }
 
 /// Entries of `wanted` that `is` has not, or has otherwise.

@@ -124,7 +124,13 @@ impl Tree {
 
     /// Path of a directory as in /proc/PID/cgroup, without the leading slash.
     pub fn name_of(&self, directory: &Path) -> Option<String> {
-        Some(directory.strip_prefix(&self.mount).ok()?.to_str()?.to_owned())
+        Some(
+            directory
+                .strip_prefix(&self.mount)
+                .ok()?
+                .to_str()?
+                .to_owned(),
+        )
     }
 
     /// Directory of a path as in /proc/PID/cgroup.
@@ -165,11 +171,15 @@ impl Tree {
                 Err(_) => continue,
             };
             for entry in entries.flatten() {
-                let Ok(kind) = entry.file_type() else { continue };
+                let Ok(kind) = entry.file_type() else {
+                    continue;
+                };
                 if !kind.is_dir() {
                     continue;
                 }
-                let Ok(child) = id_of(&entry.path()) else { continue };
+                let Ok(child) = id_of(&entry.path()) else {
+                    continue;
+                };
                 found.push(Found {
                     id: child,
                     parent: Some(id),
@@ -230,7 +240,9 @@ fn unescape(field: &str) -> PathBuf {
     let mut rest = field;
     while let Some(at) = rest.find('\\') {
         out.push_str(&rest[..at]);
-        let code = rest.get(at + 1..at + 4).and_then(|c| u8::from_str_radix(c, 8).ok());
+        let code = rest
+            .get(at + 1..at + 4)
+            .and_then(|c| u8::from_str_radix(c, 8).ok());
         match code {
             Some(byte) => {
                 out.push(char::from(byte));

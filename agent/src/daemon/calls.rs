@@ -37,9 +37,11 @@ impl Daemon {
     }
 
     fn show_policy(&self, name: &str) -> Result<Reply, ApiError> {
-        let policy = self.find_policy(name).ok_or_else(|| ApiError::NoSuchPolicy {
-            name: name.to_owned(),
-        })?;
+        let policy = self
+            .find_policy(name)
+            .ok_or_else(|| ApiError::NoSuchPolicy {
+                name: name.to_owned(),
+            })?;
         Ok(Reply::Policy(Box::new(self.policy_view(policy))))
     }
 
@@ -66,7 +68,8 @@ impl Daemon {
             policy.origin = policy::Origin::Admin;
             self.save_policy(&policy)?;
         } else {
-            self.event(Event::SetPolicy(policy)).map_err(|e| refused("name", &e))?;
+            self.event(Event::SetPolicy(policy))
+                .map_err(|e| refused("name", &e))?;
         }
         self.commit_for_call().await?;
         info!(policy = %name, save, "set");
@@ -103,12 +106,11 @@ impl Daemon {
                 LocalNetworks::Steer => policy::LocalNetworks::Steer,
             };
         }
-        policy.priority = i32::try_from(set.priority.unwrap_or(0)).map_err(|_| {
-            ApiError::InvalidArgument {
+        policy.priority =
+            i32::try_from(set.priority.unwrap_or(0)).map_err(|_| ApiError::InvalidArgument {
                 field: "priority".to_owned(),
                 reason: "it has at most 32 bits".to_owned(),
-            }
-        })?;
+            })?;
         Ok(policy)
     }
 
@@ -147,7 +149,9 @@ impl Daemon {
     }
 
     async fn commit_for_call(&mut self) -> Result<(), ApiError> {
-        self.commit().await.map_err(|e| ApiError::Failed { reason: chain(&e) })?;
+        self.commit()
+            .await
+            .map_err(|e| ApiError::Failed { reason: chain(&e) })?;
         match self.reconciler.refused().first() {
             None => Ok(()),
             Some((step, words)) => Err(ApiError::Failed {
@@ -158,7 +162,10 @@ impl Daemon {
 
     /// Where `save` writes a policy: a drop-in of its own.
     fn drop_in(&self, name: &Name) -> PathBuf {
-        let main = self.config.as_deref().unwrap_or(Path::new(files::DEFAULT_FILE));
+        let main = self
+            .config
+            .as_deref()
+            .unwrap_or(Path::new(files::DEFAULT_FILE));
         files::drop_in_directory(main).join(format!("50-{name}.toml"))
     }
 
@@ -195,7 +202,10 @@ impl Daemon {
             return Err(ApiError::InvalidArgument {
                 field: "name".to_owned(),
                 reason: if path.exists() {
-                    format!("policy `{name}` is saved in {}: use --save to remove it there", path.display())
+                    format!(
+                        "policy `{name}` is saved in {}: use --save to remove it there",
+                        path.display()
+                    )
                 } else {
                     format!("policy `{name}` is written in a file: remove it there")
                 },

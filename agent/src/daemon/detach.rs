@@ -55,7 +55,9 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
         rules.iter().map(|rule| rule.priority).max(),
     ) {
         let count = rules.len();
-        report.removed.push(format!("{count} rules, priorities {first} to {last}"));
+        report
+            .removed
+            .push(format!("{count} rules, priorities {first} to {last}"));
     }
     let routes = routing.routes().await?;
     for route in &routes {
@@ -64,13 +66,19 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
     let tables: BTreeSet<String> = routes.iter().map(|route| route.table.to_string()).collect();
     if !tables.is_empty() {
         let tables: Vec<String> = tables.into_iter().collect();
-        report.removed.push(format!("{} routes, tables {}", routes.len(), tables.join(", ")));
+        report.removed.push(format!(
+            "{} routes, tables {}",
+            routes.len(),
+            tables.join(", ")
+        ));
     }
 
     let mut sysctls = Sysctls::adopt(saved.sysctls.clone());
     for (path, value) in &saved.sysctls {
         sysctls.restore(path)?;
-        report.removed.push(format!("setting {path}, again {value}"));
+        report
+            .removed
+            .push(format!("setting {path}, again {value}"));
     }
 
     let root = (!saved.cgroup_root.as_os_str().is_empty()).then_some(saved.cgroup_root.as_path());

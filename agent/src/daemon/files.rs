@@ -100,7 +100,11 @@ mod tests {
         ] {
             fs::write(directory.path().join(name), text).unwrap();
         }
-        let texts: Vec<String> = read(Some(&main)).unwrap().into_iter().map(|f| f.1).collect();
+        let texts: Vec<String> = read(Some(&main))
+            .unwrap()
+            .into_iter()
+            .map(|f| f.1)
+            .collect();
         assert_eq!(texts, ["1", "2", "3"]);
     }
 

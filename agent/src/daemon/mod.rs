@@ -1,7 +1,7 @@
 //! The agent: one loop, and data goes one way through it.
 //!
-//! [`start`] opens everything and takes over what an earlier agent left, [`serve`] turns what happens
-//! into events of the engine, and [`Daemon::commit`] brings the kernel to the plan.
+//! `start` opens everything and takes over what an earlier agent left, `serve` turns what happens into
+//! events of the engine, and `Daemon::commit` brings the kernel to the plan.
 
 mod calls;
 mod detach;
@@ -144,9 +144,13 @@ impl Daemon {
                 refused.insert(object, words.clone());
             }
         }
-        let mended = state.refused.keys().filter(|object| !refused.contains_key(object));
-        let mut outcomes: Vec<Event> =
-            mended.map(|object| Event::Outcome(object.clone(), Ok(()))).collect();
+        let mended = state
+            .refused
+            .keys()
+            .filter(|object| !refused.contains_key(object));
+        let mut outcomes: Vec<Event> = mended
+            .map(|object| Event::Outcome(object.clone(), Ok(())))
+            .collect();
         for (object, words) in refused {
             if state.refused.get(&object) != Some(&words) {
                 outcomes.push(Event::Outcome(object, Err(words)));
@@ -166,7 +170,9 @@ impl Daemon {
         let mask = state.config.agent.mark_mask;
         let mut in_use = BTreeSet::new();
         for &index in state.memory.indices.values() {
-            let Some(mark) = mask.encode(index.0) else { continue };
+            let Some(mark) = mask.encode(index.0) else {
+                continue;
+            };
             match netlink::sockets_with_mark(mark, mask.bits()).await {
                 Ok(0) => {}
                 Ok(_) => {

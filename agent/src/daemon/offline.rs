@@ -33,22 +33,35 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
         warnings: Vec::new(),
     };
     let Some(pinned) = pinned else {
-        view.warnings.push("no agent runs, and none left anything in force".to_owned());
+        view.warnings
+            .push("no agent runs, and none left anything in force".to_owned());
         return Ok(view);
     };
-    view.warnings.push("no agent runs: these are the last one's decisions, still in force".to_owned());
+    view.warnings
+        .push("no agent runs: these are the last one's decisions, still in force".to_owned());
     view.hooks = pinned.hooks.iter().map(ToString::to_string).collect();
-    view.guards = pinned.guards.iter().map(|index| format!("index {index}")).collect();
+    view.guards = pinned
+        .guards
+        .iter()
+        .map(|index| format!("index {index}"))
+        .collect();
     view.counters = counters_view(&pinned.maps.counters()?);
     let cgroups = pinned.maps.cgroups.entries()?;
     for (number, chain) in saved.memory.policies.iter() {
         let Some(name) = chain.first() else { continue };
         let entry = pinned.maps.policies.get(number)?;
-        let count = cgroups.iter().filter(|(_, c)| PolicyId(c.policy) == PolicyId(number)).count();
+        let count = cgroups
+            .iter()
+            .filter(|(_, c)| PolicyId(c.policy) == PolicyId(number))
+            .count();
         let written = saved.policies.iter().find(|policy| policy.name == *name);
         view.policies.push(PolicyView {
             name: name.to_string(),
-            origin: if written.is_some() { Origin::User } else { Origin::Admin },
+            origin: if written.is_some() {
+                Origin::User
+            } else {
+                Origin::Admin
+            },
             cgroup: Vec::new(),
             unit: Vec::new(),
             use_: written
@@ -97,7 +110,12 @@ fn decision(pinned: &Pinned, saved: &Saved, entry: PolicyEntry) -> anyhow::Resul
         .iter()
         .find(|(_, index)| u32::from(index.0) == choice.domain)
         .map(|(name, _)| name.to_string());
-    let name: Vec<u8> = domain.ifname.iter().copied().take_while(|byte| *byte != 0).collect();
+    let name: Vec<u8> = domain
+        .ifname
+        .iter()
+        .copied()
+        .take_while(|byte| *byte != 0)
+        .collect();
     view.interface = Some(String::from_utf8_lossy(&name).into_owned());
     if domain.flags & steer_common::domain_flags::IPV4 != 0 {
         view.source4 = Some(std::net::Ipv4Addr::from(domain.source4).to_string());

@@ -77,7 +77,9 @@ impl Runs {
             .cloned()
             .collect();
         for name in ready {
-            let Some(waiting) = self.waiting.remove(&name) else { continue };
+            let Some(waiting) = self.waiting.remove(&name) else {
+                continue;
+            };
             let reply = self.enter(&waiting).map(|()| {
                 Reply::Run(RunReply {
                     cgroup: waiting.path.clone(),
@@ -265,7 +267,10 @@ impl Daemon {
     /// Ends the run of a place as soon as nobody is in it.
     pub(super) fn watch_run(&mut self, directory: &Path) {
         if let Err(error) = self.runs.watch.add(directory) {
-            warn!("{}: its policy stays until the agent is started again", chain(&error));
+            warn!(
+                "{}: its policy stays until the agent is started again",
+                chain(&error)
+            );
         }
         // Nobody tells of a command that had ended before the watch was there.
         if !populated(directory) {

@@ -63,7 +63,10 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     let range = OwnRange {
         priorities: config.agent.rule_base..=config.agent.rule_base.saturating_add(RULE_SPAN),
         tables: config.agent.table_base
-            ..=config.agent.table_base.saturating_add(u32::from(config.agent.mark_mask.capacity())),
+            ..=config
+                .agent
+                .table_base
+                .saturating_add(u32::from(config.agent.mark_mask.capacity())),
     };
     let routing = Routing::open().await?;
     let mut watcher = Watcher::open(range).await?;
@@ -127,7 +130,9 @@ fn engine(
     state.memory = saved.memory;
     let mut engine = Engine::new(state);
     let own = tree.of_process(std::process::id().cast_signed())?;
-    let exempt = id_of(&own).map(|id| BTreeSet::from([id])).unwrap_or_default();
+    let exempt = id_of(&own)
+        .map(|id| BTreeSet::from([id]))
+        .unwrap_or_default();
     let root = tree.root_id()?;
     let known: Vec<Policy> = saved
         .policies

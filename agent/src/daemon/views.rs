@@ -31,7 +31,11 @@ impl Daemon {
                 Match::Cgroup(pattern) => cgroup.push(pattern.as_str().to_owned()),
                 Match::Unit(name) => unit.push(name.as_str().to_owned()),
                 Match::CgroupId(id) => cgroup.push(
-                    engine.state().cgroups.path(*id).unwrap_or_else(|| format!("(id {id}, gone)")),
+                    engine
+                        .state()
+                        .cgroups
+                        .path(*id)
+                        .unwrap_or_else(|| format!("(id {id}, gone)")),
                 ),
             }
         }
@@ -56,12 +60,15 @@ impl Daemon {
             saved: engine.state().config.policies.contains_key(&policy.name),
             cgroups: engine.cgroup_count(&policy.name) as u64,
             decision: self.decision_view(decision.as_ref()),
-            quarantined: engine.warnings().into_iter().find_map(|warning| match &warning {
-                Warning::Conflict { conflict, .. } if conflict.refused == policy.name => {
-                    Some(warning.to_string())
-                }
-                _ => None,
-            }),
+            quarantined: engine
+                .warnings()
+                .into_iter()
+                .find_map(|warning| match &warning {
+                    Warning::Conflict { conflict, .. } if conflict.refused == policy.name => {
+                        Some(warning.to_string())
+                    }
+                    _ => None,
+                }),
         }
     }
 
@@ -139,7 +146,12 @@ impl Daemon {
     pub(super) fn status_view(&self) -> StatusView {
         let state = self.engine.state();
         let is = self.reconciler.is();
-        let mut warnings: Vec<String> = self.engine.warnings().iter().map(ToString::to_string).collect();
+        let mut warnings: Vec<String> = self
+            .engine
+            .warnings()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         for (step, words) in self.reconciler.refused() {
             warnings.push(format!("the kernel refused {step:?}: {words}"));
         }
@@ -155,10 +167,23 @@ impl Daemon {
             agent_running: true,
             since: Some(humantime::format_rfc3339_seconds(self.started).to_string()),
             cgroup_root: self.tree.root().display().to_string(),
-            hooks: is.hooks.iter().map(|hook| program(*hook).to_string()).collect(),
-            guards: is.guards.iter().map(|index| self.interface(*index)).collect(),
+            hooks: is
+                .hooks
+                .iter()
+                .map(|hook| program(*hook).to_string())
+                .collect(),
+            guards: is
+                .guards
+                .iter()
+                .map(|index| self.interface(*index))
+                .collect(),
             policies: state.policies().map(|p| self.policy_view(p)).collect(),
-            domains: self.engine.domains().iter().map(|d| self.domain_view(d)).collect(),
+            domains: self
+                .engine
+                .domains()
+                .iter()
+                .map(|d| self.domain_view(d))
+                .collect(),
             counters,
             warnings,
         };
@@ -169,7 +194,10 @@ impl Daemon {
     /// Name of an interface; its index if it is gone.
     pub(super) fn interface(&self, index: IfIndex) -> String {
         let link = self.engine.state().network.links.get(&index);
-        link.map_or_else(|| format!("(index {index}, gone)"), |link| link.name.clone())
+        link.map_or_else(
+            || format!("(index {index}, gone)"),
+            |link| link.name.clone(),
+        )
     }
 
     pub(super) fn find_policy(&self, name: &str) -> Option<&Policy> {

@@ -117,12 +117,13 @@ impl RuleMessage {
                     rule.other_selector |=
                         (u32_at(value, 0), u32_at(value, 4)) != (Some(0), Some(u32::MAX));
                 }
-                fra::OIFNAME => rule.oif = Some(interface_name(value)?),
-                fra::IIFNAME
-                | fra::TUN_ID
-                | fra::L3MDEV
-                | fra::DSCP
-                | fra::FLOWLABEL => rule.other_selector = true,
+                fra::OIFNAME => {
+                    rule.oif = interface_name(value);
+                    rule.other_selector |= rule.oif.is_none();
+                }
+                fra::IIFNAME | fra::TUN_ID | fra::L3MDEV | fra::DSCP | fra::FLOWLABEL => {
+                    rule.other_selector = true;
+                }
                 _ => {}
             }
         }
@@ -152,16 +153,16 @@ impl RuleMessage {
             (action::UNREACHABLE, None, None) => RuleAction::Unreachable,
             _ => return None,
         };
-        let (protocol, udp_ports) = match (self.transport, self.source_ports, self.destination_ports)
-        {
-            (protocol, None, None) => (protocol, None),
-            (Some(UDP), Some((source, s)), Some((destination, d)))
-                if source == s && destination == d =>
-            {
-                (None, Some((source, destination)))
-            }
-            _ => return None,
-        };
+        let (protocol, udp_ports) =
+            match (self.transport, self.source_ports, self.destination_ports) {
+                (protocol, None, None) => (protocol, None),
+                (Some(UDP), Some((source, s)), Some((destination, d)))
+                    if source == s && destination == d =>
+                {
+                    (None, Some((source, destination)))
+                }
+                _ => return None,
+            };
         Some(Rule {
             family: self.family,
             priority: self.priority,
@@ -195,7 +196,7 @@ impl RuleMessage {
     }
 }
 
-/// A zero-terminated interface name.
+/// A zero-terminated interface name; `None` if a plan cannot state it.
 fn interface_name(value: &[u8]) -> Option<IfName> {
     let name = value.split(|byte| *byte == 0).next()?;
     IfName::new(std::str::from_utf8(name).ok()?)

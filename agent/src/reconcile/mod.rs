@@ -182,8 +182,9 @@ impl Reconciler {
             }
             Step::SetDomain(index, entry) => maps.domains.set(u32::from(index.0), entry)?,
             Step::ClearDomain(index) => {
-                maps.domains.set(u32::from(index.0), &DomainEntry::default())?;
-            },
+                maps.domains
+                    .set(u32::from(index.0), &DomainEntry::default())?;
+            }
             Step::SetChoice(id, entry) => maps.choices.set(id.0, entry)?,
             Step::ClearChoice(id) => maps.choices.set(id.0, &ChoiceEntry::default())?,
             Step::SetPolicy(id, entry) => maps.policies.set(id.0, entry)?,
@@ -209,14 +210,16 @@ impl Reconciler {
         let mut locals = BTreeMap::new();
         for (key, entry) in maps.locals4.entries()? {
             let address = Ipv4Addr::from(key.address);
-            if let Some(net) = prefix_len(key.prefix_len).and_then(|l| Ipv4Net::new(address, l).ok())
+            if let Some(net) =
+                prefix_len(key.prefix_len).and_then(|l| Ipv4Net::new(address, l).ok())
             {
                 locals.insert(IpNet::V4(net), local(&entry, false));
             }
         }
         for (key, entry) in maps.locals6.entries()? {
             let address = Ipv6Addr::from(key.address);
-            if let Some(net) = prefix_len(key.prefix_len).and_then(|l| Ipv6Net::new(address, l).ok())
+            if let Some(net) =
+                prefix_len(key.prefix_len).and_then(|l| Ipv6Net::new(address, l).ok())
             {
                 locals.insert(IpNet::V6(net), local(&entry, true));
             }
@@ -261,7 +264,10 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     words
 }
 
-fn keyed<K: Ord, N, V>(entries: impl IntoIterator<Item = (N, V)>, key: fn(N) -> K) -> BTreeMap<K, V> {
+fn keyed<K: Ord, N, V>(
+    entries: impl IntoIterator<Item = (N, V)>,
+    key: fn(N) -> K,
+) -> BTreeMap<K, V> {
     entries.into_iter().map(|(n, v)| (key(n), v)).collect()
 }
 
@@ -342,6 +348,16 @@ macro_rules! same_hooks {
 }
 
 same_hooks!(
-    SockCreate, Connect4, Connect6, Sendmsg4, Sendmsg6, PostBind4, PostBind6, Bind4, Bind6,
-    Setsockopt, CgroupMkdir, CgroupRmdir
+    SockCreate,
+    Connect4,
+    Connect6,
+    Sendmsg4,
+    Sendmsg6,
+    PostBind4,
+    PostBind6,
+    Bind4,
+    Bind6,
+    Setsockopt,
+    CgroupMkdir,
+    CgroupRmdir
 );

@@ -18,10 +18,12 @@ pub(crate) struct Api(BufReader<UnixStream>);
 impl Api {
     /// Connects.
     pub(crate) fn connect(lab: &Lab) -> Result<Self> {
-        let stream = lab.host().run(|| {
-            UnixStream::connect("/run/steer/agent.sock").context("connect to the agent")
-        })?;
-        stream.set_read_timeout(Some(PATIENCE)).context("limit the wait")?;
+        let stream = lab
+            .host()
+            .run(|| UnixStream::connect("/run/steer/agent.sock").context("connect to the agent"))?;
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .context("limit the wait")?;
         Ok(Self(BufReader::new(stream)))
     }
 
@@ -31,9 +33,14 @@ impl Api {
         let mut message = serde_json::to_vec(&json!({"method": method, "parameters": parameters}))
             .context("write a call")?;
         message.push(0);
-        self.0.get_mut().write_all(&message).context("send a call")?;
+        self.0
+            .get_mut()
+            .write_all(&message)
+            .context("send a call")?;
         let mut answer = Vec::new();
-        self.0.read_until(0, &mut answer).context("wait for an answer")?;
+        self.0
+            .read_until(0, &mut answer)
+            .context("wait for an answer")?;
         answer.pop();
         let mut answer: Value = serde_json::from_slice(&answer).context("read an answer")?;
         if let Some(error) = answer.get("error") {

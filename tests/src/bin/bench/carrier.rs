@@ -19,8 +19,13 @@ mod request {
 /// Sets `peer`, the far end of an uplink, down; returns the moment before.
 pub(crate) fn cut(peer: &Namespace) -> Result<Duration> {
     peer.run(|| {
-        let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
-            .context("open a socket")?;
+        let socket = socket(
+            AddressFamily::Inet,
+            SockType::Datagram,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .context("open a socket")?;
         // SAFETY: ifreq is plain data for which all zeroes are valid; zero flags mean down.
         let mut asked: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in asked.ifr_name.iter_mut().zip(b"peer") {

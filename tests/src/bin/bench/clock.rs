@@ -17,10 +17,16 @@ pub(crate) fn monotonic() -> Result<Duration> {
 }
 
 fn read(clock: libc::clockid_t) -> Result<Duration> {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: the structure lives through the call.
     let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
     Errno::result(result).context("read a clock")?;
     let seconds = time.tv_sec.try_into().context("seconds of a clock")?;
-    Ok(Duration::new(seconds, time.tv_nsec.try_into().context("nanoseconds of a clock")?))
+    Ok(Duration::new(
+        seconds,
+        time.tv_nsec.try_into().context("nanoseconds of a clock")?,
+    ))
 }

@@ -30,8 +30,7 @@ pub(crate) fn measure(extent: &Extent) -> Result<Failover> {
 
 fn losses(policies: usize, extent: &Extent) -> Result<Sample> {
     let lab = sites::laboratory()?;
-    let text = sites::many_policies(&lab, policies, extent.cgroups, &[STEERED, NEXT])?;
-    lab.configure(&text)?;
+    sites::configure_many(&lab, policies, extent.cgroups, &[STEERED, NEXT])?;
     let _agent = lab.start_agent()?;
     let mut worker = Worker::start(&lab, &sites::application(&lab)?, STEERED)?;
     let mut times = Vec::new();
@@ -51,5 +50,7 @@ fn wait_for(worker: &mut Worker, lab: &Lab, uplink: &str) -> Result<()> {
 }
 
 fn address(lab: &Lab, uplink: &str) -> Result<std::net::IpAddr> {
-    lab.uplink(uplink)?.address4().with_context(|| format!("{uplink} has no IPv4 address"))
+    lab.uplink(uplink)?
+        .address4()
+        .with_context(|| format!("{uplink} has no IPv4 address"))
 }

@@ -52,15 +52,14 @@ pub(crate) struct Loaded {
 /// Measures both.
 pub(crate) fn measure(extent: &Extent) -> Result<Load> {
     let lab = sites::laboratory()?;
-    let few = sites::many_policies(&lab, FEW, FEW, &[STEERED])?;
-    let few = loaded(&lab, &few, extent).context("few policies")?;
-    let many = sites::many_policies(&lab, extent.policies, extent.cgroups, &[STEERED])?;
-    let many = loaded(&lab, &many, extent).context("many policies")?;
+    sites::configure_many(&lab, FEW, FEW, &[STEERED])?;
+    let few = loaded(&lab, extent).context("few policies")?;
+    sites::configure_many(&lab, extent.policies, extent.cgroups, &[STEERED])?;
+    let many = loaded(&lab, extent).context("many policies")?;
     Ok(Load { few, many })
 }
 
-fn loaded(lab: &Lab, text: &str, extent: &Extent) -> Result<Loaded> {
-    lab.configure(text)?;
+fn loaded(lab: &Lab, extent: &Extent) -> Result<Loaded> {
     let (mut ready, mut again, mut memory, mut peak) = (vec![], vec![], vec![], vec![]);
     let (mut set, mut command, mut late) = (vec![], vec![], 0);
     for start in 0..extent.starts {
@@ -78,7 +77,15 @@ fn loaded(lab: &Lab, text: &str, extent: &Extent) -> Result<Loaded> {
     }
     let [ready, again, memory, peak, set, command] =
         [ready, again, memory, peak, set, command].map(Sample::new);
-    Ok(Loaded { ready, again, memory, peak, set, command, late })
+    Ok(Loaded {
+        ready,
+        again,
+        memory,
+        peak,
+        set,
+        command,
+        late,
+    })
 }
 
 fn again_in_force(lab: &Lab, times: &mut Vec<f64>) -> Result<()> {
@@ -133,16 +140,24 @@ fn set_by_command(lab: &Lab, target: &LabCgroup, count: usize) -> Result<Vec<f64
 }
 
 fn domain(turn: usize) -> &'static str {
-    if turn.is_multiple_of(2) { SECOND } else { STEERED }
+    if turn.is_multiple_of(2) {
+        SECOND
+    } else {
+        STEERED
+    }
 }
 
 /// A line of the agent's status, in megabytes (of a million bytes).
 fn megabytes(agent: &Agent<'_>, key: &str) -> Result<f64> {
     let path = format!("/proc/{}/status", agent.pid()?);
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
     let value = value.and_then(|value| value.trim().strip_suffix(" kB"));
-    let kilobytes: f64 = value.with_context(|| format!("no {key} in {path}"))?.parse()?;
+    let kilobytes: f64 = value
+        .with_context(|| format!("no {key} in {path}"))?
+        .parse()?;
     Ok(kilobytes * 1024.0 / 1e6)
 }
 

@@ -118,7 +118,17 @@ fn bench(extent: Extent) -> Result<()> {
     let packets = packets::measure(&extent)?;
     let load = load::measure(&extent)?;
     let failover = failover::measure(&extent)?;
-    let document = document::Document { extent, machine, packets, load, failover };
+    let document = document::Document {
+        extent,
+        machine,
+        packets,
+        load,
+        failover,
+    };
     print!("{document}");
-    if extent.document { document.write() } else { Ok(()) }
+    if extent.document {
+        document.write()
+    } else {
+        Ok(())
+    }
 }

@@ -30,6 +30,10 @@ pub(crate) mod subject {
     pub(crate) const BESIDE_MANY: usize = 6;
     /// The usual recipe.
     pub(crate) const RECIPE: usize = 7;
+    /// The agent runs and has no policy.
+    pub(crate) const IDLE: usize = 8;
+    /// The rules that one policy needs, without the agent.
+    pub(crate) const RULES: usize = 9;
 }
 
 /// What was measured.
@@ -53,9 +57,12 @@ pub(crate) fn measure(extent: &Extent) -> Result<Packets> {
     let nft = sites::laboratory()?;
     recipe::apply(&nft, &sites::application(&nft)?)?;
     let _ordinary = sites::with_policy(&ordinary, "")?;
+    let rules = sites::laboratory()?;
+    recipe::copy_rules(&ordinary, &rules)?;
+    let idle = sites::laboratory()?;
+    let _idle = idle.start_agent()?;
     let _strict = sites::with_policy(&strict, "strict = true")?;
-    let text = sites::many_policies(&many, extent.policies, extent.cgroups, &[STEERED])?;
-    many.configure(&text)?;
+    sites::configure_many(&many, extent.policies, extent.cgroups, &[STEERED])?;
     let _many = many.start_agent()?;
 
     let mut reference = Subject::other("the host without steer", &bare)?;
@@ -68,12 +75,21 @@ pub(crate) fn measure(extent: &Extent) -> Result<Packets> {
         Subject::steered("steered, many policies", &many)?,
         Subject::other("no policy, many elsewhere", &many)?,
         Subject::steered("the nft recipe", &nft)?,
+        Subject::other("the agent without any policy", &idle)?,
+        Subject::other("steer's routing rules alone", &rules)?,
     ];
     for index in [subject::STEERED, subject::STRICT, subject::MANY] {
         let Subject { name, worker } = &mut subjects[index];
         leaves_by(worker, &ordinary, STEERED).with_context(|| format!("process: {name}"))?;
     }
-    for index in [subject::CONTROL, subject::OTHER, subject::BESIDE_STRICT, subject::BESIDE_MANY] {
+    for index in [
+        subject::CONTROL,
+        subject::OTHER,
+        subject::BESIDE_STRICT,
+        subject::BESIDE_MANY,
+        subject::IDLE,
+        subject::RULES,
+    ] {
         let Subject { name, worker } = &mut subjects[index];
         leaves_by(worker, &bare, PLAIN).with_context(|| format!("process: {name}"))?;
     }
@@ -87,17 +103,24 @@ pub(crate) fn measure(extent: &Extent) -> Result<Packets> {
     ] {
         let pinned = Program::all(lab.host())?;
         for index in indices {
-            programs.push(programs::count(&mut subjects[index], &pinned)?);
+            programs.extend(programs::count(&mut subjects[index], &pinned)?);
         }
     }
     let names = subjects.iter().map(|subject| subject.name).collect();
-    Ok(Packets { names, costs, programs })
+    Ok(Packets {
+        names,
+        costs,
+        programs,
+    })
 }
 
 /// A flow that is not where it should be would be measured in vain.
 fn leaves_by(worker: &mut Worker, lab: &Lab, uplink: &str) -> Result<()> {
     let source: Option<IpAddr> = worker.source()?;
     let wanted = lab.uplink(uplink)?.address4();
-    ensure!(source == wanted, "flows should leave from {wanted:?}, not {source:?}");
+    ensure!(
+        source == wanted,
+        "flows should leave from {wanted:?}, not {source:?}"
+    );
     Ok(())
 }

@@ -10,7 +10,11 @@ use steer_tests::{Lab, LabCgroup, Namespace};
 /// Applies it to `cgroup` for the uplink `wlan0`.
 pub(crate) fn apply(lab: &Lab, cgroup: &LabCgroup) -> Result<()> {
     // nft looks for cgroups below /sys/fs/cgroup only; this is the laboratory's own mount namespace.
-    run(lab.host(), &["mount", "-t", "cgroup2", "none", "/sys/fs/cgroup"], "")?;
+    run(
+        lab.host(),
+        &["mount", "-t", "cgroup2", "none", "/sys/fs/cgroup"],
+        "",
+    )?;
     let path = cgroup.name();
     let level = path.split('/').count();
     let rules = format!(
@@ -27,9 +31,17 @@ pub(crate) fn apply(lab: &Lab, cgroup: &LabCgroup) -> Result<()> {
     );
     run(lab.host(), &["nft", "-f", "-"], &rules)?;
     for family in ["-4", "-6"] {
-        let gateway = if family == "-4" { "10.2.0.1" } else { "2001:db8:2::1" };
-        lab.ip(&[family, "rule", "add", "fwmark", "1", "table", "100", "priority", "100"])?;
-        let route = ["route", "add", "default", "via", gateway, "dev", "wlan0", "table", "100"];
+        let gateway = if family == "-4" {
+            "10.2.0.1"
+        } else {
+            "2001:db8:2::1"
+        };
+        lab.ip(&[
+            family, "rule", "add", "fwmark", "1", "table", "100", "priority", "100",
+        ])?;
+        let route = [
+            "route", "add", "default", "via", gateway, "dev", "wlan0", "table", "100",
+        ];
         lab.ip(&[&[family], &route[..]].concat())?;
     }
     Ok(())
@@ -44,6 +56,26 @@ pub(crate) fn drop_datagrams(peer: &Namespace) -> Result<()> {
             }
         }\n";
     run(peer, &["nft", "-f", "-"], rules)
+}
+
+/// Gives `to` the routing rules that the agent made at `from`, to see what they alone cost.
+pub(crate) fn copy_rules(from: &Lab, to: &Lab) -> Result<()> {
+    for family in ["-4", "-6"] {
+        let lines = from.ip(&[family, "rule", "list"])?;
+        for line in lines.lines() {
+            let (priority, rule) = line.split_once(':').context("a line of ip rule list")?;
+            if ["0", "32766", "32767"].contains(&priority) {
+                continue;
+            }
+            let words: Vec<&str> = rule
+                .split_whitespace()
+                .filter(|word| !word.starts_with('['))
+                .collect();
+            let start = [family, "rule", "add", "priority", priority];
+            to.ip(&[&start, &words[..]].concat())?;
+        }
+    }
+    Ok(())
 }
 
 fn run(namespace: &Namespace, command: &[&str], input: &str) -> Result<()> {
@@ -61,8 +93,15 @@ fn run(namespace: &Namespace, command: &[&str], input: &str) -> Result<()> {
         .context("standard input")?
         .write_all(input.as_bytes())
         .with_context(|| format!("write to {}", command[0]))?;
-    let output = child.wait_with_output().with_context(|| format!("wait for {}", command[0]))?;
+    let output = child
+        .wait_with_output()
+        .with_context(|| format!("wait for {}", command[0]))?;
     let words = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {}", command.join(" "), words.trim());
+    ensure!(
+        output.status.success(),
+        "{}: {}",
+        command.join(" "),
+        words.trim()
+    );
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! The configurations that are compared, each a laboratory of its own.
 
 use std::fmt::Write;
+use std::fs;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use steer_tests::{Agent, Lab, LabCgroup};
 
 use crate::recipe;
@@ -14,6 +15,9 @@ pub(crate) const PLAIN: &str = "eth0";
 pub(crate) const STEERED: &str = "wlan0";
 /// Name of the policy of the cgroup that is measured.
 pub(crate) const POLICY: &str = "app";
+
+/// Where further files are.
+const DROP_INS: &str = "/etc/steer/steer.d";
 
 /// A laboratory whose peers drop datagrams on arrival.
 pub(crate) fn laboratory() -> Result<Lab> {
@@ -41,25 +45,40 @@ pub(crate) fn with_policy<'lab>(lab: &'lab Lab, more: &str) -> Result<Agent<'lab
     lab.start_agent()
 }
 
-/// Text of a file with `count` policies, the application's among them, each for a cgroup of its own;
-/// the first `real` of these cgroups are made.
-pub(crate) fn many_policies(
+/// Policies in one drop-in file: the agent takes no file beyond 1 MiB.
+const PER_FILE: usize = 5000;
+
+/// Writes files with `count` policies, the application's among them, each for a cgroup of its own; the
+/// first `real` of these cgroups are made.
+pub(crate) fn configure_many(
     lab: &Lab,
     count: usize,
     real: usize,
     domains: &[&str],
-) -> Result<String> {
-    let mut text = section(POLICY, application(lab)?.name(), domains, "");
-    // A few thousand in a directory, as services and their users' applications are.
-    for number in 1..count {
-        let path = format!("slice{}/app{number}", number / 1000);
-        if number <= real {
-            lab.cgroup().child(&path)?;
+) -> Result<()> {
+    lab.configure(&section(POLICY, application(lab)?.name(), domains, ""))?;
+    lab.host().run(|| {
+        // What an earlier call wrote.
+        if fs::exists(DROP_INS)? {
+            fs::remove_dir_all(DROP_INS)?;
         }
-        let path = format!("{}/{path}", lab.cgroup().name());
-        text.push_str(&section(&format!("app{number}"), &path, domains, ""));
+        fs::create_dir(DROP_INS).with_context(|| format!("make {DROP_INS}"))
+    })?;
+    let numbers: Vec<usize> = (1..count).collect();
+    for numbers in numbers.chunks(PER_FILE) {
+        let mut text = String::new();
+        for number in numbers {
+            // A thousand in a directory, as services and their users' applications may be.
+            let path = format!("slice{}/app{number}", number / 1000);
+            if *number <= real {
+                lab.cgroup().child(&path)?;
+            }
+            let path = format!("{}/{path}", lab.cgroup().name());
+            text.push_str(&section(&format!("app{number}"), &path, domains, ""));
+        }
+        lab.write_file(&format!("{DROP_INS}/{:06}.toml", numbers[0]), &text)?;
     }
-    Ok(text)
+    Ok(())
 }
 
 fn section(policy: &str, cgroup: &str, domains: &[&str], more: &str) -> String {
@@ -81,11 +100,17 @@ pub(crate) struct Subject {
 impl Subject {
     /// A process that leaves by the domain that its policy names.
     pub(crate) fn steered(name: &'static str, lab: &Lab) -> Result<Self> {
-        Ok(Self { name, worker: Worker::start(lab, &application(lab)?, STEERED)? })
+        Ok(Self {
+            name,
+            worker: Worker::start(lab, &application(lab)?, STEERED)?,
+        })
     }
 
     /// A process without a policy.
     pub(crate) fn other(name: &'static str, lab: &Lab) -> Result<Self> {
-        Ok(Self { name, worker: Worker::start(lab, &other(lab)?, PLAIN)? })
+        Ok(Self {
+            name,
+            worker: Worker::start(lab, &other(lab)?, PLAIN)?,
+        })
     }
 }

@@ -20,7 +20,10 @@ impl Sample {
             reason = "a share of a small length"
         )]
         let index = (self.0.len() as f64 * share).ceil() as usize;
-        self.0.get(index.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+        self.0
+            .get(index.saturating_sub(1))
+            .copied()
+            .unwrap_or(f64::NAN)
     }
 
     /// The middle.

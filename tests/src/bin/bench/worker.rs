@@ -38,9 +38,9 @@ impl Worker {
     /// leaves by another fails instead of being measured.
     pub(crate) fn start(lab: &Lab, cgroup: &LabCgroup, uplink: &str) -> Result<Self> {
         // Made by this process, so that the server's end belongs to no policy.
-        let listener = lab.peer(uplink)?.run(|| {
-            TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).context("open a TCP server")
-        })?;
+        let listener = lab
+            .peer(uplink)?
+            .run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).context("open a TCP server"))?;
         let descriptor = listener.as_raw_fd();
         let program = std::env::current_exe().context("find the running program")?;
         let mut command = lab.host().command(program);
@@ -61,19 +61,34 @@ impl Worker {
             .spawn()
             .context("start a worker")?;
         let input = child.stdin.take().context("the worker's standard input")?;
-        let output = BufReader::new(child.stdout.take().context("the worker's standard output")?);
-        Ok(Self { child, input: Some(input), output })
+        let output = BufReader::new(
+            child
+                .stdout
+                .take()
+                .context("the worker's standard output")?,
+        );
+        Ok(Self {
+            child,
+            input: Some(input),
+            output,
+        })
     }
 
     /// Sends a burst and returns the CPU time of one unit, in nanoseconds.
     pub(crate) fn burst(&mut self, workload: Workload) -> Result<f64> {
-        self.perform(workload.name())?.parse().context("a worker's answer")
+        self.perform(workload.name())?
+            .parse()
+            .context("a worker's answer")
     }
 
     /// The source that a flow to the server would have now.
     pub(crate) fn source(&mut self) -> Result<Option<IpAddr>> {
         let answer = self.perform("source")?;
-        if answer == "none" { Ok(None) } else { Ok(Some(answer.parse().context("a source")?)) }
+        if answer == "none" {
+            Ok(None)
+        } else {
+            Ok(Some(answer.parse().context("a source")?))
+        }
     }
 
     /// Tells it to open flows until one has `source`; [`Worker::when`] says when that was.
@@ -96,13 +111,18 @@ impl Worker {
     }
 
     fn tell(&mut self, command: &str) -> Result<()> {
-        let input = self.input.as_mut().context("the worker was told to finish")?;
+        let input = self
+            .input
+            .as_mut()
+            .context("the worker was told to finish")?;
         writeln!(input, "{command}").context("write to a worker")
     }
 
     fn answer(&mut self) -> Result<String> {
         let mut line = String::new();
-        self.output.read_line(&mut line).context("read from a worker")?;
+        self.output
+            .read_line(&mut line)
+            .context("read from a worker")?;
         ensure!(!line.is_empty(), "a worker ended");
         Ok(line.trim_end().to_owned())
     }
@@ -119,7 +139,9 @@ impl Drop for Worker {
 
 /// A worker's life: a command a line, an answer a line.
 pub(crate) fn serve(arguments: &[String]) -> Result<()> {
-    let [descriptor] = arguments else { bail!("a worker is started by the bench only") };
+    let [descriptor] = arguments else {
+        bail!("a worker is started by the bench only")
+    };
     let descriptor: i32 = descriptor.parse().context("the listener's descriptor")?;
     // SAFETY: the bench left this descriptor open for the worker alone.
     let listener = TcpListener::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
@@ -154,7 +176,10 @@ fn watch(source: IpAddr) -> Result<Duration> {
         if source_now(SERVER4)? == Some(source) {
             return monotonic();
         }
-        ensure!(Instant::now() < end, "no flow from {source} within {PATIENCE:?}");
+        ensure!(
+            Instant::now() < end,
+            "no flow from {source} within {PATIENCE:?}"
+        );
         // The agent may need this CPU.
         std::thread::sleep(RESOLUTION);
     }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, sendto, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, sendto, setsockopt,
+    socket, sockopt,
 };
 use steer_tests::{SERVER4, SERVER6};
 
@@ -35,8 +36,12 @@ pub(crate) enum Workload {
 
 impl Workload {
     /// All of them.
-    pub(crate) const ALL: [Self; 4] =
-        [Self::UdpConnected, Self::UdpUnconnected, Self::Tcp, Self::Tcp6];
+    pub(crate) const ALL: [Self; 4] = [
+        Self::UdpConnected,
+        Self::UdpUnconnected,
+        Self::Tcp,
+        Self::Tcp6,
+    ];
 
     /// As the worker's commands name it.
     pub(crate) fn name(self) -> &'static str {
@@ -60,7 +65,9 @@ impl Workload {
 
     /// The workload of that name.
     pub(crate) fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|workload| workload.name() == name)
+        Self::ALL
+            .into_iter()
+            .find(|workload| workload.name() == name)
     }
 
     /// Units in a burst: about two milliseconds.
@@ -68,6 +75,14 @@ impl Workload {
         match self {
             Self::UdpConnected | Self::UdpUnconnected => 2000,
             Self::Tcp | Self::Tcp6 => 3 * BATCH,
+        }
+    }
+
+    /// Units that a burst really does, those that warm the caches included.
+    pub(crate) fn sent(self) -> usize {
+        match self {
+            Self::UdpConnected | Self::UdpUnconnected => self.burst() + self.burst() / 10,
+            Self::Tcp | Self::Tcp6 => self.burst() + BATCH / 4,
         }
     }
 
@@ -135,7 +150,10 @@ fn batch(
     for _ in 0..count {
         let client = open(server, SockType::Stream)?;
         // Closed by RST, so that ports do not run out.
-        let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+        let at_once = libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
         setsockopt(&client, sockopt::Linger, &at_once).context("set SO_LINGER")?;
         connect(client.as_raw_fd(), target).context("connect")?;
         clients.push(client);
@@ -152,7 +170,11 @@ fn batch(
 
 /// A socket of `address`'s family.
 pub(crate) fn open(address: IpAddr, kind: SockType) -> Result<OwnedFd> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let family = if address.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    };
     socket(family, kind, SockFlag::SOCK_CLOEXEC, None).context("open a socket")
 }
 
@@ -167,7 +189,9 @@ fn each(spent: Duration, count: usize) -> f64 {
 pub(crate) fn source_now(server: IpAddr) -> Result<Option<IpAddr>> {
     let socket = std::net::UdpSocket::from(open(server, SockType::Datagram)?);
     match socket.connect((server, DATAGRAM_PORT)) {
-        Ok(()) => Ok(Some(socket.local_addr().context("ask for the source")?.ip())),
+        Ok(()) => Ok(Some(
+            socket.local_addr().context("ask for the source")?.ip(),
+        )),
         Err(error) => match error.raw_os_error() {
             Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN) => Ok(None),
             _ => bail!("connect to {server}: {error}"),

@@ -18,7 +18,10 @@ pub(crate) fn send(
 ) -> Result<(), Errno> {
     let to = to.map(SockaddrStorage::from);
     let mut control = control_buffer(is_ipv6, extras);
-    let part = libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() };
+    let part = libc::iovec {
+        iov_base: payload.as_ptr().cast_mut().cast(),
+        iov_len: payload.len(),
+    };
     // SAFETY: msghdr is plain data for which all zeroes are valid.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = (&raw const part).cast_mut();
@@ -41,7 +44,12 @@ pub(crate) fn send(
 fn control_buffer(is_ipv6: bool, extras: Extras) -> Vec<u64> {
     let mut bytes = Vec::new();
     if let Some(mark) = extras.mark {
-        append(&mut bytes, libc::SOL_SOCKET, libc::SO_MARK, &mark.to_ne_bytes());
+        append(
+            &mut bytes,
+            libc::SOL_SOCKET,
+            libc::SO_MARK,
+            &mark.to_ne_bytes(),
+        );
     }
     if extras.interface != 0 || extras.source.is_some() {
         let index = extras.interface.to_ne_bytes();

@@ -68,7 +68,9 @@ fn run(kind: &str, family: &str) -> Result<()> {
     let mut probe = Probe::new(lines);
     probe.perform(&format!("open {kind} {family}"))?;
     while let Some(line) = probe.next_line() {
-        probe.perform(&line).with_context(|| format!("operation {line:?}"))?;
+        probe
+            .perform(&line)
+            .with_context(|| format!("operation {line:?}"))?;
     }
     Ok(())
 }

@@ -64,10 +64,16 @@ impl Operation {
         let mut words = line.split_whitespace();
         let verb = words.next().context("an empty line is no operation")?;
         let rest: Vec<&str> = words.collect();
-        let one = || rest.first().copied().with_context(|| format!("{verb} needs an argument"));
+        let one = || {
+            rest.first()
+                .copied()
+                .with_context(|| format!("{verb} needs an argument"))
+        };
         Ok(match verb {
             "open" => {
-                let [kind, family] = rest[..] else { bail!("open needs a kind and a family") };
+                let [kind, family] = rest[..] else {
+                    bail!("open needs a kind and a family")
+                };
                 Self::Open(parse_kind(kind)?, parse_family(family)?)
             }
             "set" => {
@@ -113,8 +119,11 @@ fn parse_family(word: &str) -> Result<Family> {
 
 fn parse_message(words: &[&str], family: Family) -> Result<Message> {
     let (token, rest) = words.split_first().context("a token is missing")?;
-    let mut message =
-        Message { token: (*token).to_owned(), to: None, extras: Extras::default() };
+    let mut message = Message {
+        token: (*token).to_owned(),
+        to: None,
+        extras: Extras::default(),
+    };
     for word in rest {
         match word.split_once('=') {
             None => message.to = Some(parse_address(word, family)?),

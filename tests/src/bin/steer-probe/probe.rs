@@ -55,7 +55,11 @@ impl Probe {
     pub(crate) fn perform(&mut self, line: &str) -> Result<()> {
         let operation = Operation::parse(line, self.family)?;
         let mut report = Report {
-            op: line.split_whitespace().next().unwrap_or_default().to_owned(),
+            op: line
+                .split_whitespace()
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
             ..Report::default()
         };
         let result = self.attempt(operation, &mut report)?;
@@ -68,7 +72,10 @@ impl Probe {
             report.local = socket::local(socket);
             report.mark = socket::mark(socket);
         }
-        println!("{}", serde_json::to_string(&report).context("write a report")?);
+        println!(
+            "{}",
+            serde_json::to_string(&report).context("write a report")?
+        );
         Ok(())
     }
 
@@ -139,7 +146,13 @@ impl Probe {
             self.connected = Some(to);
         }
         // A connect that outlasts SO_SNDTIMEO ends with EINPROGRESS: socket(7).
-        Ok(result.map_err(|e| if e == Errno::EINPROGRESS { Errno::ETIMEDOUT } else { e }))
+        Ok(result.map_err(|e| {
+            if e == Errno::EINPROGRESS {
+                Errno::ETIMEDOUT
+            } else {
+                e
+            }
+        }))
     }
 
     fn post(&self, message: &Message) -> Attempt {
@@ -150,7 +163,10 @@ impl Probe {
             Kind::Udp => token.clone().into_bytes(),
             Kind::Ping | Kind::Raw => wire::echo(is_ipv6, self.echo_id(), token.as_bytes()),
             Kind::RawUdp => {
-                let port = to.or(self.connected).context("raw-udp needs a destination")?.port();
+                let port = to
+                    .or(self.connected)
+                    .context("raw-udp needs a destination")?
+                    .port();
                 wire::udp(40_000, port, token.as_bytes())
             }
             Kind::Header | Kind::Packet => self.whole_packet(message)?,
@@ -160,15 +176,19 @@ impl Probe {
         }
         // A raw socket's destination has no port; IPv6 refuses one that is not the protocol's.
         let to = match self.kind {
-            Kind::Raw | Kind::RawUdp | Kind::Header => {
-                to.map(|mut to| {
-                    to.set_port(0);
-                    to
-                })
-            }
+            Kind::Raw | Kind::RawUdp | Kind::Header => to.map(|mut to| {
+                to.set_port(0);
+                to
+            }),
             _ => *to,
         };
-        Ok(control::send(self.socket()?, &payload, to, is_ipv6, *extras))
+        Ok(control::send(
+            self.socket()?,
+            &payload,
+            to,
+            is_ipv6,
+            *extras,
+        ))
     }
 
     fn echo_id(&self) -> u16 {
@@ -184,24 +204,13 @@ impl Probe {
     }
 
     fn post_frame(&self, ip: &[u8]) -> Attempt {
-        let device = self.device.as_deref().context("packet needs: set device=IF")?;
+        let device = self
+            .device
+            .as_deref()
+            .context("packet needs: set device=IF")?;
         let frame = wire::frame(ip);
-        // SAFETY: sockaddr_ll is plain data for which all zeroes are valid.
-        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        to.sll_family = libc::AF_PACKET as u16;
-        to.sll_ifindex = socket::packet_index(device)?;
-        // SAFETY: frame and address live through the call and have the lengths given.
-        let sent = unsafe {
-            libc::sendto(
-                self.socket()?.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                0,
-                (&raw const to).cast(),
-                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-            )
-        };
-        Ok(Errno::result(sent).map(drop))
+        let index = socket::packet_index(device)?;
+        Ok(steer_tests::send_frame(self.socket()?, index, &frame))
     }
 
     fn exchange(&self, message: &Message, report: &mut Report) -> Attempt {
@@ -209,7 +218,7 @@ impl Probe {
             return Ok(Err(errno));
         }
         let end = Instant::now() + self.timeout;
-        let mut buffer = [0; 65_536];
+        let mut buffer = [0; 8192];
         let mut pending = Vec::new();
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -241,7 +250,9 @@ impl Probe {
             };
             return icmp.first() == Some(&reply) && icmp.get(8..) == Some(token.as_bytes());
         }
-        let Ok(answer) = serde_json::from_slice::<Answer>(received) else { return false };
+        let Ok(answer) = serde_json::from_slice::<Answer>(received) else {
+            return false;
+        };
         if answer.token != token {
             return false;
         }
@@ -286,7 +297,10 @@ impl Probe {
         while !self.line_waits() {
             report.tried += 1;
             let token = format!("{}-{};", message.token, report.tried);
-            let one = Message { token, ..message.clone() };
+            let one = Message {
+                token,
+                ..message.clone()
+            };
             if self.post(&one)?.is_err() {
                 report.failed += 1;
             }
@@ -318,7 +332,11 @@ impl Probe {
         if let Err(errno) = self.connect(to)? {
             return Ok(Err(errno));
         }
-        let message = Message { token, to: None, extras: Extras::default() };
+        let message = Message {
+            token,
+            to: None,
+            extras: Extras::default(),
+        };
         self.exchange(&message, &mut Report::default())
     }
 
@@ -338,7 +356,9 @@ impl Probe {
 }
 
 fn answer(peer: Option<SocketAddr>, token: &[u8]) -> Result<Vec<u8>> {
-    let Some(seen) = peer else { bail!("a peer without an address") };
+    let Some(seen) = peer else {
+        bail!("a peer without an address")
+    };
     let answer = Answer {
         uplink: "host".to_owned(),
         seen: SocketAddr::new(seen.ip().to_canonical(), seen.port()),

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::sys::time::{TimeVal, TimeValLike};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, getsockname, getsockopt,
     socket, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::operation::{Family, Kind, interface, parse_number};
 
@@ -22,7 +22,11 @@ pub(crate) fn open(kind: Kind, family: Family) -> Result<OwnedFd, Errno> {
         _ if is_ipv6 => AddressFamily::Inet6,
         _ => AddressFamily::Inet,
     };
-    let icmp = if is_ipv6 { SockProtocol::IcmpV6 } else { SockProtocol::Icmp };
+    let icmp = if is_ipv6 {
+        SockProtocol::IcmpV6
+    } else {
+        SockProtocol::Icmp
+    };
     let (style, protocol) = match kind {
         Kind::Tcp => (SockType::Stream, None),
         Kind::Udp => (SockType::Datagram, None),
@@ -43,9 +47,7 @@ pub(crate) fn open(kind: Kind, family: Family) -> Result<OwnedFd, Errno> {
 
 /// Limits `connect`, sending and receiving.
 pub(crate) fn set_timeout(socket: &OwnedFd, limit: Duration) -> Result<(), Errno> {
-    let limit = TimeVal::microseconds(
-        i64::try_from(limit.as_micros()).map_err(|_| Errno::EINVAL)?,
-    );
+    let limit = TimeVal::microseconds(i64::try_from(limit.as_micros()).map_err(|_| Errno::EINVAL)?);
     nix::sys::socket::setsockopt(socket, sockopt::SendTimeout, &limit)?;
     nix::sys::socket::setsockopt(socket, sockopt::ReceiveTimeout, &limit)
 }
@@ -53,28 +55,53 @@ pub(crate) fn set_timeout(socket: &OwnedFd, limit: Duration) -> Result<(), Errno
 /// Sets an option by its name in the probe's language; the inner result is the kernel's.
 pub(crate) fn set(socket: &OwnedFd, key: &str, value: &str) -> Result<Result<(), Errno>> {
     Ok(match key {
-        "mark" => integer(socket, libc::SOL_SOCKET, libc::SO_MARK, parse_number(value)?),
+        "mark" => integer(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_MARK,
+            parse_number(value)?,
+        ),
         "device" => {
             let name = [value.as_bytes(), &[0]].concat();
             option(socket, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, &name)
         }
-        "ifindex" => {
-            integer(socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, interface(value)?)
-        }
-        "broadcast" => integer(socket, libc::SOL_SOCKET, libc::SO_BROADCAST, parse_number(value)?),
-        "qdisc-bypass" => {
-            integer(socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, parse_number(value)?)
-        }
+        "ifindex" => integer(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_BINDTOIFINDEX,
+            interface(value)?,
+        ),
+        "broadcast" => integer(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_BROADCAST,
+            parse_number(value)?,
+        ),
+        "qdisc-bypass" => integer(
+            socket,
+            libc::SOL_PACKET,
+            libc::PACKET_QDISC_BYPASS,
+            parse_number(value)?,
+        ),
         // The index is in network byte order, unlike any other: ip(7).
-        "unicast-if" if is_ipv6(socket) => {
-            integer(socket, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_IF, interface(value)?.to_be())
-        }
-        "unicast-if" => {
-            integer(socket, libc::IPPROTO_IP, libc::IP_UNICAST_IF, interface(value)?.to_be())
-        }
-        "multicast-if" if is_ipv6(socket) => {
-            integer(socket, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF, interface(value)?)
-        }
+        "unicast-if" if is_ipv6(socket) => integer(
+            socket,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_UNICAST_IF,
+            interface(value)?.to_be(),
+        ),
+        "unicast-if" => integer(
+            socket,
+            libc::IPPROTO_IP,
+            libc::IP_UNICAST_IF,
+            interface(value)?.to_be(),
+        ),
+        "multicast-if" if is_ipv6(socket) => integer(
+            socket,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MULTICAST_IF,
+            interface(value)?,
+        ),
         "multicast-if" => {
             // struct ip_mreqn: group, address, index.
             let request = [[0; 4], [0; 4], interface(value)?.to_ne_bytes()].concat();
@@ -101,7 +128,13 @@ fn option(socket: &OwnedFd, level: i32, name: i32, value: &[u8]) -> Result<(), E
     let length = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::EINVAL)?;
     // SAFETY: the value lives through the call and has the length given.
     let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), length)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            value.as_ptr().cast(),
+            length,
+        )
     };
     Errno::result(result).map(drop)
 }
@@ -126,7 +159,9 @@ pub(crate) fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
     if let Some(v4) = storage.as_sockaddr_in() {
         return Some(SocketAddr::V4((*v4).into()));
     }
-    storage.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into()))
+    storage
+        .as_sockaddr_in6()
+        .map(|v6| SocketAddr::V6((*v6).into()))
 }
 
 /// Waits until `socket` can be read, at most `limit`.
@@ -134,7 +169,10 @@ pub(crate) fn wait_readable(socket: &OwnedFd, limit: Duration) -> Result<(), Err
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::os::fd::AsFd;
     let timeout = PollTimeout::try_from(limit).map_err(|_| Errno::EINVAL)?;
-    match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout)? {
+    match poll(
+        &mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)],
+        timeout,
+    )? {
         0 => Err(Errno::ETIMEDOUT),
         _ => Ok(()),
     }

@@ -59,7 +59,11 @@ pub(crate) fn ip(source: IpAddr, destination: IpAddr, udp: &[u8]) -> Option<Vec<
 
 /// An Ethernet frame to everyone with an IP packet inside.
 pub(crate) fn frame(ip: &[u8]) -> Vec<u8> {
-    let ethertype: u16 = if ip.first().is_some_and(|byte| byte >> 4 == 6) { 0x86dd } else { 0x0800 };
+    let ethertype: u16 = if ip.first().is_some_and(|byte| byte >> 4 == 6) {
+        0x86dd
+    } else {
+        0x0800
+    };
     let mut frame = vec![0xff; 6];
     frame.extend([0x02, 0x5e, 0, 0, 0, 0xfe]);
     frame.extend(ethertype.to_be_bytes());
@@ -76,7 +80,10 @@ fn checksum(bytes: &[u8]) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    #[expect(clippy::cast_possible_truncation, reason = "folded to sixteen bits above")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "folded to sixteen bits above"
+    )]
     let folded = sum as u16;
     !folded
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use steer_tests::report::{DISCARD_PORT, ECHO_PORT, Report};
-use steer_tests::{Agent, Family, Kind, Lab, LabCgroup, Probe, matrix};
+use steer_tests::{Agent, Family, Kind, Lab, LabCgroup, Probe, conformance, matrix};
 
 fn strict(lab: &Lab) -> Result<(Agent<'_>, LabCgroup)> {
     let agent = lab.start_agent()?;
@@ -98,7 +98,10 @@ fn another_domains_address_cannot_be_bound() -> Result<()> {
             nothing_elsewhere(&lab, target, &format!("{kind:?} {family:?}"), &reports)?;
         }
     }
-    Ok(())
+    conformance::row(
+        "LIN-3",
+        "a strict policy refuses to bind another domain's address",
+    )
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 use super::connection::{Connection, refuse};
 use super::error::ApiError;
 use super::methods::{Reply, Request};
+use crate::cgroup::process;
 
 /// How long to leave the socket alone after a failed accept: what is missing (file descriptors,
 /// memory) does not come back at once.
@@ -222,7 +223,7 @@ fn identify(stream: &UnixStream) -> io::Result<Caller> {
         Ok(pidfd) => pidfd,
         // Before Linux 6.5 (7b26952a91cf): by number. The number may be another process' by now,
         // if the peer has ended; it is then one that root's process had, and nobody waits.
-        Err(nix::Error::ENOPROTOOPT) => pidfd_open(peer.pid())?,
+        Err(nix::Error::ENOPROTOOPT) => process::open(peer.pid())?,
         Err(e) => return Err(e.into()),
     };
     Ok(Caller {
@@ -231,15 +232,4 @@ fn identify(stream: &UnixStream) -> io::Result<Caller> {
         gid: peer.gid(),
         pidfd: Arc::new(pidfd),
     })
-}
-
-fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: the call takes two numbers and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: the kernel just gave us this descriptor; nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

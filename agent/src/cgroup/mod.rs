@@ -1,6 +1,7 @@
 //! The cgroup tree: where it is mounted, what is in it, and places for processes.
 
 mod placement;
+pub mod process;
 mod watch;
 
 use std::fs;

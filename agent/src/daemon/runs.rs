@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use steer_core::cgroups::CgroupChange;
 use steer_core::engine::Engine;
 use steer_core::name::Name;
@@ -23,7 +22,7 @@ use super::views::candidates;
 use crate::api::error::ApiError;
 use crate::api::methods::{Reply, Run, RunReply};
 use crate::api::server::Caller;
-use crate::cgroup::{self, EmptyWatch, Place, Placement, populated};
+use crate::cgroup::{self, EmptyWatch, Place, Placement, populated, process};
 use crate::reconcile::chain;
 
 /// Where an answer goes.
@@ -114,13 +113,13 @@ impl Runs {
         let gone = || ApiError::Failed {
             reason: "the calling process has ended".to_owned(),
         };
-        if has_ended(&waiting.process) {
+        if process::has_ended(&waiting.process) {
             return Err(gone());
         }
         self.placement
             .enter(&waiting.place, waiting.pid)
             .map_err(|e| failed(&e))?;
-        if has_ended(&waiting.process) {
+        if process::has_ended(&waiting.process) {
             return Err(gone());
         }
         Ok(())
@@ -135,12 +134,6 @@ fn failed(error: &dyn std::error::Error) -> ApiError {
     ApiError::Failed {
         reason: chain(error),
     }
-}
-
-/// A pidfd is readable once its process has ended (pidfd_open(2)).
-fn has_ended(process: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 impl Daemon {

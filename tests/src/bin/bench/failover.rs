@@ -31,7 +31,7 @@ pub(crate) fn measure(extent: &Extent) -> Result<Failover> {
 fn losses(policies: usize, extent: &Extent) -> Result<Sample> {
     let lab = sites::laboratory()?;
     sites::configure_many(&lab, policies, extent.cgroups, &[STEERED, NEXT])?;
-    let _agent = lab.start_agent()?;
+    let _agent = sites::start_agent(&lab)?;
     let mut worker = Worker::start(&lab, &sites::application(&lab)?, STEERED)?;
     let mut times = Vec::new();
     for _ in 0..extent.losses {

@@ -4,20 +4,18 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::json;
-use steer_tests::{Agent, Lab, LabCgroup, wait};
+use steer_tests::{Agent, Lab, LabCgroup};
 
 use crate::Extent;
 use crate::api::Api;
-use crate::sites::{self, POLICY, STEERED};
+use crate::sites::{self, STEERED};
 use crate::statistics::Sample;
 use crate::worker::Worker;
 
 /// How many policies are few.
 pub(crate) const FEW: usize = 10;
-/// Longer than any start takes.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// The other domain that a policy is set to.
 const SECOND: &str = "wwan0";
 
@@ -93,20 +91,10 @@ fn again_in_force(lab: &Lab, times: &mut Vec<f64>) -> Result<()> {
 }
 
 fn start_agent<'lab>(lab: &'lab Lab, times: &mut Vec<f64>) -> Result<Agent<'lab>> {
-    let mut agent = lab.agent()?;
     let start = Instant::now();
-    agent.spawn()?;
-    let ready = wait::until_within(PATIENCE, "the policy's decision", || Ok(decided(lab).ok()));
-    ready.with_context(|| format!("the agent's log:\n{}", agent.log()))?;
+    let agent = sites::start_agent(lab)?;
     times.push(milliseconds(start.elapsed()));
     Ok(agent)
-}
-
-fn decided(lab: &Lab) -> Result<()> {
-    let shown = Api::connect(lab)?.call("ShowPolicy", &json!({ "name": POLICY }))?;
-    let verdict = &shown["policy"]["decision"]["verdict"];
-    ensure!(verdict == "steer", "the verdict is {verdict}");
-    Ok(())
 }
 
 fn set_by_call(lab: &Lab, target: &LabCgroup, count: usize) -> Result<(Vec<f64>, usize)> {

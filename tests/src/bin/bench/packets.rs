@@ -63,7 +63,7 @@ pub(crate) fn measure(extent: &Extent) -> Result<Packets> {
     let _idle = idle.start_agent()?;
     let _strict = sites::with_policy(&strict, "strict = true")?;
     sites::configure_many(&many, extent.policies, extent.cgroups, &[STEERED])?;
-    let _many = many.start_agent()?;
+    let _many = sites::start_agent(&many)?;
 
     let mut reference = Subject::other("the host without steer", &bare)?;
     let mut subjects = vec![

@@ -2,10 +2,13 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use steer_tests::{Agent, Lab, LabCgroup};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use steer_tests::{Agent, Lab, LabCgroup, wait};
 
+use crate::api::Api;
 use crate::recipe;
 use crate::worker::Worker;
 
@@ -16,6 +19,8 @@ pub(crate) const STEERED: &str = "wlan0";
 /// Name of the policy of the cgroup that is measured.
 pub(crate) const POLICY: &str = "app";
 
+/// Longer than any start takes.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Where further files are.
 const DROP_INS: &str = "/etc/steer/steer.d";
 
@@ -42,7 +47,23 @@ pub(crate) fn other(lab: &Lab) -> Result<LabCgroup> {
 pub(crate) fn with_policy<'lab>(lab: &'lab Lab, more: &str) -> Result<Agent<'lab>> {
     let name = application(lab)?.name().to_owned();
     lab.configure(&section(POLICY, &name, &[STEERED], more))?;
-    lab.start_agent()
+    start_agent(lab)
+}
+
+/// Starts the agent and waits for the decision of the application's policy.
+pub(crate) fn start_agent(lab: &Lab) -> Result<Agent<'_>> {
+    let mut agent = lab.agent()?;
+    agent.spawn()?;
+    let ready = wait::until_within(PATIENCE, "the policy's decision", || Ok(decided(lab).ok()));
+    ready.with_context(|| format!("the agent's log:\n{}", agent.log()))?;
+    Ok(agent)
+}
+
+fn decided(lab: &Lab) -> Result<()> {
+    let shown = Api::connect(lab)?.call("ShowPolicy", &json!({ "name": POLICY }))?;
+    let verdict = &shown["policy"]["decision"]["verdict"];
+    ensure!(verdict == "steer", "the verdict is {verdict}");
+    Ok(())
 }
 
 /// Policies in one drop-in file: the agent takes no file beyond 1 MiB.
@@ -50,12 +71,7 @@ const PER_FILE: usize = 5000;
 
 /// Writes files with `count` policies, the application's among them, each for a cgroup of its own; the
 /// first `real` of these cgroups are made.
-pub(crate) fn configure_many(
-    lab: &Lab,
-    count: usize,
-    real: usize,
-    domains: &[&str],
-) -> Result<()> {
+pub(crate) fn configure_many(lab: &Lab, count: usize, real: usize, domains: &[&str]) -> Result<()> {
     lab.configure(&section(POLICY, application(lab)?.name(), domains, ""))?;
     lab.host().run(|| {
         // What an earlier call wrote.

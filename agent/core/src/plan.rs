@@ -79,6 +79,53 @@ pub enum Hook {
     CgroupRmdir,
 }
 
+impl Hook {
+    /// Every hook, in the order in which they are attached.
+    pub const ALL: [Self; 12] = [
+        Self::SockCreate,
+        Self::Connect4,
+        Self::Connect6,
+        Self::Sendmsg4,
+        Self::Sendmsg6,
+        Self::PostBind4,
+        Self::PostBind6,
+        Self::Bind4,
+        Self::Bind6,
+        Self::Setsockopt,
+        Self::CgroupMkdir,
+        Self::CgroupRmdir,
+    ];
+
+    /// Its name in messages and pins.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SockCreate => "sock-create",
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::Sendmsg4 => "sendmsg4",
+            Self::Sendmsg6 => "sendmsg6",
+            Self::PostBind4 => "post-bind4",
+            Self::PostBind6 => "post-bind6",
+            Self::Bind4 => "bind4",
+            Self::Bind6 => "bind6",
+            Self::Setsockopt => "setsockopt",
+            Self::CgroupMkdir => "cgroup-mkdir",
+            Self::CgroupRmdir => "cgroup-rmdir",
+        }
+    }
+
+    /// The hook of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|hook| hook.name() == name)
+    }
+}
+
+impl fmt::Display for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// An on-link prefix, or an address of the host itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Local {
@@ -188,44 +235,31 @@ pub struct TableRoute {
     pub destination: IpNet,
     /// Metric.
     pub metric: u32,
-    /// Where it leads.
-    pub target: RouteTarget,
-}
-
-impl TableRoute {
-    /// Whether it needs another route to reach its gateway.
-    pub fn has_gateway(&self) -> bool {
-        matches!(
-            self.target,
-            RouteTarget::Unicast {
-                gateway: Some(_),
-                ..
-            }
-        )
-    }
-}
-
-/// Where a route of ours leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RouteTarget {
-    /// Out of an interface.
-    Unicast {
-        /// The interface.
-        interface: IfIndex,
-        /// Gateway; none: on-link.
-        gateway: Option<IpAddr>,
-        /// Take the gateway for on-link.
-        onlink: bool,
-        /// Preferred source.
-        prefsrc: Option<IpAddr>,
-        /// Path MTU, if set.
-        mtu: Option<u32>,
-    },
-    /// `unreachable`.
-    Unreachable,
+    /// The interface it leads out of.
+    pub interface: IfIndex,
+    /// Gateway; none: on-link.
+    pub gateway: Option<IpAddr>,
+    /// Take the gateway for on-link.
+    pub onlink: bool,
+    /// Preferred source.
+    pub prefsrc: Option<IpAddr>,
+    /// Path MTU, if set.
+    pub mtu: Option<u32>,
 }
 
 /// Routing protocol number that marks the agent's own rules and routes (`RTA_PROTOCOL`,
 /// `FRA_PROTOCOL`): free in iproute2's `rt_protos`.
 pub const ROUTE_PROTOCOL: u8 = 83;
+
+#[cfg(test)]
+mod tests {
+    use super::Hook;
+
+    #[test]
+    fn names_lead_back_to_their_hooks() {
+        for hook in Hook::ALL {
+            assert_eq!(Hook::from_name(hook.name()), Some(hook));
+        }
+        assert_eq!(Hook::from_name("connect5"), None);
+    }
+}

@@ -18,7 +18,7 @@ use crate::api::types::{
     Verdict,
 };
 use crate::datapath::Counters;
-use crate::reconcile::{chain, program};
+use crate::reconcile::chain;
 
 impl Daemon {
     pub(super) fn policy_view(&self, policy: &Policy) -> PolicyView {
@@ -167,11 +167,7 @@ impl Daemon {
             agent_running: true,
             since: Some(humantime::format_rfc3339_seconds(self.started).to_string()),
             cgroup_root: self.tree.root().display().to_string(),
-            hooks: is
-                .hooks
-                .iter()
-                .map(|hook| program(*hook).to_string())
-                .collect(),
+            hooks: is.hooks.iter().map(ToString::to_string).collect(),
             guards: is
                 .guards
                 .iter()

@@ -16,12 +16,12 @@ use std::{
 };
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use steer_core::plan::Hook;
 
 use super::{
     clsact::{self, Filters, Parent},
     error::{Error, Result},
-    hook::Hook,
-    pins,
+    hook, pins,
     program::{GUARD, INGRESS_MARK, Programs},
     sys::{self, AttachType, LinkTarget},
 };
@@ -96,7 +96,7 @@ impl Attachment {
 
     const fn program(self) -> &'static str {
         match self {
-            Self::Hook(hook) => hook.program(),
+            Self::Hook(hook) => hook::program(hook),
             Self::Interface(side, _) => side.program(),
         }
     }
@@ -262,7 +262,7 @@ impl Links {
             Attachment::Interface(side, ifindex) => {
                 sys::link_tcx(program, ifindex, side.attach_type())
             }
-            Attachment::Hook(hook) => match hook.attach_type() {
+            Attachment::Hook(hook) => match hook::attach_type(hook) {
                 Some(attach_type) => sys::link_cgroup(program, self.cgroup.as_fd(), attach_type),
                 None => sys::link_tracepoint(program),
             },
@@ -289,9 +289,9 @@ impl Links {
             .map_err(Error::kernel("read the properties of", attachment.name()))?;
         Ok(match (attachment, target) {
             (Attachment::Hook(hook), LinkTarget::Cgroup { id, attach_type }) => {
-                id == self.cgroup_id && hook.attach_type() == Some(attach_type)
+                id == self.cgroup_id && hook::attach_type(hook) == Some(attach_type)
             }
-            (Attachment::Hook(hook), LinkTarget::Tracepoint) => hook.attach_type().is_none(),
+            (Attachment::Hook(hook), LinkTarget::Tracepoint) => hook::attach_type(hook).is_none(),
             (
                 Attachment::Interface(side, wanted),
                 LinkTarget::Tcx {

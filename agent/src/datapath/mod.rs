@@ -22,9 +22,9 @@ use steer_common::MarkMask;
 pub use btf::BtfError;
 pub use error::{Error, Result};
 pub use events::{Event, EventStream};
-pub use hook::Hook;
 pub use maps::{Array, Counters, Table, Tables};
 pub use pins::{Removed, ensure_bpffs};
+pub use steer_core::plan::Hook;
 
 use links::{Links, Side};
 use pins::Pins;

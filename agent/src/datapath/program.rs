@@ -12,11 +12,12 @@ use aya::{
     programs::{Program, ProgramError, ProgramFd},
 };
 use steer_common::MarkMask;
+use steer_core::plan::Hook;
 
 use super::{
     btf::{self, BtfError, Types},
     error::{Error, Result},
-    hook::Hook,
+    hook,
     maps::MAPS,
 };
 
@@ -56,7 +57,7 @@ impl Programs {
             Btf::from_sys_fs().map_err(|error| Error::Object(Box::new(error.into())))?;
         let mut programs = BTreeMap::new();
         for name in Hook::ALL
-            .map(Hook::program)
+            .map(hook::program)
             .into_iter()
             .chain([GUARD, INGRESS_MARK])
         {

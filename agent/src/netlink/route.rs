@@ -7,7 +7,7 @@ use std::sync::Once;
 use ipnet::IpNet;
 use steer_core::ids::{IfIndex, TableId};
 use steer_core::network::Route;
-use steer_core::plan::{ROUTE_PROTOCOL, RouteTarget, TableRoute};
+use steer_core::plan::{ROUTE_PROTOCOL, TableRoute};
 
 use super::wire::{
     AF_INET, AF_INET6, Attributes, Message, Request, attributes, family_of, ip, octets, prefix,
@@ -208,32 +208,24 @@ impl RouteMessage {
     /// The routes as a plan would state them, if they bear our protocol and a plan can state them.
     /// IPv6 shows routes that differ in their next hop alone as one with several.
     pub(super) fn own(&self) -> Vec<TableRoute> {
-        if self.protocol != ROUTE_PROTOCOL || self.tos != 0 || self.source.is_some() {
-            return Vec::new();
-        }
-        let route = |target| TableRoute {
-            table: self.table,
-            destination: self.destination,
-            metric: self.metric,
-            target,
-        };
-        match self.kind {
-            libc::RTN_UNREACHABLE => vec![route(RouteTarget::Unreachable)],
-            libc::RTN_UNICAST => self
-                .hops
-                .iter()
-                .filter_map(|hop| {
-                    Some(route(RouteTarget::Unicast {
-                        interface: hop.interface?,
-                        gateway: hop.gateway,
-                        onlink: hop.flags & ONLINK != 0,
-                        prefsrc: self.prefsrc,
-                        mtu: self.mtu,
-                    }))
-                })
-                .collect(),
-            _ => Vec::new(),
-        }
+        let statable = self.protocol == ROUTE_PROTOCOL
+            && self.kind == libc::RTN_UNICAST
+            && self.tos == 0
+            && self.source.is_none();
+        let hops = self.hops.iter().filter(|_| statable);
+        hops.filter_map(|hop| {
+            Some(TableRoute {
+                table: self.table,
+                destination: self.destination,
+                metric: self.metric,
+                interface: hop.interface?,
+                gateway: hop.gateway,
+                onlink: hop.flags & ONLINK != 0,
+                prefsrc: self.prefsrc,
+                mtu: self.mtu,
+            })
+        })
+        .collect()
     }
 }
 
@@ -289,55 +281,37 @@ pub(super) fn request(kind: u16, flags: i32, route: &TableRoute) -> Request {
     // Tables above 255 are in RTA_TABLE alone.
     fixed[4] = u8::try_from(route.table.0).unwrap_or(libc::RT_TABLE_UNSPEC);
     fixed[5] = ROUTE_PROTOCOL;
-    let (scope, route_type, route_flags) = match route.target {
-        RouteTarget::Unicast {
-            gateway, onlink, ..
-        } => (
-            // IPv4 refuses a gateway on a route of link scope, and takes an on-link route of
-            // universe scope for no way to a gateway.
-            if gateway.is_none() && family == AF_INET {
-                libc::RT_SCOPE_LINK
-            } else {
-                libc::RT_SCOPE_UNIVERSE
-            },
-            libc::RTN_UNICAST,
-            if onlink { ONLINK } else { 0 },
-        ),
-        RouteTarget::Unreachable => (libc::RT_SCOPE_UNIVERSE, libc::RTN_UNREACHABLE, 0),
+    // IPv4 refuses a gateway on a route of link scope, and takes an on-link route of universe scope
+    // for no way to a gateway.
+    fixed[6] = if route.gateway.is_none() && family == AF_INET {
+        libc::RT_SCOPE_LINK
+    } else {
+        libc::RT_SCOPE_UNIVERSE
     };
-    fixed[6] = scope;
-    fixed[7] = route_type;
-    fixed[8..12].copy_from_slice(&u32::from(route_flags).to_ne_bytes());
+    fixed[7] = libc::RTN_UNICAST;
+    let flags_of_hop = if route.onlink { ONLINK } else { 0 };
+    fixed[8..12].copy_from_slice(&u32::from(flags_of_hop).to_ne_bytes());
     let mut request = Request::new(kind, flags | libc::NLM_F_ACK, &fixed);
     request.put_u32(libc::RTA_TABLE, route.table.0);
     request.put(libc::RTA_DST, &octets(route.destination.addr()));
     request.put_u32(libc::RTA_PRIORITY, route.metric);
-    if let RouteTarget::Unicast {
-        interface,
-        gateway,
-        prefsrc,
-        mtu,
-        ..
-    } = route.target
-    {
-        request.put_u32(libc::RTA_OIF, interface.0);
-        match gateway {
-            Some(gateway) if family_of(gateway) == family => {
-                request.put_ip(libc::RTA_GATEWAY, gateway);
-            }
-            Some(gateway) => {
-                let mut via = u16::from(family_of(gateway)).to_ne_bytes().to_vec();
-                via.extend(octets(gateway));
-                request.put(libc::RTA_VIA, &via);
-            }
-            None => {}
+    request.put_u32(libc::RTA_OIF, route.interface.0);
+    match route.gateway {
+        Some(gateway) if family_of(gateway) == family => {
+            request.put_ip(libc::RTA_GATEWAY, gateway);
         }
-        if let Some(prefsrc) = prefsrc {
-            request.put_ip(libc::RTA_PREFSRC, prefsrc);
+        Some(gateway) => {
+            let mut via = u16::from(family_of(gateway)).to_ne_bytes().to_vec();
+            via.extend(octets(gateway));
+            request.put(libc::RTA_VIA, &via);
         }
-        if let Some(mtu) = mtu {
-            request.nest(libc::RTA_METRICS, |metrics| metrics.put_u32(RTAX_MTU, mtu));
-        }
+        None => {}
+    }
+    if let Some(prefsrc) = route.prefsrc {
+        request.put_ip(libc::RTA_PREFSRC, prefsrc);
+    }
+    if let Some(mtu) = route.mtu {
+        request.nest(libc::RTA_METRICS, |metrics| metrics.put_u32(RTAX_MTU, mtu));
     }
     request
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use steer_core::ids::TableId;
-use steer_core::plan::{Family, RouteTarget, Rule, TableRoute};
+use steer_core::plan::{Family, Rule, TableRoute};
 
 use super::Error;
 use super::connection::{Connection, Refusal};
@@ -241,11 +241,13 @@ impl Routing {
 
 /// Whether two routes have destination, metric and next hop in common.
 fn same_next_hop(a: &TableRoute, b: &TableRoute) -> bool {
-    let hop = |route: &TableRoute| match route.target {
-        RouteTarget::Unicast {
-            interface, gateway, ..
-        } => Some((interface, gateway)),
-        RouteTarget::Unreachable => None,
+    let key = |route: &TableRoute| {
+        (
+            route.destination,
+            route.metric,
+            route.interface,
+            route.gateway,
+        )
     };
-    (a.destination, a.metric, hop(a)) == (b.destination, b.metric, hop(b))
+    key(a) == key(b)
 }

@@ -15,7 +15,7 @@ use steer_common::{
 };
 use steer_core::engine::Changes;
 use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
-use steer_core::plan::{Hook, Local, Plan};
+use steer_core::plan::{Local, Plan};
 use steer_core::steps::{Scope, Step, steps};
 use thiserror::Error;
 use tracing::{debug, warn};
@@ -193,8 +193,8 @@ impl Reconciler {
             Step::RemoveCgroup(id) => {
                 maps.cgroups.remove(&id.0)?;
             }
-            Step::Attach(hook) => self.datapath.set_hook(program(*hook), true)?,
-            Step::Detach(hook) => self.datapath.set_hook(program(*hook), false)?,
+            Step::Attach(hook) => self.datapath.set_hook(*hook, true)?,
+            Step::Detach(hook) => self.datapath.set_hook(*hook, false)?,
             Step::Guard(interface) => self.datapath.set_guard(interface.0, true)?,
             Step::Unguard(interface) => self.datapath.set_guard(interface.0, false)?,
             Step::MarkIngress(interface, mark) => {
@@ -225,7 +225,7 @@ impl Reconciler {
             }
         }
         self.is = Plan {
-            hooks: self.datapath.hooks()?.into_iter().map(hook).collect(),
+            hooks: self.datapath.hooks()?,
             guards: self.datapath.guards()?.into_iter().map(IfIndex).collect(),
             ingress_marks: keyed(self.datapath.ingress()?, IfIndex),
             cgroups: keyed(maps.cgroups.entries()?, CgroupId),
@@ -334,30 +334,3 @@ fn local(entry: &LocalEntry, v6: bool) -> Local {
         source,
     }
 }
-
-macro_rules! same_hooks {
-    ($($name:ident),*) => {
-        pub(crate) fn program(hook: Hook) -> datapath::Hook {
-            match hook { $(Hook::$name => datapath::Hook::$name,)* }
-        }
-
-        fn hook(program: datapath::Hook) -> Hook {
-            match program { $(datapath::Hook::$name => Hook::$name,)* }
-        }
-    };
-}
-
-same_hooks!(
-    SockCreate,
-    Connect4,
-    Connect6,
-    Sendmsg4,
-    Sendmsg6,
-    PostBind4,
-    PostBind6,
-    Bind4,
-    Bind6,
-    Setsockopt,
-    CgroupMkdir,
-    CgroupRmdir
-);

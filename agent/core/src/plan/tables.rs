@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::network::Installed;
-use super::{Family, RouteTarget, TableRoute};
+use super::{Family, TableRoute};
 use crate::domains::Domain;
 use crate::network::Route;
 
@@ -41,13 +41,11 @@ pub(crate) fn write(
                 table: installed.table,
                 destination,
                 metric,
-                target: RouteTarget::Unicast {
-                    interface: route.interface,
-                    gateway: route.gateway,
-                    onlink: route.onlink,
-                    prefsrc: source(domain, route, family),
-                    mtu: route.mtu,
-                },
+                interface: route.interface,
+                gateway: route.gateway,
+                onlink: route.onlink,
+                prefsrc: source(domain, route, family),
+                mtu: route.mtu,
             });
         }
     }

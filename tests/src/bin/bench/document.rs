@@ -88,10 +88,18 @@ impl Document {
             let programs = self.packets.programs.iter();
             let programs = programs.filter(|runs| runs.subject == name);
             let runs = programs.filter(|runs| runs.workload == costs.workload).last();
+            let beyond = |index: usize| {
+                (costs.ratios[index].median() - 1.0) * costs.reference.median()
+            };
+            let any_rule = beyond(subject::ANY_RULE);
+            let rules = beyond(subject::RULES) - any_rule;
             let why = runs.map(|runs| {
-                let rest = nanoseconds - runs.total();
-                let sum = runs.sum();
-                format!(" Its programs take {sum}; {rest:.0} are the kernel's (rules, hooks' entry).")
+                format!(
+                    " Any routing rule takes {any_rule:.0} of them, steer's own rules {rules:+.0}, the \
+                     programs {:.0} ({}); what is left is the kernel's way into and out of the hooks.",
+                    runs.total(),
+                    runs.sum(),
+                )
             });
             format!(
                 "{:.3} instead of {target:.2}: {nanoseconds:.0} ns more than the host without steer.{}",
@@ -347,6 +355,10 @@ middle half. The measure is the sending thread's CPU time: a veth hands packets 
 context, so it holds all that a packet costs on its way, softirq included. Datagrams are dropped when \
 they arrive at the peer. Of a TCP connection `socket`, `setsockopt(SO_LINGER)`, `connect` and `close` \
 (by RST) count. The second host without steer shows how exact the method is: it should be 1.
+
+A host without any policy routing skips the kernel's rules altogether (`fib_has_custom_rules`); the \
+first rule of anybody, a VPN's for instance, ends that until the host restarts. The host with one \
+unrelated routing rule shows this fixed price, which is in every ratio of steer and of the recipe.
 
 The nft recipe is the usual one: `socket cgroupv2` sets a mark in a chain of type `route`, a rule leads \
 the mark to a table, masquerade mends the source.

@@ -32,8 +32,10 @@ pub(crate) mod subject {
     pub(crate) const RECIPE: usize = 7;
     /// The agent runs and has no policy.
     pub(crate) const IDLE: usize = 8;
+    /// A host that has any routing rule of its own.
+    pub(crate) const ANY_RULE: usize = 9;
     /// The rules that one policy needs, without the agent.
-    pub(crate) const RULES: usize = 9;
+    pub(crate) const RULES: usize = 10;
 }
 
 /// What was measured.
@@ -57,6 +59,9 @@ pub(crate) fn measure(extent: &Extent) -> Result<Packets> {
     let nft = sites::laboratory()?;
     recipe::apply(&nft, &sites::application(&nft)?)?;
     let _ordinary = sites::with_policy(&ordinary, "")?;
+    let any_rule = sites::laboratory()?;
+    any_rule.ip(&["rule", "add", "fwmark", "5", "table", "100"])?;
+    any_rule.ip(&["-6", "rule", "add", "fwmark", "5", "table", "100"])?;
     let rules = sites::laboratory()?;
     recipe::copy_rules(&ordinary, &rules)?;
     let idle = sites::laboratory()?;
@@ -76,6 +81,7 @@ pub(crate) fn measure(extent: &Extent) -> Result<Packets> {
         Subject::other("no policy, many elsewhere", &many)?,
         Subject::steered("the nft recipe", &nft)?,
         Subject::other("the agent without any policy", &idle)?,
+        Subject::other("one unrelated routing rule", &any_rule)?,
         Subject::other("steer's routing rules alone", &rules)?,
     ];
     for index in [subject::STEERED, subject::STRICT, subject::MANY] {
@@ -88,6 +94,7 @@ pub(crate) fn measure(extent: &Extent) -> Result<Packets> {
         subject::BESIDE_STRICT,
         subject::BESIDE_MANY,
         subject::IDLE,
+        subject::ANY_RULE,
         subject::RULES,
     ] {
         let Subject { name, worker } = &mut subjects[index];

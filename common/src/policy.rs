@@ -29,6 +29,9 @@ pub mod cgroup_flags {
     pub const DESCENDANTS_UNDECIDED: u32 = 1 << 2;
     /// The agent's own cgroup: exempt, and its children inherit nothing.
     pub const EXEMPT: u32 = 1 << 3;
+    /// The real root: its own sockets are the kernel's and have no policy, but its children inherit
+    /// one. Not inherited itself.
+    pub const INHERIT_ONLY: u32 = 1 << 4;
 }
 
 /// Value of `POLICIES` (array).
@@ -57,7 +60,7 @@ pub struct ChoiceEntry {
     /// One of [`verdict`].
     pub verdict: u32,
     /// Index into `DOMAINS`. With [`verdict::BLOCK`] the domain whose mark new sockets get all the
-    /// same (its table says unreachable), or 0.
+    /// same (its table is empty, and the rules refuse), or 0.
     pub domain: u32,
 }
 

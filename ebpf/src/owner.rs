@@ -74,7 +74,7 @@ impl Owner {
         let Some(&CgroupEntry { policy, flags }) = (unsafe { CGROUPS.get(id) }) else {
             return Self::NONE;
         };
-        if flags & cgroup_flags::EXEMPT != 0 {
+        if flags & (cgroup_flags::EXEMPT | cgroup_flags::INHERIT_ONLY) != 0 {
             Self::NONE
         } else if flags & cgroup_flags::UNDECIDED != 0 {
             Self::UNDECIDED

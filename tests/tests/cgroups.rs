@@ -174,6 +174,8 @@ fn a_socket_made_before_the_policy_is_steered_at_its_next_flow() -> Result<()> {
     let _agent = lab.start_agent()?;
     let app = lab.cgroup().child("app")?;
     let start = lab.capture().position();
+    // Kept open to the end: what the kernel sends when a flow ends is another matter.
+    let mut streams = Vec::new();
     for family in Family::ALL {
         lab.steer(&["policy", "unset", "app"])?;
         let mut stream = Probe::new(Kind::Tcp, family).start(&lab, &app)?;
@@ -183,6 +185,7 @@ fn a_socket_made_before_the_policy_is_steered_at_its_next_flow() -> Result<()> {
         stream.succeed("send late")?;
         lab.assert_only_by("wlan0", target)
             .with_context(|| format!("{family:?}"))?;
+        streams.push(stream);
     }
     lab.assert_sources_match(start)
 }

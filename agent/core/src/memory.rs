@@ -38,7 +38,7 @@ impl Default for Memory {
 
 /// Numbers from 1 on for lists of `T`. A freed one is given out again as late as possible, since
 /// sockets may remember it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(
     from = "Saved<T>",
     into = "Saved<T>",
@@ -52,7 +52,18 @@ pub struct Numbers<T: Ord + Clone> {
     by_number: BTreeMap<u32, Arc<[T]>>,
     last: u32,
     end: u32,
+    /// Grows with every number given out or taken back.
+    revision: u64,
 }
+
+/// What was given out counts, not how often.
+impl<T: Ord + Clone> PartialEq for Numbers<T> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.last, self.end) == (other.last, other.end) && self.by_key == other.by_key
+    }
+}
+
+impl<T: Ord + Clone> Eq for Numbers<T> {}
 
 /// [`Numbers`] as they are saved: JSON has no lists as keys.
 #[derive(Serialize, Deserialize)]
@@ -60,6 +71,13 @@ struct Saved<T> {
     given: Vec<(u32, Vec<T>)>,
     last: u32,
     end: u32,
+}
+
+impl Memory {
+    /// Grows with every change of the numbers.
+    pub fn revision(&self) -> (u64, u64) {
+        (self.policies.revision, self.choices.revision)
+    }
 }
 
 impl<T: Ord + Clone> Default for Numbers<T> {
@@ -76,6 +94,7 @@ impl<T: Ord + Clone> Numbers<T> {
             by_number: BTreeMap::new(),
             last: 0,
             end,
+            revision: 0,
         }
     }
 
@@ -126,6 +145,7 @@ impl<T: Ord + Clone> Numbers<T> {
         self.by_key.insert(key.clone(), number);
         self.by_number.insert(number, key);
         self.last = number;
+        self.revision += 1;
         Some(number)
     }
 
@@ -133,6 +153,7 @@ impl<T: Ord + Clone> Numbers<T> {
     pub(crate) fn free(&mut self, number: u32) {
         if let Some(key) = self.by_number.remove(&number) {
             self.by_key.remove(&key);
+            self.revision += 1;
         }
     }
 }

@@ -89,13 +89,10 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Vec<Step> {
         for (path, value) in changed(&is.sysctls, &wanted.sysctls) {
             grow.push(Step::SetSysctl(path.clone(), value.clone()));
         }
-        grow.extend(
-            wanted
-                .routes
-                .difference(&is.routes)
-                .copied()
-                .map(Step::AddRoute),
-        );
+        // The kernel refuses a gateway that no route leads to.
+        let routes = wanted.routes.difference(&is.routes).copied();
+        let (near, far) = routes.partition::<Vec<_>, _>(|route| route.gateway.is_none());
+        grow.extend(near.into_iter().chain(far).map(Step::AddRoute));
         grow.extend(
             wanted
                 .rules
@@ -109,7 +106,7 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Vec<Step> {
         for (&prefix, &local) in changed(&is.locals, &wanted.locals) {
             grow.push(Step::SetLocal(prefix, local));
         }
-        for (&index, &entry) in changed(&is.domains, &wanted.domains) {
+        for (&index, &entry) in changed(&is.domains, &wanted.domains).filter(|(_, e)| leads(e)) {
             grow.push(Step::SetDomain(index, entry));
         }
     }
@@ -183,6 +180,9 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Vec<Step> {
     shrink.extend(gone_policies.into_iter().map(Step::ClearPolicy));
     shrink.extend(gone_choices.into_iter().map(Step::ClearChoice));
     if network {
+        for (&index, &entry) in changed(&is.domains, &wanted.domains).filter(|(_, e)| !leads(e)) {
+            shrink.push(Step::SetDomain(index, entry));
+        }
         for &index in missing(&is.domains, &wanted.domains) {
             shrink.push(Step::ClearDomain(index));
         }
@@ -290,6 +290,12 @@ impl Plan {
             }
         }
     }
+}
+
+/// Whether flows can be put on a domain. One that leads nowhere any more is written after the choices
+/// that left it.
+const fn leads(entry: &DomainEntry) -> bool {
+    entry.ifindex != 0 && entry.flags != 0
 }
 
 /// Entries of `wanted` that `is` has not, or has otherwise.

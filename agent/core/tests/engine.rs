@@ -46,6 +46,11 @@ fn without_a_policy_nothing_is_planned() {
     set(&mut gone, policy("p", "a", &["wlan0"]));
     assert_ne!(*gone.plan(), Plan::default());
     apply(&mut gone, Event::UnsetPolicy(name("p")));
+    // Flows that bear its mark go on by the domain; nothing else is left of it.
+    let left = gone.plan();
+    assert!(left.hooks.is_empty() && left.domains.is_empty() && left.cgroups.is_empty());
+    assert!(!left.rules.is_empty() && !left.routes.is_empty());
+    apply(&mut gone, Event::IndicesInUse(BTreeSet::new()));
     assert_eq!(*gone.plan(), Plan::default());
 }
 
@@ -291,9 +296,12 @@ fn strict_policies_bring_guards_and_close_what_they_await() {
     set(&mut engine, strict(policy("deep", "c/**/x", &["wlan0"])));
     assert_eq!(flags(&engine, 20), cgroup_flags::DESCENDANTS_UNDECIDED);
     assert_eq!(engine.plan().cgroups[&CgroupId(20)].policy, 0);
-    assert!(
-        !engine.plan().cgroups.contains_key(&CgroupId(1)),
-        "the real root is left alone"
+    let root = engine.plan().cgroups[&CgroupId(1)];
+    let inherited = cgroup_flags::INHERIT_ONLY | cgroup_flags::CHILDREN_UNDECIDED;
+    assert_eq!(
+        (root.policy, root.flags),
+        (0, inherited),
+        "the real root itself is left alone"
     );
 }
 

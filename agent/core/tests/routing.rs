@@ -2,15 +2,16 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use steer_common::MarkMask;
-use steer_core::engine::{Engine, Warning};
+use steer_core::engine::{Engine, Warning, plan};
 use steer_core::ids::{DomainIndex, IfIndex, TableId};
 use steer_core::network::{ForeignRule, NetworkChange};
-use steer_core::plan::{Family, RouteTarget, Rule, RuleAction};
+use steer_core::plan::rules::offset;
+use steer_core::plan::{Family, Plan, Rule, RuleAction};
 use steer_core::state::Event;
-use support::{address, apply, config, engine, engine_with, ip, link, policy, route};
+use support::{address, apply, config, engine, engine_with, ip, link, name, policy, route};
 
 /// A rule as `ip rule` prints it.
 fn show(rule: &Rule) -> String {
@@ -23,6 +24,12 @@ fn show(rule: &Rule) -> String {
     }
     if let Some((mark, mask)) = rule.fwmark {
         text += &format!(" fwmark {mark:#x}/{mask:#x}");
+    }
+    if let Some(oif) = rule.oif {
+        text += &format!(" oif {}", oif.as_str());
+    }
+    if let Some(protocol) = rule.protocol {
+        text += &format!(" ipproto {protocol}");
     }
     if let Some((from, to)) = rule.udp_ports {
         text += &format!(" udp {from}->{to}");
@@ -58,26 +65,15 @@ fn routes(engine: &Engine, table: u32) -> Vec<String> {
         .filter(|route| route.table == TableId(table))
         .map(|route| {
             let mut text = route.destination.to_string();
-            match route.target {
-                RouteTarget::Unreachable => text += " unreachable",
-                RouteTarget::Unicast {
-                    interface,
-                    gateway,
-                    prefsrc,
-                    onlink,
-                    ..
-                } => {
-                    if let Some(gateway) = gateway {
-                        text += &format!(" via {gateway}");
-                    }
-                    text += &format!(" dev {interface}");
-                    if onlink {
-                        text += " onlink";
-                    }
-                    if let Some(source) = prefsrc {
-                        text += &format!(" src {source}");
-                    }
-                }
+            if let Some(gateway) = route.gateway {
+                text += &format!(" via {gateway}");
+            }
+            text += &format!(" dev {}", route.interface);
+            if route.onlink {
+                text += " onlink";
+            }
+            if let Some(source) = route.prefsrc {
+                text += &format!(" src {source}");
             }
             text + &format!(" metric {}", route.metric)
         })
@@ -104,11 +100,14 @@ fn all_rules_of_one_domain() {
             "4021: from 192.0.2.10/32 unreachable",
             "4025: from 192.0.3.10/32 goto 4500",
             "4030: fwmark 0x1000000/0x77000000 lookup 40001",
+            "4035: oif lte0 goto 4500",
+            "4035: oif wlan0 goto 4500",
             "4040: unreachable",
             "4500: nop",
             "4510: from 192.0.2.10/32 lookup 40001 suppress 0",
             "4520: from 192.0.2.10/32 lookup 254 suppress 0",
             "4530: from 192.0.2.10/32 lookup 40001",
+            "4531: from 192.0.2.10/32 unreachable",
         ]
     );
     assert_eq!(
@@ -118,15 +117,21 @@ fn all_rules_of_one_domain() {
             "4010: udp 546->547 lookup 254",
             "4010: to fe80::/10 lookup 254",
             "4010: to ff00::/8 lookup 254",
-            "4020: from 2001:db8:2::10/128 lookup 40001",
-            "4021: from 2001:db8:2::10/128 unreachable",
-            "4025: from 2001:db8:3::10/128 goto 4500",
+            "4020: from 2001:db8:2::10/128 ipproto 6 lookup 40001",
+            "4020: from 2001:db8:2::10/128 ipproto 17 lookup 40001",
+            "4021: from 2001:db8:2::10/128 ipproto 6 unreachable",
+            "4021: from 2001:db8:2::10/128 ipproto 17 unreachable",
+            "4025: from 2001:db8:3::10/128 ipproto 6 goto 4500",
+            "4025: from 2001:db8:3::10/128 ipproto 17 goto 4500",
             "4030: fwmark 0x1000000/0x77000000 lookup 40001",
+            "4035: oif lte0 goto 4500",
+            "4035: oif wlan0 goto 4500",
             "4040: unreachable",
             "4500: nop",
             "4510: from 2001:db8:2::10/128 lookup 40001 suppress 0",
             "4520: from 2001:db8:2::10/128 lookup 254 suppress 0",
             "4530: from 2001:db8:2::10/128 lookup 40001",
+            "4531: from 2001:db8:2::10/128 unreachable",
         ]
     );
 }
@@ -138,33 +143,25 @@ fn all_routes_of_one_domain() {
         routes(&engine, 40001),
         [
             "0.0.0.0/0 via 192.0.2.1 dev 2 src 192.0.2.10 metric 102",
-            "0.0.0.0/0 unreachable metric 4294967295",
             "192.0.2.0/24 dev 2 src 192.0.2.10 metric 0",
             "::/0 via fe80::1 dev 2 src 2001:db8:2::10 metric 102",
-            "::/0 unreachable metric 4294967295",
             "2001:db8:2::/64 dev 2 src 2001:db8:2::10 metric 256",
         ]
     );
     assert_eq!(
         engine.plan().routes.len(),
-        6,
+        4,
         "nothing for a domain that nobody can choose"
     );
 }
 
 #[test]
-fn a_domain_without_carrier_keeps_its_mark_and_an_unreachable_table() {
+fn a_domain_without_carrier_keeps_its_mark_and_an_empty_table() {
     let mut engine = with_policy(engine(), &["wlan0"]);
     let before = rules(&engine, Family::Ipv4);
     let network = engine.state().network.clone();
     apply(&mut engine, support::carrier(&network, 2, false));
-    assert_eq!(
-        routes(&engine, 40001),
-        [
-            "0.0.0.0/0 unreachable metric 4294967295",
-            "::/0 unreachable metric 4294967295"
-        ]
-    );
+    assert_eq!(routes(&engine, 40001), [""; 0]);
     assert_eq!(rules(&engine, Family::Ipv4), before);
 }
 
@@ -174,8 +171,11 @@ fn a_domain_with_only_a_link_local_ipv6_address_has_no_ipv6() {
     let gone = NetworkChange::AddressGone(IfIndex(2), ip("2001:db8:2::10"));
     apply(&mut engine, Event::Network(gone));
     assert_eq!(
-        routes(&engine, 40001)[3..],
-        ["::/0 unreachable metric 4294967295".to_owned()]
+        routes(&engine, 40001),
+        [
+            "0.0.0.0/0 via 192.0.2.1 dev 2 src 192.0.2.10 metric 102",
+            "192.0.2.0/24 dev 2 src 192.0.2.10 metric 0",
+        ]
     );
     let entry = engine.plan().domains[&DomainIndex(1)];
     assert_eq!(entry.flags, steer_common::domain_flags::IPV4);
@@ -200,7 +200,7 @@ fn beside_a_rule_like_wg_quicks_unmarked_traffic_is_left_alone() {
     assert!(
         rules(&engine, Family::Ipv4)
             .iter()
-            .any(|rule| rule.starts_with("4530:"))
+            .any(|rule| rule.starts_with("4531:"))
     );
     assert!(engine.warnings().is_empty());
 
@@ -214,7 +214,7 @@ fn beside_a_rule_like_wg_quicks_unmarked_traffic_is_left_alone() {
         rules(&engine, Family::Ipv6)
             .last()
             .unwrap()
-            .starts_with("4530:"),
+            .starts_with("4531:"),
         "IPv4 alone"
     );
     assert_eq!(engine.warnings(), [Warning::ForeignRule(catching.clone())]);
@@ -294,8 +294,8 @@ fn the_same_address_on_two_domains_is_told_apart_by_mark_when_asked_for() {
         sources = [\"10.9.9.9\"]
     ";
     apply(&mut engine, Event::Config(Box::new(config(text))));
-    let one = MarkMask::DEFAULT.encode(engine.state().memory.indices[&support::name("one")].0);
-    let two = MarkMask::DEFAULT.encode(engine.state().memory.indices[&support::name("two")].0);
+    let one = MarkMask::DEFAULT.encode(engine.state().memory.indices[&name("one")].0);
+    let two = MarkMask::DEFAULT.encode(engine.state().memory.indices[&name("two")].0);
     let marks = BTreeMap::from([(IfIndex(2), one.unwrap()), (IfIndex(3), two.unwrap())]);
     assert_eq!(engine.plan().ingress_marks, marks);
     let sysctls: Vec<_> = engine.plan().sysctls.keys().map(String::as_str).collect();
@@ -371,11 +371,10 @@ fn a_file_gives_sources_and_gateways() {
     apply(&mut engine, Event::Network(NetworkChange::Address(second)));
     let engine = with_policy(engine, &["wlan0"]);
     assert_eq!(
-        routes(&engine, 40001)[..4],
+        routes(&engine, 40001)[..3],
         [
             "0.0.0.0/0 via 192.0.2.2 dev 2 src 192.0.2.20 metric 1024",
             "0.0.0.0/0 via 198.51.100.1 dev 2 onlink src 192.0.2.20 metric 1025",
-            "0.0.0.0/0 unreachable metric 4294967295",
             "192.0.2.0/24 dev 2 src 192.0.2.20 metric 0",
         ]
     );
@@ -417,4 +416,120 @@ fn an_address_the_host_keeps_for_itself_is_not_taken_from_it() {
         .map(|rule| rule[..5].to_owned())
         .collect();
     assert_eq!(about, ["4020:", "4021:"]);
+}
+
+#[test]
+fn ipv6_rules_by_source_match_tcp_and_udp_alone() {
+    let mut engine = engine();
+    apply(
+        &mut engine,
+        Event::SetPolicy(policy("p", "a", &["wlan0", "lte0"])),
+    );
+    let by_source = |family: Family, section: std::ops::Range<u32>| -> Vec<Option<u8>> {
+        let rules = engine.plan().rules.iter();
+        rules
+            .filter(|rule| rule.family == family && rule.from.is_some())
+            .filter(|rule| section.contains(&(rule.priority - 4000)))
+            .map(|rule| rule.protocol)
+            .collect()
+    };
+    let marked = 0..offset::UNMARKED;
+    let split = [Some(6), Some(17)].repeat(4);
+    let mut v6 = by_source(Family::Ipv6, marked.clone());
+    v6.sort_unstable();
+    let mut sorted = split;
+    sorted.sort_unstable();
+    assert_eq!(v6, sorted, "two domains, two rules each, two protocols");
+    assert_eq!(by_source(Family::Ipv4, marked), [None; 4]);
+    let unmarked = offset::UNMARKED..offset::COUNT;
+    assert_eq!(by_source(Family::Ipv6, unmarked), [None; 8]);
+}
+
+#[test]
+fn each_interface_with_an_address_has_an_oif_rule() {
+    let mut engine = with_policy(engine(), &["wlan0"]);
+    let about = |engine: &Engine, family| -> Vec<String> {
+        let mut rules = rules(engine, family);
+        rules.retain(|rule| rule.contains(" oif "));
+        rules
+    };
+    let goto = |name: &str| format!("4035: oif {name} goto 4500");
+    apply(
+        &mut engine,
+        Event::Network(NetworkChange::Link(link(7, "bare0"))),
+    );
+    for family in Family::BOTH {
+        assert_eq!(about(&engine, family), [goto("lte0"), goto("wlan0")]);
+    }
+    let local = address(7, "fe80::7/64");
+    apply(&mut engine, Event::Network(NetworkChange::Address(local)));
+    for family in Family::BOTH {
+        assert_eq!(
+            about(&engine, family),
+            [goto("bare0"), goto("lte0"), goto("wlan0")]
+        );
+    }
+    apply(
+        &mut engine,
+        Event::Network(NetworkChange::Link(link(7, "renamed0"))),
+    );
+    apply(
+        &mut engine,
+        Event::Network(NetworkChange::LinkGone(IfIndex(3))),
+    );
+    assert_eq!(
+        about(&engine, Family::Ipv4),
+        [goto("renamed0"), goto("wlan0")]
+    );
+}
+
+#[test]
+fn a_domain_that_no_policy_can_choose_any_more_serves_its_marks_until_its_index_is_free() {
+    let mut engine = with_policy(engine(), &["wlan0"]);
+    apply(&mut engine, Event::SetPolicy(policy("q", "c", &["lte0"])));
+    let (wlan, lte) = (routes(&engine, 40001), routes(&engine, 40002));
+    apply(&mut engine, Event::UnsetPolicy(name("p")));
+    assert_eq!(routes(&engine, 40001), wlan);
+    assert_eq!(routes(&engine, 40002), lte);
+    let about = |engine: &Engine| -> Vec<String> {
+        let mut rules = rules(engine, Family::Ipv4);
+        rules.retain(|rule| rule.contains("40001") || rule.contains("192.0.2.10"));
+        rules
+    };
+    assert_eq!(
+        about(&engine),
+        [
+            "4020: from 192.0.2.10/32 lookup 40001",
+            "4021: from 192.0.2.10/32 unreachable",
+            "4030: fwmark 0x1000000/0x77000000 lookup 40001",
+        ],
+        "marked flows alone"
+    );
+    let domains: Vec<_> = engine.plan().domains.keys().copied().collect();
+    assert_eq!(domains, [DomainIndex(2)]);
+    let mut sources = engine.plan().sources.iter();
+    assert!(sources.all(|(domain, _)| *domain == DomainIndex(2)));
+    assert_eq!(*engine.plan(), plan(engine.state()));
+
+    let busy = BTreeSet::from([DomainIndex(1)]);
+    assert!(apply(&mut engine, Event::IndicesInUse(busy)).is_empty());
+    let changes = apply(&mut engine, Event::IndicesInUse(BTreeSet::new()));
+    assert!(changes.network);
+    assert_eq!(routes(&engine, 40001), [""; 0]);
+    assert_eq!(about(&engine), ["4025: from 192.0.2.10/32 goto 4500"]);
+    assert_eq!(routes(&engine, 40002), lte);
+    assert_eq!(*engine.plan(), plan(engine.state()));
+}
+
+#[test]
+fn a_former_domain_is_served_as_long_as_some_policy_acts() {
+    let mut engine = with_policy(engine(), &["wlan0"]);
+    let wlan = routes(&engine, 40001);
+    let closed = support::strict(policy("q", "c", &[]));
+    apply(&mut engine, Event::SetPolicy(closed));
+    apply(&mut engine, Event::UnsetPolicy(name("p")));
+    assert_eq!(routes(&engine, 40001), wlan);
+    assert!(engine.plan().domains.is_empty());
+    apply(&mut engine, Event::UnsetPolicy(name("q")));
+    assert_eq!(*engine.plan(), Plan::default());
 }

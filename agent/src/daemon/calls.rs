@@ -90,8 +90,13 @@ impl Daemon {
         if let Some(pid) = set.pid {
             matches.push(self.cgroup_of_process(pid)?);
         }
-        let use_ = names("use", &set.use_)?;
         let strict = set.strict.unwrap_or(false);
+        // Without a domain, `otherwise` says all.
+        let use_ = if set.use_.is_empty() && set.otherwise.is_some() {
+            Vec::new()
+        } else {
+            names("use", &set.use_)?
+        };
         let mut policy = Policy::new(name, policy::Origin::User, matches, use_, strict);
         if let Some(otherwise) = set.otherwise {
             policy.otherwise = match otherwise {

@@ -14,13 +14,14 @@ mod views;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use steer_core::cgroups::{CgroupChange, CgroupTree};
 use steer_core::engine::Engine;
 use steer_core::ids::{DomainIndex, TableId};
 use steer_core::memory::Memory;
+use steer_core::name::Name;
 use steer_core::plan::{Rule, RuleAction};
 use steer_core::policy::Policy;
 use steer_core::state::{Event, Object, State};
@@ -40,6 +41,10 @@ pub use offline::offline_status;
 
 /// Where the pins are.
 const PIN_ROOT: &str = "/sys/fs/bpf/steer";
+
+/// A connection's last packets leave this long after its socket is closed: `TCP_TIMEWAIT_LEN`. Such
+/// sockets do not tell their mark.
+const LINGER: Duration = Duration::from_secs(60);
 
 /// How an agent is started.
 #[derive(Clone, Debug)]
@@ -73,6 +78,15 @@ struct Saved {
     cgroup_root: PathBuf,
 }
 
+/// What tells whether the state file is up to date, without comparing all of it.
+#[derive(Debug, PartialEq, Eq)]
+struct Kept {
+    policies: u64,
+    numbers: (u64, u64),
+    indices: BTreeMap<Name, DomainIndex>,
+    sysctls: BTreeMap<String, String>,
+}
+
 /// The agent's loop between two events.
 struct Daemon {
     engine: Engine,
@@ -80,9 +94,13 @@ struct Daemon {
     tree: Tree,
     runs: Runs,
     state_file: StateFile,
-    saved: Saved,
+    kept: Option<Kept>,
+    /// Events so far that may have changed the API's policies.
+    policy_events: u64,
     config: Option<PathBuf>,
     started: SystemTime,
+    /// Domains that no policy can choose any more, and since when.
+    lingering: BTreeMap<Name, Instant>,
     /// When the guard's drops of a kernel policy were told last.
     guard_told: HashMap<u32, Instant>,
     /// Something happened that [`Daemon::commit`] has not seen.
@@ -92,6 +110,12 @@ struct Daemon {
 impl Daemon {
     fn event(&mut self, event: Event) -> Result<(), steer_core::engine::Rejected> {
         self.dirty = true;
+        if matches!(
+            event,
+            Event::SetPolicy(_) | Event::UnsetPolicy(_) | Event::Config(_)
+        ) {
+            self.policy_events += 1;
+        }
         self.engine.apply(event)
     }
 
@@ -107,32 +131,33 @@ impl Daemon {
     /// # Errors
     /// The state could not be kept; the kernel was brought to the plan all the same.
     async fn commit(&mut self) -> Result<(), statefile::Error> {
-        self.dirty = false;
-        let mut changes = self.engine.settle();
+        let mut kept = self.settle_and_apply().await;
         if self.engine.needs_indices() {
+            // Only now no new socket gets the mark of a domain that is no longer used.
             let in_use = self.indices_in_use().await;
             self.fact(Event::IndicesInUse(in_use));
-            self.dirty = false;
-            changes.merge(self.engine.settle());
-        }
-        // Numbers are kept before the kernel sees them: sockets remember them longer than an agent lives.
-        let kept = self.keep();
-        if self.reconciler.apply(self.engine.plan(), &changes).await {
-            self.rescan().await;
+            kept = kept.and(self.settle_and_apply().await);
         }
         if self.tell_outcomes() {
-            let changes = self.engine.settle();
-            self.reconciler.apply(self.engine.plan(), &changes).await;
+            kept = kept.and(self.settle_and_apply().await);
         }
-        let kept_sysctls = if *self.reconciler.original_sysctls() == self.saved.sysctls {
-            Ok(())
-        } else {
-            self.keep()
-        };
         for place in self.runs.answer(&self.engine) {
             self.watch_run(&place);
         }
-        kept.and(kept_sysctls)
+        kept
+    }
+
+    async fn settle_and_apply(&mut self) -> Result<(), statefile::Error> {
+        self.dirty = false;
+        let changes = self.engine.settle();
+        // Numbers are kept before the kernel sees them: sockets remember them longer than an agent lives.
+        let numbers = self.keep();
+        let attached = self.reconciler.apply(self.engine.plan(), &changes).await;
+        let settings = self.keep();
+        if attached {
+            self.rescan().await;
+        }
+        numbers.and(settings)
     }
 
     /// Tells the engine what the kernel refuses now, and what no longer. Says whether that is news.
@@ -162,6 +187,31 @@ impl Daemon {
         }
         self.dirty = false;
         news
+    }
+
+    /// Gives up domains that no policy could choose for a while, and whose mark no socket bears: their
+    /// tables and rules go.
+    async fn retire_domains(&mut self) {
+        let now = Instant::now();
+        let names: BTreeSet<Name> = self.engine.lingering().cloned().collect();
+        self.lingering.retain(|name, _| names.contains(name));
+        for name in &names {
+            self.lingering.entry(name.clone()).or_insert(now);
+        }
+        let old = |since: &Instant| now - *since >= LINGER;
+        if !self.lingering.values().any(old) {
+            return;
+        }
+        let mut kept = self.indices_in_use().await;
+        let indices = &self.engine.state().memory.indices;
+        let young = |name: &Name| !self.lingering.get(name).is_some_and(old);
+        kept.extend(
+            indices
+                .iter()
+                .filter(|(name, _)| young(name))
+                .map(|(_, index)| *index),
+        );
+        self.fact(Event::IndicesInUse(kept));
     }
 
     /// Indices of domains that some socket still bears: those of the others may go to another name.
@@ -196,6 +246,7 @@ impl Daemon {
 
     /// Reads what is from the kernel and brings all of it to the plan.
     async fn check_all(&mut self) {
+        self.retire_domains().await;
         self.commit_and_log().await;
         self.rescan().await;
         match self.reconciler.apply_all(self.engine.plan()).await {
@@ -232,20 +283,22 @@ impl Daemon {
     /// Writes what must outlive the agent, if it changed.
     fn keep(&mut self) -> Result<(), statefile::Error> {
         let state = self.engine.state();
-        let same = self.saved.memory == state.memory
-            && self.saved.policies.iter().eq(state.api_policies.values())
-            && self.saved.sysctls == *self.reconciler.original_sysctls();
-        if same {
+        let kept = Kept {
+            policies: self.policy_events,
+            numbers: state.memory.revision(),
+            indices: state.memory.indices.clone(),
+            sysctls: self.reconciler.original_sysctls().clone(),
+        };
+        if self.kept.as_ref() == Some(&kept) {
             return Ok(());
         }
-        let saved = Saved {
+        self.state_file.write(&Saved {
             policies: state.api_policies.values().cloned().collect(),
             memory: state.memory.clone(),
-            sysctls: self.reconciler.original_sysctls().clone(),
+            sysctls: kept.sysctls.clone(),
             cgroup_root: self.tree.root().to_owned(),
-        };
-        self.state_file.write(&saved)?;
-        self.saved = saved;
+        })?;
+        self.kept = Some(kept);
         Ok(())
     }
 }

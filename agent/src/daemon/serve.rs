@@ -96,6 +96,11 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                 while let Some(event) = inputs.events.try_next() {
                     daemon.kernel_event(event);
                 }
+                // A cgroup below a strict glob is closed until it is decided, and one that was removed
+                // may be made again at once: what is in the ring is burst enough.
+                if daemon.dirty {
+                    gather = Some(Instant::now());
+                }
             }
             call = inputs.calls.recv() => match call {
                 Some(call) => daemon.call(call).await,

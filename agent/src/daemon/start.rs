@@ -2,7 +2,7 @@
 //!
 //! Nothing in the kernel is removed before files, state, netlink and the cgroup tree were read.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -83,9 +83,11 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         tree,
         runs,
         state_file,
-        saved,
+        kept: None,
+        policy_events: 0,
         config: options.config.clone(),
         started: SystemTime::now(),
+        lingering: BTreeMap::new(),
         guard_told: HashMap::new(),
         dirty: false,
     };

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Largest file that is read, bytes.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
@@ -10,7 +11,7 @@ pub const MAX_FILE_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     /// The file.
-    pub file: String,
+    pub file: Arc<str>,
     /// Line, from 1.
     pub line: usize,
     /// Column in characters, from 1.
@@ -27,30 +28,53 @@ pub struct ConfigError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
     /// The file.
-    pub file: String,
+    pub file: Arc<str>,
     /// Line, from 1.
     pub line: usize,
     /// What it is.
     pub message: String,
 }
 
-impl ConfigError {
-    /// An error about `span` of `text`; the span is cut to the text and to whole characters.
-    pub(super) fn at(file: &str, text: &str, span: Range<usize>, message: String) -> Self {
-        let start = text.floor_char_boundary(span.start.min(text.len()));
-        let end = text.ceil_char_boundary(span.end.clamp(start, text.len()));
-        let before = &text[..start];
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+/// A file, with the places of its lines: a large one has many places to tell.
+#[derive(Debug)]
+pub(super) struct Source<'a> {
+    file: Arc<str>,
+    pub(super) text: &'a str,
+    /// Byte at which each line begins.
+    lines: Vec<usize>,
+}
+
+impl<'a> Source<'a> {
+    pub(super) fn new(file: &str, text: &'a str) -> Self {
+        let ends = text.match_indices('\n').map(|(at, _)| at + 1);
         Self {
-            file: file.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: text[line_start..start].chars().count() + 1,
+            file: file.into(),
+            text,
+            lines: std::iter::once(0).chain(ends).collect(),
+        }
+    }
+
+    /// An error about `span`, which is cut to the text and to whole characters.
+    pub(super) fn error(&self, span: Range<usize>, message: String) -> ConfigError {
+        let start = self
+            .text
+            .floor_char_boundary(span.start.min(self.text.len()));
+        let end = self
+            .text
+            .ceil_char_boundary(span.end.clamp(start, self.text.len()));
+        let line = self.lines.partition_point(|begin| *begin <= start);
+        ConfigError {
+            file: Arc::clone(&self.file),
+            line,
+            column: self.text[self.lines[line - 1]..start].chars().count() + 1,
             span: start..end,
             message,
             help: None,
         }
     }
+}
 
+impl ConfigError {
     /// The same with advice.
     pub(super) fn help(mut self, help: impl Into<Option<String>>) -> Self {
         self.help = help.into();

@@ -44,7 +44,7 @@ pub struct Config {
 pub struct Awaited {
     /// The name.
     pub name: Name,
-    /// What to say while no interface bears it.
+    /// What to say while no interface bears it, about the first place that names it.
     pub error: ConfigError,
 }
 

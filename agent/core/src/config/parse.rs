@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use toml::de::DeTable;
 
-use super::error::{ConfigError, MAX_FILE_BYTES, Note};
+use super::error::{ConfigError, MAX_FILE_BYTES, Note, Source};
 use super::read::{Reader, Table};
 use super::sections::interface;
 use super::{AgentConfig, Awaited, Config, DomainConfig};
@@ -22,8 +22,7 @@ pub fn parse(files: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
     let mut errors = Vec::new();
     for (file, text) in files {
         let mut reader = Reader {
-            file,
-            text,
+            source: Source::new(file, text),
             errors: Vec::new(),
         };
         merged.read(&mut reader);
@@ -64,15 +63,15 @@ pub(super) struct PolicyAt {
 
 impl Merged {
     fn read(&mut self, reader: &mut Reader<'_>) {
-        if reader.text.len() > MAX_FILE_BYTES {
+        if reader.source.text.len() > MAX_FILE_BYTES {
             let message = format!(
                 "the file has {} bytes, more than the limit of {MAX_FILE_BYTES}",
-                reader.text.len()
+                reader.source.text.len()
             );
             reader.error(0..0, message, None);
             return;
         }
-        let (document, errors) = DeTable::parse_recoverable(reader.text);
+        let (document, errors) = DeTable::parse_recoverable(reader.source.text);
         for error in &errors {
             reader.error(error.span().unwrap_or(0..0), error.message(), None);
         }
@@ -82,7 +81,7 @@ impl Merged {
         let top = Table {
             entries: document.get_ref(),
             span_start: 0,
-            span_end: reader.text.len(),
+            span_end: reader.source.text.len(),
             title: "the file",
         };
         reader.known_keys(top, &["agent", "domain", "group", "policy"]);
@@ -146,7 +145,7 @@ impl Merged {
                 errors.push(say(place, message, None));
             }
         }
-        let mut awaited = Vec::new();
+        let mut awaited = BTreeMap::new();
         for (group, (domains, _)) in &self.groups {
             for (name, place) in domains {
                 if self.groups.contains_key(name) {
@@ -173,7 +172,7 @@ impl Merged {
             }
         }
         self.check_matches(errors);
-        self.awaited = awaited;
+        self.awaited = awaited.into_values().collect();
     }
 
     fn check_name(
@@ -182,9 +181,10 @@ impl Merged {
         place: &Place,
         title: &str,
         errors: &mut Vec<ConfigError>,
-        awaited: &mut Vec<Awaited>,
+        awaited: &mut BTreeMap<Name, Awaited>,
     ) {
-        if self.domains.contains_key(name) {
+        // Said once for each name: many policies may share one.
+        if self.domains.contains_key(name) || awaited.contains_key(name) {
             return;
         }
         let interfaces = self
@@ -208,10 +208,11 @@ impl Merged {
         let may_come =
             self.agent.discover.covers(name.as_str()) && interface(name.as_str(), false).is_ok();
         if alias || may_come {
-            awaited.push(Awaited {
+            let awaits = Awaited {
                 name: name.clone(),
                 error,
-            });
+            };
+            awaited.insert(name.clone(), awaits);
         } else {
             errors.push(error);
         }
@@ -264,7 +265,7 @@ impl Merged {
 }
 
 pub(super) fn place(reader: &Reader<'_>, span: Range<usize>) -> Place {
-    ConfigError::at(reader.file, reader.text, span, String::new())
+    reader.source.error(span, String::new())
 }
 
 fn say(place: &Place, message: String, help: Option<String>) -> ConfigError {

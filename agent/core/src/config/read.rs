@@ -6,15 +6,14 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::error::ConfigError;
+use super::error::{ConfigError, Source};
 use crate::name::{Name, Shown};
 use crate::suggest::nearest;
 
 /// A file that is being read, and the mistakes found so far.
 #[derive(Debug)]
 pub(super) struct Reader<'a> {
-    pub(super) file: &'a str,
-    pub(super) text: &'a str,
+    pub(super) source: Source<'a>,
     pub(super) errors: Vec<ConfigError>,
 }
 
@@ -37,7 +36,7 @@ impl Reader<'_> {
         message: impl Display,
         help: Option<String>,
     ) {
-        let error = ConfigError::at(self.file, self.text, span, message.to_string());
+        let error = self.source.error(span, message.to_string());
         self.errors.push(error.help(help));
     }
 

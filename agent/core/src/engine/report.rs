@@ -135,6 +135,12 @@ impl Engine {
         !self.unmarked.is_empty() && self.state.memory.indices.len() > self.installed.len()
     }
 
+    /// Domains that no policy can choose, but whose marks sockets may bear.
+    pub fn lingering(&self) -> impl Iterator<Item = &Name> {
+        let names = self.state.memory.indices.keys();
+        names.filter(|name| !self.installed.contains_key(*name))
+    }
+
     /// What a user should know of.
     pub fn warnings(&self) -> Vec<Warning> {
         let state = &self.state;

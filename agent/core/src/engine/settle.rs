@@ -113,8 +113,7 @@ impl Engine {
         self.conflicts.remove(&id);
         self.unnumbered.remove(&id);
         let tree = &self.state.cgroups;
-        // A policy on the real root would catch packets that the kernel itself makes.
-        if !self.index.acts() || id == tree.root() || !tree.is_below(id, self.state.cgroup_root) {
+        if !self.index.acts() || !tree.is_below(id, self.state.cgroup_root) {
             return None;
         }
         if self.state.exempt.contains(&id) {
@@ -146,7 +145,14 @@ impl Engine {
                 }
             }
         }
-        (policy != 0 || flags != 0).then_some(CgroupEntry { policy, flags })
+        if policy == 0 && flags == 0 {
+            return None;
+        }
+        // A policy on the real root itself would catch packets that the kernel makes.
+        if id == self.state.cgroups.root() {
+            flags |= cgroup_flags::INHERIT_ONLY;
+        }
+        Some(CgroupEntry { policy, flags })
     }
 
     pub(super) fn is_strict(&self, name: &Name) -> bool {
@@ -263,6 +269,7 @@ impl Engine {
         let mask = self.state.config.agent.mark_mask;
         let in_use = self.dirty.in_use.take();
         let memory = &mut self.state.memory;
+        let before = memory.indices.clone();
         memory.indices.retain(|name, index| {
             let retired = !wanted.contains(name);
             let free = in_use
@@ -300,8 +307,10 @@ impl Engine {
             .filter(|(name, _)| wanted.contains(*name))
             .map(|(name, index)| (name.clone(), *index))
             .collect();
+        // Domains that no policy can choose have tables and marks too, as long as they have an index.
+        let indices_changed = before != memory.indices;
         if installed == self.installed && unmarked == self.unmarked {
-            return false;
+            return indices_changed;
         }
         let old = std::mem::replace(&mut self.installed, installed);
         let differs: Vec<Name> = old

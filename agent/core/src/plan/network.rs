@@ -30,13 +30,13 @@ pub(crate) struct Inputs<'a> {
     pub(crate) strict: bool,
 }
 
-/// A domain that a policy in force can choose.
+/// A domain with an index.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Installed<'a> {
     pub(crate) index: DomainIndex,
     pub(crate) mark: u32,
     pub(crate) table: TableId,
-    /// `None`: it is not there, and its table says unreachable.
+    /// `None`: it is not there, and its table is empty.
     pub(crate) domain: Option<&'a Domain>,
 }
 
@@ -93,6 +93,7 @@ impl<'a> Inputs<'a> {
 
 /// Writes the network part into `new`, where it is empty.
 pub(crate) fn write(inputs: &Inputs<'_>, new: &mut Plan) {
+    let installed = inputs.installed();
     if inputs.acts {
         new.hooks.extend(HOOKS);
         if inputs.strict {
@@ -100,31 +101,27 @@ pub(crate) fn write(inputs: &Inputs<'_>, new: &mut Plan) {
             let guarded = inputs.network.links.values().filter(|link| !link.loopback);
             new.guards = guarded.map(|link| link.index).collect();
         }
-        let installed = inputs.installed();
         maps::domains(&installed, new);
         maps::locals(inputs, &installed, new);
-        if !installed.is_empty() {
-            let lingering = inputs.lingering();
-            let marked = [installed.as_slice(), &lingering].concat();
-            let owners = Owners::new(&marked);
-            let catchers =
-                Family::BOTH.map(|family| foreign::catching(inputs.network, family).next());
-            for (family, catcher) in Family::BOTH.into_iter().zip(catchers) {
-                tables::write(&marked, family, &mut new.routes);
-                let shape = rules::Shape {
-                    family,
-                    base: inputs.config.agent.rule_base,
-                    mask: inputs.mask(),
-                    unmarked: catcher.is_none(),
-                };
-                new.rules.extend(rules::all_rules(
-                    shape,
-                    &rule_inputs(inputs, &marked, &owners),
-                ));
-            }
-            overlaps(&owners, new);
-        }
     }
+    // Flows outlive the policies that marked them, also the last one.
+    let marked = [installed.as_slice(), &inputs.lingering()].concat();
+    if marked.is_empty() {
+        return;
+    }
+    let owners = Owners::new(&marked);
+    let contents = rule_inputs(inputs, &marked, &owners);
+    for family in Family::BOTH {
+        tables::write(&marked, family, &mut new.routes);
+        let shape = rules::Shape {
+            family,
+            base: inputs.config.agent.rule_base,
+            mask: inputs.mask(),
+            unmarked: foreign::catching(inputs.network, family).next().is_none(),
+        };
+        new.rules.extend(rules::all_rules(shape, &contents));
+    }
+    overlaps(&owners, new);
 }
 
 /// Whether two plans have the same network part.

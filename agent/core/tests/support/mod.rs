@@ -6,6 +6,8 @@
     reason = "each test crate uses its own part of this, and a failure here is a failed test"
 )]
 
+pub(crate) mod strategies;
+
 use std::net::IpAddr;
 
 use steer_core::cgroups::CgroupChange;

@@ -85,9 +85,9 @@ impl Document {
         let nanoseconds = (found.median() - 1.0) * costs.reference.median();
         let missed = (found.median() > target).then(|| {
             let name = self.packets.names[index];
-            let programs = self.packets.programs.iter();
-            let programs = programs.filter(|runs| runs.subject == name);
-            let runs = programs.filter(|runs| runs.workload == costs.workload).last();
+            let mut programs = self.packets.programs.iter();
+            let runs =
+                programs.find(|runs| runs.subject == name && runs.workload == costs.workload);
             let beyond = |index: usize| {
                 (costs.ratios[index].median() - 1.0) * costs.reference.median()
             };
@@ -354,7 +354,9 @@ ratio is a burst by the mean of these two. Shown are the median of all rounds an
 middle half. The measure is the sending thread's CPU time: a veth hands packets over in the sender's \
 context, so it holds all that a packet costs on its way, softirq included. Datagrams are dropped when \
 they arrive at the peer. Of a TCP connection `socket`, `setsockopt(SO_LINGER)`, `connect` and `close` \
-(by RST) count. The second host without steer shows how exact the method is: it should be 1.
+(by RST) count. The second host without steer shows how exact the method is: it should be 1. \
+Since all stand together, switches that the kernel keeps for the whole machine (is any program of this \
+kind attached anywhere?) are on for the host without steer too.
 
 A host without any policy routing skips the kernel's rules altogether (`fib_has_custom_rules`); the \
 first rule of anybody, a VPN's for instance, ends that until the host restarts. The host with one \

@@ -61,7 +61,7 @@ impl Extent {
         cgroups: 2_000,
         sets: 200,
         losses: 30,
-        starts: 3,
+        starts: 2,
         document: true,
     };
     const QUICK: Self = Self {

@@ -36,23 +36,23 @@ pub(crate) struct Cost {
 impl Runs {
     /// Nanoseconds of all programs for one unit.
     pub(crate) fn total(&self) -> f64 {
-        self.programs
-            .values()
-            .map(|cost| cost.runs * cost.nanoseconds)
+        self.counted()
+            .map(|(_, cost)| cost.runs * cost.nanoseconds)
             .sum()
+    }
+
+    /// Programs that ran for the units themselves: others ran once in a burst, or for other processes.
+    fn counted(&self) -> impl Iterator<Item = (&String, &Cost)> {
+        self.programs.iter().filter(|(_, cost)| cost.runs >= 0.1)
     }
 
     /// `sock-create 90 + connect4 2 x 110`, the dearest first.
     pub(crate) fn sum(&self) -> String {
-        let mut programs: Vec<_> = self.programs.iter().collect();
+        let mut programs: Vec<_> = self.counted().collect();
         let dear = |cost: &Cost| cost.runs * cost.nanoseconds;
         programs.sort_by(|(_, one), (_, other)| dear(other).total_cmp(&dear(one)));
         let mut text = String::new();
         for (name, Cost { runs, nanoseconds }) in programs {
-            // Of other processes on the machine, or once in a burst.
-            if *runs < 0.1 {
-                continue;
-            }
             let times = if (runs - 1.0).abs() < 0.05 {
                 String::new()
             } else {

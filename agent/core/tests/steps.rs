@@ -1,0 +1,329 @@
+//! The way from one plan to another: complete, idempotent, and safe to be cut at any step.
+#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use proptest::sample::subsequence;
+use steer_common::{
+    CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, PolicyEntry, domain_flags, verdict,
+};
+use steer_core::config::Config;
+use steer_core::engine::Engine;
+use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId, TableId};
+use steer_core::plan::{Family, Hook, Local, Plan, Rule, RuleAction, TableRoute};
+use steer_core::state::Event;
+use steer_core::steps::{Scope, Step, steps};
+use support::strategies::{events, start};
+use support::{apply, carrier, engine, ip, name, policy};
+
+fn net(text: &str) -> ipnet::IpNet {
+    text.parse().unwrap()
+}
+
+/// A map with a few of the keys.
+fn few<K, V>(
+    keys: std::ops::Range<u32>,
+    key: fn(u32) -> K,
+    values: impl Strategy<Value = V>,
+) -> impl Strategy<Value = BTreeMap<K, V>>
+where
+    K: Ord + std::fmt::Debug,
+    V: std::fmt::Debug,
+{
+    proptest::collection::btree_map(keys.prop_map(key), values, 0..4)
+}
+
+fn cgroups() -> impl Strategy<Value = BTreeMap<CgroupId, CgroupEntry>> {
+    let entry = (0u32..4, 0u32..2).prop_map(|(policy, flags)| CgroupEntry { policy, flags });
+    few(1..6, |id| CgroupId(id.into()), entry)
+}
+
+fn policies() -> impl Strategy<Value = BTreeMap<PolicyId, PolicyEntry>> {
+    let entry = (0u32..4, 0u32..2).prop_map(|(choice, flags)| PolicyEntry { choice, flags });
+    few(1..4, PolicyId, entry)
+}
+
+fn choices() -> impl Strategy<Value = BTreeMap<ChoiceId, ChoiceEntry>> {
+    let entry = (0u32..3, 0u32..4).prop_map(|(verdict, domain)| ChoiceEntry { verdict, domain });
+    few(1..4, ChoiceId, entry)
+}
+
+fn domains() -> impl Strategy<Value = BTreeMap<DomainIndex, DomainEntry>> {
+    let entry = (1u32..3, 0u32..3, 0u32..4).prop_map(|(mark, ifindex, flags)| DomainEntry {
+        mark,
+        ifindex,
+        flags,
+        ..DomainEntry::default()
+    });
+    few(
+        1..4,
+        |index| DomainIndex(u16::try_from(index).unwrap()),
+        entry,
+    )
+}
+
+fn locals() -> impl Strategy<Value = BTreeMap<ipnet::IpNet, Local>> {
+    let keys = prop_oneof![
+        Just(net("10.0.0.0/8")),
+        Just(net("10.0.0.1/32")),
+        Just(net("fd00::/8"))
+    ];
+    let values = (any::<bool>(), 0u16..3).prop_map(|(host, domain)| {
+        let mut domains = DomainSet::default();
+        domains.insert(domain);
+        Local {
+            host,
+            domains,
+            source: None,
+        }
+    });
+    proptest::collection::btree_map(keys, values, 0..3)
+}
+
+fn rules() -> impl Strategy<Value = BTreeSet<Rule>> {
+    let rule = (any::<bool>(), 0u32..3, 0u32..3).prop_map(|(v6, priority, table)| Rule {
+        family: if v6 { Family::Ipv6 } else { Family::Ipv4 },
+        priority,
+        from: None,
+        to: None,
+        fwmark: None,
+        oif: None,
+        protocol: None,
+        udp_ports: None,
+        action: match table {
+            0 => RuleAction::Unreachable,
+            table => RuleAction::Lookup {
+                table: TableId(table),
+                suppress_prefix_len: None,
+            },
+        },
+    });
+    proptest::collection::btree_set(rule, 0..5)
+}
+
+fn routes() -> impl Strategy<Value = BTreeSet<TableRoute>> {
+    let parts = (
+        1u32..3,
+        any::<bool>(),
+        0u32..2,
+        1u32..3,
+        any::<bool>(),
+        any::<bool>(),
+    );
+    let route = parts.prop_map(|(table, far, metric, interface, gateway, mtu)| TableRoute {
+        table: TableId(table),
+        destination: net(if far { "0.0.0.0/0" } else { "192.0.2.0/24" }),
+        metric,
+        interface: IfIndex(interface),
+        gateway: gateway.then(|| ip("192.0.2.1")),
+        onlink: false,
+        prefsrc: None,
+        mtu: mtu.then_some(1400),
+    });
+    proptest::collection::btree_set(route, 0..5)
+}
+
+prop_compose! {
+    /// Any plan, sound or not.
+    fn plans()(
+        hooks in subsequence(Hook::ALL.to_vec(), 0..4),
+        guards in proptest::collection::btree_set((1u32..4).prop_map(IfIndex), 0..3),
+        ingress_marks in few(1..4, IfIndex, 1u32..3),
+        cgroups in cgroups().boxed(),
+        policies in policies().boxed(),
+        choices in choices().boxed(),
+        domains in domains().boxed(),
+        (sources, locals) in (
+            proptest::collection::btree_set((1u16..3).prop_map(|index| (DomainIndex(index), ip("10.0.0.1"))), 0..3),
+            locals(),
+        ).boxed(),
+        rules in rules().boxed(),
+        routes in routes().boxed(),
+        sysctls in proptest::collection::btree_map("[ab]", "[01]", 0..3),
+    ) -> Plan {
+        let hooks = hooks.into_iter().collect();
+        Plan {
+            hooks, guards, ingress_marks, cgroups, policies, choices, domains, sources, locals, rules,
+            routes, sysctls,
+        }
+    }
+}
+
+fn follow(is: &mut Plan, steps: &[Step]) {
+    steps.iter().for_each(|step| is.record(step));
+}
+
+/// Cgroups and policies that lead nowhere.
+fn dangling(plan: &Plan) -> BTreeSet<String> {
+    let cgroups = plan.cgroups.iter();
+    let cgroups = cgroups
+        .filter(|(_, entry)| entry.policy != 0)
+        .filter(|(_, entry)| {
+            let policy = plan.policies.get(&PolicyId(entry.policy));
+            policy.is_none_or(|policy| {
+                policy.choice != 0 && !plan.choices.contains_key(&ChoiceId(policy.choice))
+            })
+        });
+    cgroups.map(|(id, _)| format!("cgroup {id}")).collect()
+}
+
+/// What is missing of the domains that choices steer to.
+fn gaps(plan: &Plan, config: &Config) -> BTreeSet<String> {
+    let mut gaps = BTreeSet::new();
+    let steering = plan.choices.iter();
+    for (id, choice) in steering.filter(|(_, choice)| choice.verdict == verdict::STEER) {
+        let index = DomainIndex(u16::try_from(choice.domain).unwrap());
+        let entry = plan.domains.get(&index).copied().unwrap_or_default();
+        if entry.ifindex == 0 || entry.flags == 0 {
+            gaps.insert(format!("choice {id}: no domain {index}"));
+        }
+        let table = TableId(config.agent.table_base + choice.domain);
+        let families = [
+            (Family::Ipv4, domain_flags::IPV4),
+            (Family::Ipv6, domain_flags::IPV6),
+        ];
+        for (family, _) in families.iter().filter(|(_, flag)| entry.flags & flag != 0) {
+            let leads = plan.routes.iter().any(|route| {
+                route.table == table
+                    && route.interface.0 == entry.ifindex
+                    && Family::of_net(&route.destination) == *family
+            });
+            let lookup = RuleAction::Lookup {
+                table,
+                suppress_prefix_len: None,
+            };
+            let fwmark = Some((entry.mark, config.agent.mark_mask.bits()));
+            let ruled = plan
+                .rules
+                .iter()
+                .any(|rule| (rule.family, rule.fwmark, rule.action) == (*family, fwmark, lookup));
+            if !leads || !ruled {
+                gaps.insert(format!("choice {id}: {family:?} of domain {index}"));
+            }
+        }
+    }
+    gaps
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn all_steps_lead_to_what_is_wanted_and_none_is_left(is in plans(), wanted in plans()) {
+        let mut at = is;
+        let todo = steps(&at, &wanted, Scope::All);
+        follow(&mut at, &todo);
+        prop_assert_eq!(&at, &wanted);
+        prop_assert_eq!(steps(&at, &wanted, Scope::All), []);
+    }
+
+    #[test]
+    fn a_reconcile_that_was_cut_short_goes_on_to_what_is_wanted(
+        is in plans(), wanted in plans(), cut: prop::sample::Index,
+    ) {
+        let mut at = is;
+        let all = steps(&at, &wanted, Scope::All);
+        let rest = all.len() - cut.index(all.len() + 1);
+        follow(&mut at, &all[..all.len() - rest]);
+        let again = steps(&at, &wanted, Scope::All);
+        prop_assert_eq!(again.as_slice(), &all[all.len() - rest..], "no step is done twice");
+        follow(&mut at, &again);
+        prop_assert_eq!(at, wanted);
+    }
+
+    #[test]
+    fn steps_of_changes_keep_up_with_the_engine(
+        events in proptest::collection::vec((events(), any::<bool>()), 1..50)
+    ) {
+        let mut engine = start();
+        let mut at = Plan::default();
+        for (event, settle) in events {
+            // Refusals are part of it.
+            drop(engine.apply(event));
+            if settle {
+                let changes = engine.settle();
+                let todo = steps(&at, engine.plan(), Scope::Changed(&changes));
+                follow(&mut at, &todo);
+                prop_assert_eq!(&at, engine.plan());
+            }
+        }
+    }
+
+    #[test]
+    fn no_cut_leaves_a_flow_without_what_it_is_sent_to(
+        events in proptest::collection::vec((events(), prop::bool::weighted(0.3)), 1..50)
+    ) {
+        let mut engine = start();
+        let mut at = Plan::default();
+        let mut before = engine.state().config.clone();
+        for (event, reconcile) in events {
+            drop(engine.apply(event));
+            engine.settle();
+            if !reconcile {
+                continue;
+            }
+            // On the way between two files an object is where the one or the other has it.
+            let config = engine.state().config.clone();
+            let gaps = |plan: &Plan| &gaps(plan, &config) & &gaps(plan, &before);
+            prop_assert_eq!(dangling(engine.plan()), BTreeSet::new());
+            prop_assert_eq!(gaps(engine.plan()), BTreeSet::new());
+            for step in steps(&at, engine.plan(), Scope::All) {
+                at.record(&step);
+                prop_assert_eq!(dangling(&at), BTreeSet::new(), "after {:?}", step);
+                prop_assert_eq!(gaps(&at), BTreeSet::new(), "after {:?}", step);
+            }
+            before = config;
+        }
+    }
+}
+
+/// An engine on which a policy can choose between two uplinks.
+fn with_policy() -> Engine {
+    let mut engine = engine();
+    apply(
+        &mut engine,
+        Event::SetPolicy(policy("p", "a", &["wlan0", "lte0"])),
+    );
+    engine
+}
+
+#[test]
+fn a_gateway_comes_after_the_route_to_it() {
+    let engine = with_policy();
+    let steps = steps(&Plan::default(), engine.plan(), Scope::All);
+    let gateways: Vec<bool> = steps
+        .iter()
+        .filter_map(|step| match step {
+            Step::AddRoute(route) => Some(route.gateway.is_some()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        gateways,
+        [false, false, false, false, true, true, true, true]
+    );
+}
+
+#[test]
+fn a_lost_carrier_moves_its_choice_before_anything_is_taken_away() {
+    let mut engine = with_policy();
+    let is = engine.plan().clone();
+    let lost = carrier(&engine.state().network.clone(), 2, false);
+    let changes = apply(&mut engine, lost);
+    let steps = steps(&is, engine.plan(), Scope::Changed(&changes));
+    let [Step::SetChoice(_, choice), rest @ ..] = steps.as_slice() else {
+        panic!("{steps:#?}")
+    };
+    let lte = engine.state().memory.indices[&name("lte0")];
+    assert_eq!(choice.domain, u32::from(lte.0));
+    assert!(rest.iter().any(|step| matches!(step, Step::SetDomain(..))));
+    assert!(rest.iter().any(|step| matches!(step, Step::DeleteRoute(_))));
+    assert!(
+        !rest
+            .iter()
+            .any(|step| matches!(step, Step::AddRoute(_) | Step::AddRule(_)))
+    );
+}

@@ -1,0 +1,198 @@
+//! Random networks, cgroups, policies and files, and what happens to them.
+
+use std::net::IpAddr;
+
+use proptest::prelude::*;
+use steer_core::cgroups::CgroupChange;
+use steer_core::engine::Engine;
+use steer_core::ids::{CgroupId, DomainIndex, IfIndex, TableId};
+use steer_core::network::{Address, ForeignRule, Link, LinkKind, NetworkChange, Route};
+use steer_core::pattern::{CgroupPattern, UnitName};
+use steer_core::policy::{LocalNetworks, Match, Origin, Otherwise, Policy};
+use steer_core::state::{Event, Object, State};
+
+use super::{config, ip, name, two_uplinks};
+
+const INTERFACES: [&str; 5] = ["lo", "wlan0", "lte0", "eth0", "odd,name"];
+const CGROUPS: [&str; 4] = ["a", "b", "x.service", "y.scope"];
+
+/// Files to choose from: none, groups and strictness, a narrow mask, overlapping domains.
+pub(crate) const FILES: [&str; 5] = [
+    "",
+    "group.g.domains = [\"lte0\", \"wlan0\"]\npolicy.default.use = [\"g\"]\n",
+    "agent.mark-mask = 1\n[policy.f]\nmatch.cgroup = \"a/**\"\nuse = \"wlan0\"\nstrict = true\n",
+    "[domain.one]\nmatch.interface = \"wlan0\"\nsources = \"10.0.0.1\"\n[domain.two]\nsources = \
+     \"10.0.0.1\"\nmatch.interface = \"lte0\"\ngateways = [\"10.0.0.9\"]\n[policy.f]\nmatch.unit = \
+     \"x.service\"\nuse = [\"two\", \"one\"]\nstrict = true\n[policy.default]\nuse = \"wlan0\"\n",
+    "agent.discover = false\n[domain.lte0]\nmatch.kind = \"cellular\"\n[policy.p1]\nmatch.cgroup = \
+     \"*\"\nuse = \"lte0\"\notherwise = \"next\"\n",
+];
+
+fn ips() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        4 => (0u8..3, 1u8..4).prop_map(|(net, host)| IpAddr::from([10, 0, net, host])),
+        3 => (0u16..3, 1u16..4).prop_map(|(net, host)| IpAddr::from([0x2001, 0xdb8, net, 0, 0, 0, 0, host])),
+        1 => Just(ip("fe80::1")),
+        1 => Just(ip("169.254.0.1")),
+        1 => any::<IpAddr>(),
+    ]
+}
+
+fn interfaces() -> impl Strategy<Value = IfIndex> {
+    (1u32..6).prop_map(IfIndex)
+}
+
+prop_compose! {
+    fn links()(
+        index in interfaces(),
+        at in 0..INTERFACES.len(),
+        kind in prop_oneof![Just(LinkKind::Wlan), Just(LinkKind::Cellular)],
+        up in prop::bool::weighted(0.8),
+        carrier in prop::bool::weighted(0.8),
+        bridge in prop::bool::weighted(0.1),
+        master in proptest::option::weighted(0.1, interfaces()),
+    ) -> Link {
+        let loopback = INTERFACES[at] == "lo";
+        let name = INTERFACES[at].to_owned();
+        Link { index, name, kind, up, carrier, loopback, master, bridge, mac: None, mtu: 1500 }
+    }
+}
+
+prop_compose! {
+    fn addresses()(
+        interface in interfaces(),
+        ip in ips(),
+        len in prop_oneof![Just(24u8), Just(32), Just(64), any::<u8>()],
+        peer in proptest::option::weighted(0.1, ips()),
+        global in prop::bool::weighted(0.9),
+        usable in prop::bool::weighted(0.9),
+        deprecated in prop::bool::weighted(0.1),
+        temporary: bool,
+    ) -> Address {
+        Address { interface, ip, prefix_len: len, peer, global, usable, deprecated, temporary }
+    }
+}
+
+prop_compose! {
+    fn routes()(
+        interface in interfaces(),
+        net in ips(),
+        len in prop_oneof![Just(0u8), Just(24), Just(64)],
+        gateway in proptest::option::of(ips()),
+        prefsrc in proptest::option::weighted(0.2, ips()),
+        metric in prop_oneof![0u32..3, Just(u32::MAX)],
+        table in prop_oneof![4 => Just(254u32), 1 => Just(1000)],
+    ) -> Route {
+        let net = ipnet::IpNet::from(net);
+        let len = len.min(net.max_prefix_len());
+        let destination = ipnet::IpNet::new(net.addr(), len).unwrap().trunc();
+        Route {
+            table: TableId(table), destination, metric, interface, gateway, onlink: false, prefsrc,
+            mtu: None, source: None,
+        }
+    }
+}
+
+prop_compose! {
+    fn foreign_rules()(
+        v6: bool,
+        invert: bool,
+        fwmark in proptest::option::of(0u32..2),
+        narrow: bool,
+        table in proptest::option::of(prop_oneof![Just(254u32), Just(51820)]),
+    ) -> ForeignRule {
+        ForeignRule {
+            v6, priority: 100, invert, fwmark: fwmark.map(|mark| (mark, u32::MAX)), from: None,
+            to: None, narrow, table: table.map(TableId), suppress_prefix_len: None,
+        }
+    }
+}
+
+fn paths() -> impl Strategy<Value = String> {
+    let level = prop_oneof![
+        4 => (0..CGROUPS.len()).prop_map(|at| CGROUPS[at]),
+        1 => Just("*"),
+        1 => Just("**"),
+        1 => Just("*.scope"),
+    ];
+    proptest::collection::vec(level, 1..4).prop_map(|levels| levels.join("/"))
+}
+
+fn matches() -> impl Strategy<Value = Match> {
+    prop_oneof![
+        6 => paths().prop_map(|path| Match::Cgroup(CgroupPattern::new(&path).unwrap())),
+        1 => Just(Match::Unit(UnitName::new("x.service").unwrap())),
+        1 => (1u64..9).prop_map(|id| Match::CgroupId(CgroupId(id))),
+    ]
+}
+
+prop_compose! {
+    pub(crate) fn policies()(
+        at in 0..6,
+        origin in prop_oneof![Just(Origin::App), Just(Origin::User), Just(Origin::Operator)],
+        matches in proptest::collection::vec(matches(), 1..3),
+        use_ in proptest::collection::vec(
+            prop_oneof![Just("wlan0"), Just("lte0"), Just("eth0"), Just("g"), Just("one"), Just("two")],
+            0..3,
+        ),
+        strict in prop::bool::weighted(0.3),
+        otherwise in prop_oneof![Just(Otherwise::Block), Just(Otherwise::Pass), Just(Otherwise::Next)],
+        steer: bool,
+        priority in 0..2,
+    ) -> Policy {
+        Policy {
+            otherwise: if strict { Otherwise::Block } else { otherwise },
+            local_networks: if steer { LocalNetworks::Steer } else { LocalNetworks::Pass },
+            priority,
+            ..Policy::new(name(&format!("p{at}")), origin, matches, use_.into_iter().map(name).collect(), strict)
+        }
+    }
+}
+
+/// Anything that can happen to an engine.
+///
+/// On the heap, since the strategies as plain values are too large for the stack of a test's thread.
+pub(crate) fn events() -> BoxedStrategy<Event> {
+    let network = prop_oneof![
+        3 => links().prop_map(NetworkChange::Link),
+        1 => interfaces().prop_map(NetworkChange::LinkGone),
+        3 => addresses().prop_map(NetworkChange::Address),
+        1 => (interfaces(), ips()).prop_map(|(interface, ip)| NetworkChange::AddressGone(interface, ip)),
+        3 => routes().prop_map(NetworkChange::Route),
+        1 => routes().prop_map(NetworkChange::RouteGone),
+        1 => foreign_rules().prop_map(NetworkChange::Rule),
+        1 => foreign_rules().prop_map(NetworkChange::RuleGone),
+        1 => Just(NetworkChange::Dump(two_uplinks())),
+    ]
+    .boxed();
+    let made =
+        (2u64..9, 1u64..9, 0..CGROUPS.len()).prop_map(|(id, parent, at)| CgroupChange::Made {
+            id: CgroupId(id),
+            parent: CgroupId(parent),
+            name: CGROUPS[at].to_owned(),
+        });
+    let object = prop_oneof![Just(Object::Domain(name("wlan0"))), Just(Object::Guard)];
+    prop_oneof![
+        8 => network.prop_map(Event::Network),
+        6 => made.prop_map(Event::Cgroups),
+        2 => (1u64..9).prop_map(|id| Event::Cgroups(CgroupChange::Removed(CgroupId(id)))),
+        6 => policies().boxed().prop_map(Event::SetPolicy),
+        2 => (0..6).prop_map(|at| Event::UnsetPolicy(name(&format!("p{at}")))),
+        1 => (0..FILES.len()).prop_map(|at| Event::Config(Box::new(config(FILES[at])))),
+        1 => proptest::collection::btree_set((1u16..4).prop_map(DomainIndex), 0..3)
+            .prop_map(Event::IndicesInUse),
+        1 => (object, any::<bool>()).prop_map(|(object, ok)| {
+            Event::Outcome(object, if ok { Ok(()) } else { Err("no".to_owned()) })
+        }),
+        1 => (prop_oneof![Just(1u64), 2u64..9], proptest::collection::btree_set((2u64..9).prop_map(CgroupId), 0..2))
+            .prop_map(|(root, exempt)| Event::Managed { root: CgroupId(root), exempt }),
+    ]
+    .boxed()
+}
+
+/// A host that has something to do, so that few events already matter.
+pub(crate) fn start() -> Engine {
+    let mut state = State::new(CgroupId(1));
+    state.network = two_uplinks();
+    Engine::new(state)
+}

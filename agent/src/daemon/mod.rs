@@ -42,9 +42,10 @@ pub use offline::offline_status;
 /// Where the pins are.
 const PIN_ROOT: &str = "/sys/fs/bpf/steer";
 
-/// A connection's last packets leave this long after its socket is closed: `TCP_TIMEWAIT_LEN`. Such
-/// sockets do not tell their mark.
-const LINGER: Duration = Duration::from_secs(60);
+/// A domain that no policy can choose any more is looked at after this time, and then less and less
+/// often, until its flows have ended.
+const RETIRE_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_RETIRE_PAUSE: Duration = Duration::from_secs(30);
 
 /// How an agent is started.
 #[derive(Clone, Debug)]
@@ -99,8 +100,9 @@ struct Daemon {
     policy_events: u64,
     config: Option<PathBuf>,
     started: SystemTime,
-    /// Domains that no policy can choose any more, and since when.
-    lingering: BTreeMap<Name, Instant>,
+    /// When to look at domains that no policy can choose any more, and how long to wait then.
+    retire_at: Option<Instant>,
+    retire_pause: Duration,
     /// When the guard's drops of a kernel policy were told last.
     guard_told: HashMap<u32, Instant>,
     /// Something happened that [`Daemon::commit`] has not seen.
@@ -144,6 +146,7 @@ impl Daemon {
         for place in self.runs.answer(&self.engine) {
             self.watch_run(&place);
         }
+        self.plan_retirement();
         kept
     }
 
@@ -189,29 +192,35 @@ impl Daemon {
         news
     }
 
-    /// Gives up domains that no policy could choose for a while, and whose mark no socket bears: their
-    /// tables and rules go.
+    /// Gives up domains that no policy can choose and whose flows have ended: their tables and rules go.
     async fn retire_domains(&mut self) {
-        let now = Instant::now();
-        let names: BTreeSet<Name> = self.engine.lingering().cloned().collect();
-        self.lingering.retain(|name, _| names.contains(name));
-        for name in &names {
-            self.lingering.entry(name.clone()).or_insert(now);
-        }
-        let old = |since: &Instant| now - *since >= LINGER;
-        if !self.lingering.values().any(old) {
-            return;
-        }
         let mut kept = self.indices_in_use().await;
-        let indices = &self.engine.state().memory.indices;
-        let young = |name: &Name| !self.lingering.get(name).is_some_and(old);
-        kept.extend(
-            indices
-                .iter()
-                .filter(|(name, _)| young(name))
-                .map(|(_, index)| *index),
-        );
+        let closed = match netlink::closed_sources().await {
+            Ok(closed) => closed,
+            Err(error) => return warn!("{}", chain(&error)),
+        };
+        let state = self.engine.state();
+        for (name, index) in &state.memory.indices {
+            let domain = self.engine.domains().get(name.as_str());
+            if domain.is_some_and(|d| d.addresses.iter().any(|a| closed.contains(&a.ip))) {
+                kept.insert(*index);
+            }
+        }
         self.fact(Event::IndicesInUse(kept));
+        self.commit_and_log().await;
+        self.retire_pause = (self.retire_pause * 2).min(LONGEST_RETIRE_PAUSE);
+        self.retire_at = None;
+        self.plan_retirement();
+    }
+
+    /// Sees to it that domains which no policy can choose are looked at.
+    fn plan_retirement(&mut self) {
+        if self.engine.lingering().next().is_none() {
+            self.retire_at = None;
+            self.retire_pause = RETIRE_PAUSE;
+        } else if self.retire_at.is_none() {
+            self.retire_at = Some(Instant::now() + self.retire_pause);
+        }
     }
 
     /// Indices of domains that some socket still bears: those of the others may go to another name.
@@ -246,7 +255,6 @@ impl Daemon {
 
     /// Reads what is from the kernel and brings all of it to the plan.
     async fn check_all(&mut self) {
-        self.retire_domains().await;
         self.commit_and_log().await;
         self.rescan().await;
         match self.reconciler.apply_all(self.engine.plan()).await {

@@ -112,6 +112,7 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                 }
             }
             () = at(expiry) => daemon.expire_runs(),
+            () = at(daemon.retire_at) => daemon.retire_domains().await,
             () = at(retry) => {
                 retry = None;
                 daemon.check_all().await;

@@ -2,7 +2,7 @@
 //!
 //! Nothing in the kernel is removed before files, state, netlink and the cgroup tree were read.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::runs::Runs;
 use super::serve::Inputs;
-use super::{Daemon, Options, PIN_ROOT, Saved, files, scan, state_file};
+use super::{Daemon, Options, PIN_ROOT, RETIRE_PAUSE, Saved, files, scan, state_file};
 use crate::api::server::Server;
 use crate::cgroup::{EmptyWatch, OwnCgroup, Tree, id_of};
 use crate::datapath::{self, Datapath};
@@ -87,7 +87,8 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         policy_events: 0,
         config: options.config.clone(),
         started: SystemTime::now(),
-        lingering: BTreeMap::new(),
+        retire_at: None,
+        retire_pause: RETIRE_PAUSE,
         guard_told: HashMap::new(),
         dirty: false,
     };

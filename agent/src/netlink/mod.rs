@@ -22,7 +22,7 @@ use steer_core::plan::{Rule, TableRoute};
 
 pub use connection::Refusal;
 pub use routing::Routing;
-pub use sockets::{netns_cookie, sockets_with_mark};
+pub use sockets::{closed_sources, netns_cookie, sockets_with_mark};
 pub use watcher::{Notification, Watcher};
 
 /// What went wrong, with the operation and its object; the source has the kernel's words.

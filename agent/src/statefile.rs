@@ -18,9 +18,9 @@ pub enum Error {
     /// The file could not be read.
     #[error("read state file {0}")]
     Read(PathBuf, #[source] io::Error),
-    /// The file is not a state of this version. Its content is kept under another name.
-    #[error("state file {0} is damaged or of another version; it was kept as {1}")]
-    Damaged(PathBuf, PathBuf, #[source] serde_json::Error),
+    /// The file is not a state of this version.
+    #[error("state file {0} is damaged, or of another version")]
+    Damaged(PathBuf, #[source] serde_json::Error),
     /// The file could not be written.
     #[error("write state file {0}")]
     Write(PathBuf, #[source] io::Error),
@@ -50,22 +50,16 @@ impl StateFile {
     /// What was written last; `None` if nothing was.
     ///
     /// # Errors
-    /// The file cannot be read, or is not valid: then it is moved aside, so that the next call gives
-    /// `None`.
+    /// The file cannot be read, or is not valid.
     pub fn read<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
         let bytes = match fs::read(&self.path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::Read(self.path.clone(), e)),
         };
-        match serde_json::from_slice::<Versioned<T>>(&bytes) {
-            Ok(state) => Ok(Some(state.content)),
-            Err(source) => {
-                let aside = self.path.with_extension("damaged");
-                fs::rename(&self.path, &aside).map_err(|e| Error::Read(self.path.clone(), e))?;
-                Err(Error::Damaged(self.path.clone(), aside, source))
-            }
-        }
+        serde_json::from_slice::<Versioned<T>>(&bytes)
+            .map(|state| Some(state.content))
+            .map_err(|source| Error::Damaged(self.path.clone(), source))
     }
 
     /// Replaces the content. Readers see the old or the new, never a part.
@@ -134,13 +128,16 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_told_once_and_kept() {
+    fn a_damaged_file_is_told_and_kept() {
         let directory = tempfile::tempdir().unwrap();
         let file = StateFile::new(directory.path());
-        fs::write(directory.path().join("state.json"), "{\"version\":1,").unwrap();
-        let error = file.read::<Content>().unwrap_err();
-        assert!(matches!(error, Error::Damaged(..)), "{error}");
-        assert!(directory.path().join("state.damaged").exists());
-        assert_eq!(file.read::<Content>().unwrap(), None);
+        let damaged = "{\"version\":1,";
+        fs::write(directory.path().join("state.json"), damaged).unwrap();
+        for _ in 0..2 {
+            let error = file.read::<Content>().unwrap_err();
+            assert!(matches!(error, Error::Damaged(..)), "{error}");
+        }
+        let kept = fs::read_to_string(directory.path().join("state.json")).unwrap();
+        assert_eq!(kept, damaged);
     }
 }

@@ -248,3 +248,69 @@ fn without_any_file_run_does_what_it_says() -> Result<()> {
     }
     Ok(())
 }
+
+/// A strict policy, with traffic that it lets out by `wlan0`; then what `break_it` does to the dead agent's
+/// world, and what `restart` makes of it. Nothing may leave by another uplink.
+fn strict_stays_closed(
+    break_it: impl FnOnce(&Lab) -> Result<()>,
+    restart: impl FnOnce(&Lab, &mut steer_tests::Agent<'_>) -> Result<()>,
+) -> Result<()> {
+    let lab = Lab::new()?;
+    let mut agent = lab.start_agent()?;
+    let app = lab.cgroup().child("app")?;
+    lab.set_policy("app", &app, "wlan0", &["--strict"])?;
+    let to = SocketAddr::new(lab.target4(), ECHO_PORT);
+    let mut flow = Probe::new(Kind::Tcp, Family::V4).start(&lab, &app)?;
+    flow.succeed(&format!("connect {to}"))?;
+    lab.assert_only_by("wlan0", to.ip())?;
+
+    agent.kill()?;
+    break_it(&lab)?;
+    restart(&lab, &mut agent)?;
+    for target in [lab.target4(), lab.target6()] {
+        let family = if target.is_ipv4() {
+            Family::V4
+        } else {
+            Family::V6
+        };
+        for kind in [Kind::Tcp, Kind::UdpConnected, Kind::UdpUnconnected] {
+            let mut probe = Probe::new(kind, family).start(&lab, &app)?;
+            let to = SocketAddr::new(target, ECHO_PORT);
+            let operation = match kind {
+                Kind::UdpUnconnected => format!("post hello {to}"),
+                _ => format!("connect {to}"),
+            };
+            let report = probe.perform(&operation)?;
+            ensure!(!report.ok, "{kind:?} to {to} was not refused");
+        }
+        lab.drain()?;
+        lab.assert_silent(target)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_strict_policy_stays_closed_when_its_domain_is_gone_at_the_next_start() -> Result<()> {
+    strict_stays_closed(
+        |lab| lab.delete_link("wlan0"),
+        |lab, agent| {
+            agent.start()?;
+            let shown = lab.steer(&["policy", "show", "app", "-j"])?.json()?;
+            ensure!(shown["decision"]["verdict"] == "block", "{shown}");
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_lost_record_of_a_strict_policy_stops_the_next_agent() -> Result<()> {
+    strict_stays_closed(
+        |lab| lab.write_file("/run/steer/state.json", "{\"version\":1,"),
+        |lab, _agent| {
+            let ended = lab.agent_that_ends()?;
+            let words = ended.failure(1)?;
+            ensure!(words.contains("steer detach"), "{words}");
+            Ok(())
+        },
+    )
+}

@@ -221,6 +221,12 @@ impl Domain {
                 .any(|route| Family::of_net(&route.destination) == family)
     }
 
+    /// Whether it has a default route of the family.
+    pub fn has_default(&self, family: Family) -> bool {
+        let any = family.any();
+        self.has(family) && self.routes.iter().any(|route| route.destination == any)
+    }
+
     /// Its preferred source of a family.
     pub fn source(&self, family: Family) -> Option<IpAddr> {
         match family {

@@ -19,6 +19,7 @@ use crate::api::server::Call;
 use crate::api::types::{LocalNetworks, Otherwise};
 use crate::cgroup::id_of;
 use crate::reconcile::chain;
+use crate::statefile;
 
 impl Daemon {
     pub(super) async fn call(&mut self, call: Call) {
@@ -68,8 +69,14 @@ impl Daemon {
             policy.origin = policy::Origin::Admin;
             self.save_policy(&policy)?;
         } else {
+            let before = self.engine.state().api_policies.get(&name).cloned();
             self.event(Event::SetPolicy(policy))
                 .map_err(|e| refused("name", &e))?;
+            if let Err(error) = self.commit().await {
+                // Not kept, so not done: the next agent would not know of it.
+                let undo = before.map_or(Event::UnsetPolicy(name), Event::SetPolicy);
+                return Err(self.undo(undo, &error).await);
+            }
         }
         self.commit_for_call().await?;
         info!(policy = %name, save, "set");
@@ -81,6 +88,7 @@ impl Daemon {
         let mut matches = Vec::new();
         for path in &set.cgroup {
             let pattern = CgroupPattern::new(path).map_err(|e| invalid("cgroup", &e))?;
+            self.check_managed(&pattern)?;
             matches.push(Match::Cgroup(pattern));
         }
         for unit in &set.unit {
@@ -119,6 +127,29 @@ impl Daemon {
         Ok(policy)
     }
 
+    /// A pattern that can match nothing below the managed root is a mistake, not a policy.
+    fn check_managed(&self, pattern: &CgroupPattern) -> Result<(), ApiError> {
+        let root = self.tree.name_of(self.tree.root()).unwrap_or_default();
+        let levels = pattern.as_str().split('/');
+        let outside = root
+            .split('/')
+            .filter(|level| !level.is_empty())
+            .zip(levels)
+            .take_while(|(_, wanted)| !wanted.contains('*'))
+            .any(|(level, wanted)| level != wanted);
+        if !outside {
+            return Ok(());
+        }
+        Err(ApiError::InvalidArgument {
+            field: "cgroup".to_owned(),
+            reason: format!(
+                "`{}` is not below the managed root: write the path as in /proc/PID/cgroup, \
+                 beginning with `{root}/`",
+                pattern.as_str()
+            ),
+        })
+    }
+
     fn cgroup_of_process(&mut self, pid: u32) -> Result<Match, ApiError> {
         let pid = i32::try_from(pid).map_err(|e| invalid("pid", &e))?;
         let directory = self.tree.of_process(pid).map_err(|e| invalid("pid", &e))?;
@@ -145,12 +176,25 @@ impl Daemon {
         if self.is_from_file(&name) {
             self.unsave_policy(&name, unset.save.unwrap_or(false))?;
         } else {
+            let before = policy.clone();
             self.event(Event::UnsetPolicy(name.clone()))
                 .map_err(|e| refused("name", &e))?;
+            if let Err(error) = self.commit().await {
+                return Err(self.undo(Event::SetPolicy(before), &error).await);
+            }
         }
         self.commit_for_call().await?;
         info!(policy = %name, "unset");
         Ok(Reply::Done)
+    }
+
+    /// Takes a change back that could not be kept.
+    async fn undo(&mut self, event: Event, error: &statefile::Error) -> ApiError {
+        self.fact(event);
+        self.commit_and_log().await;
+        ApiError::Failed {
+            reason: chain(error),
+        }
     }
 
     async fn commit_for_call(&mut self) -> Result<(), ApiError> {

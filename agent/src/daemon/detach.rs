@@ -29,10 +29,15 @@ pub struct DetachReport {
 pub async fn detach() -> anyhow::Result<DetachReport> {
     let mut report = DetachReport::default();
     let state_file = state_file();
+    let mut damaged = false;
     let saved: Saved = match state_file.read() {
         Ok(saved) => saved.unwrap_or_default(),
         Err(error) => {
-            report.left.push(chain(&error));
+            damaged = true;
+            report.left.push(format!(
+                "what it kept (changed settings and cgroups), for want of a record: {}",
+                chain(&error)
+            ));
             Saved::default()
         }
     };
@@ -98,6 +103,9 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
             placement.withdraw()?;
         }
     }
-    state_file.remove()?;
+    // It says where the rest is, for the next call.
+    if report.left.is_empty() || damaged {
+        state_file.remove()?;
+    }
     Ok(report)
 }

@@ -99,6 +99,7 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                 // A cgroup below a strict glob is closed until it is decided, and one that was removed
                 // may be made again at once: what is in the ring is burst enough.
                 if daemon.dirty {
+                    daemon.check_root()?;
                     gather = Some(Instant::now());
                 }
             }
@@ -117,7 +118,10 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                 retry = None;
                 daemon.check_all().await;
             }
-            _ = check.tick() => daemon.check_all().await,
+            _ = check.tick() => {
+                daemon.check_root()?;
+                daemon.check_all().await;
+            }
         }
         if daemon.dirty && gather.is_none() {
             gather = Some(Instant::now() + GATHER);
@@ -150,6 +154,18 @@ async fn at(deadline: Option<Instant>) {
 }
 
 impl Daemon {
+    /// The programs hang on the managed root, and go with it: nothing below another directory of its
+    /// name would be steered.
+    fn check_root(&self) -> anyhow::Result<()> {
+        match self.tree.root_id() {
+            Ok(id) if id == self.engine.state().cgroup_root => Ok(()),
+            _ => bail!(
+                "the managed cgroup {} was removed, and every policy with it: start the agent again",
+                self.tree.root().display()
+            ),
+        }
+    }
+
     fn kernel_event(&mut self, event: datapath::Event) {
         match event {
             datapath::Event::CgroupMade { id, parent, name } => {

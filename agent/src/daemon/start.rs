@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
-use steer_core::cgroups::CgroupChange;
+use steer_common::policy_flags;
+use steer_core::cgroups::{CgroupChange, CgroupTree};
 use steer_core::config::{self, Config};
 use steer_core::engine::Engine;
 use steer_core::policy::{Match, Policy};
@@ -23,6 +24,7 @@ use crate::cgroup::{EmptyWatch, OwnCgroup, Tree, id_of};
 use crate::datapath::{self, Datapath};
 use crate::netlink::{Notification, OwnRange, Routing, Watcher};
 use crate::reconcile::{Reconciler, Sysctls, chain};
+use crate::statefile::{self, StateFile};
 
 /// Calls that wait for the loop at one time; each connection has at most one.
 const CALL_QUEUE: usize = 64;
@@ -41,18 +43,11 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     let (calls_in, calls) = mpsc::channel(CALL_QUEUE);
     let server = Server::bind(&options.socket, calls_in).context("offer the API")?;
 
-    let state_file = state_file();
-    let saved: Saved = match state_file.read() {
-        Ok(saved) => saved.unwrap_or_default(),
-        Err(damaged @ crate::statefile::Error::Damaged(..)) => {
-            warn!("{}: policies that the API set are lost", chain(&damaged));
-            Saved::default()
-        }
-        Err(error) => return Err(error.into()),
-    };
-
     let pin_root = Path::new(PIN_ROOT);
     datapath::ensure_bpffs(pin_root.parent().unwrap_or(pin_root))?;
+    let state_file = state_file();
+    let saved = read_state(&state_file, pin_root)?;
+
     let mut datapath = Datapath::open(datapath::Options {
         pin_root,
         cgroup_root: tree.root(),
@@ -122,6 +117,42 @@ pub(super) fn load(named: Option<&Path>) -> anyhow::Result<Config> {
     })
 }
 
+/// What an earlier agent of this boot kept.
+///
+/// Without it the policies of the API are unknown, and the strict ones among them, still closed by what
+/// is pinned, would be opened. So that is refused: only `steer detach` gives them up.
+fn read_state(file: &StateFile, pin_root: &Path) -> anyhow::Result<Saved> {
+    let lost = match file.read::<Saved>() {
+        Ok(Some(saved)) => return Ok(saved),
+        Ok(None) => None,
+        Err(damaged @ statefile::Error::Damaged(..)) => Some(damaged),
+        Err(error) => return Err(error.into()),
+    };
+    let strict = match datapath::read_pinned(pin_root)? {
+        Some(pinned) => {
+            let policies = pinned.maps.policies.entries()?;
+            policies
+                .iter()
+                .any(|(_, policy)| policy.flags & policy_flags::STRICT != 0)
+        }
+        None => false,
+    };
+    if strict {
+        let lost = lost.map_or_else(|| "the state file is gone".to_owned(), |e| chain(&e));
+        bail!(
+            "{lost}, and strict policies of the last agent are in force; they stay closed until \
+             `steer detach` gives them up"
+        );
+    }
+    if let Some(damaged) = lost {
+        warn!(
+            "{}: policies that were set by command are lost",
+            chain(&damaged)
+        );
+    }
+    Ok(Saved::default())
+}
+
 fn engine(
     tree: &Tree,
     saved: Saved,
@@ -131,24 +162,19 @@ fn engine(
     let cgroups = scan(tree)?;
     let mut state = State::new(cgroups.root());
     state.memory = saved.memory;
+    // Not by an event: a name that means nothing at the moment must not open a policy that was in force.
+    state.api_policies = saved
+        .policies
+        .into_iter()
+        .filter(|policy| outlives(policy, &cgroups))
+        .map(|policy| (policy.name.clone(), policy))
+        .collect();
     let mut engine = Engine::new(state);
     let own = tree.of_process(std::process::id().cast_signed())?;
     let exempt = id_of(&own)
         .map(|id| BTreeSet::from([id]))
         .unwrap_or_default();
     let root = tree.root_id()?;
-    let known: Vec<Policy> = saved
-        .policies
-        .into_iter()
-        .filter(|policy| {
-            // What was set for one cgroup ended with it, also while no agent ran.
-            policy.matches.is_empty()
-                || policy.matches.iter().any(|m| match m {
-                    Match::CgroupId(id) => cgroups.contains(*id),
-                    Match::Cgroup(_) | Match::Unit(_) => true,
-                })
-        })
-        .collect();
     let facts = [
         Event::Cgroups(CgroupChange::Dump(cgroups)),
         Event::Managed { root, exempt },
@@ -161,11 +187,14 @@ fn engine(
     for event in facts.into_iter().chain(network) {
         engine.apply(event)?;
     }
-    for policy in known {
-        let name = policy.name.clone();
-        if let Err(rejected) = engine.apply(Event::SetPolicy(policy)) {
-            warn!("policy `{name}` of an earlier agent was dropped: {rejected}");
-        }
-    }
     Ok(engine)
+}
+
+/// Whether a policy may still hold somewhere: what was set for one cgroup alone ended with it, also
+/// while no agent ran.
+fn outlives(policy: &Policy, cgroups: &CgroupTree) -> bool {
+    policy.matches.iter().any(|m| match m {
+        Match::CgroupId(id) => cgroups.contains(*id),
+        Match::Cgroup(_) | Match::Unit(_) => true,
+    })
 }

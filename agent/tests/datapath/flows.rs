@@ -57,6 +57,31 @@ fn a_process_without_policy_is_left_alone() {
 }
 
 #[test]
+fn marks_of_others_inside_the_mask_are_left_alone() {
+    on_a_new_host(|lab| {
+        lab.attach_all();
+        lab.write_domains();
+        let mut child = Child::start(&lab.group("app", 0));
+        // Mullvad's, that of a domain that does not exist, and a domain's among other bits.
+        for theirs in [0x6d6f_6c65, 0x1000_0000, mark(ONE) | 1] {
+            for (family, target) in [
+                ("inet", format!("{SERVER4}:9")),
+                ("inet6", format!("[{SERVER6}]:9")),
+            ] {
+                child.must(&[
+                    &format!("open s {family} dgram"),
+                    &format!("set s 1 36 {theirs}"),
+                    &format!("send s {target} x"),
+                ]);
+                assert_eq!(child.mark("s"), theirs);
+                child.must(&[&format!("connect s {target}")]);
+                assert_eq!(child.mark("s"), theirs);
+            }
+        }
+    });
+}
+
+#[test]
 fn connected_datagrams_leave_by_the_domain() {
     steered(|lab, child| {
         let server = Udp::new(lab);

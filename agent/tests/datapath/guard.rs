@@ -80,6 +80,50 @@ fn an_interface_chosen_by_a_control_message_is_stopped() {
 }
 
 #[test]
+fn options_before_the_header_make_no_wrapping() {
+    guarded(|lab, child| {
+        let arrivals = Capture::on(lab, "p1");
+        let server = Udp::new(lab);
+        let target = format!("{SERVER4}:{}", server.port);
+        // Four times `IPOPT_NOOP` as `IP_OPTIONS`: the port is not where it was.
+        child.must(&["open s inet dgram", "set s 0 4 16843009"]);
+        child.must(&[&format!("send-by s h1 {target} sneaky")]);
+        honest_packet(lab, &server);
+        assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 1);
+        assert!(!arrivals.saw("sneaky"));
+    });
+}
+
+#[test]
+fn later_fragments_are_no_wrapping() {
+    guarded(|lab, child| {
+        let arrivals = Capture::on(lab, "p1");
+        let server = Udp::new(lab);
+        let target = format!("{SERVER4}:{}", server.port);
+        // While the neighbour is not known each fragment waits for itself, and none of them hears
+        // what became of the one before.
+        let text = format!("{}sneaky", "x".repeat(4000));
+        child.must(&[
+            "open s inet dgram",
+            &format!("send-by s h1 {target} {text}"),
+        ]);
+        honest_packet(lab, &server);
+        assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 3);
+        assert!(!arrivals.saw("sneaky"));
+    });
+}
+
+/// Sends by `h1` what may leave there, and waits for it: what was sent before has arrived by then.
+fn honest_packet(lab: &Lab, server: &Udp) {
+    let mut other = Child::start(&lab.group("honest", 0));
+    other.must(&[
+        "open s inet dgram",
+        &format!("send s {SERVER4}:{} honest", server.port),
+    ]);
+    assert_eq!(server.next().0, "honest");
+}
+
+#[test]
 fn packet_sockets_are_held_to_the_domain() {
     guarded(|lab, child| {
         child.must(&["open s packet raw"]);

@@ -195,6 +195,9 @@ fn rule_inputs<'a>(
                 address: *ip,
                 table: owner.table,
                 leads,
+                ends: !owner
+                    .domain
+                    .is_some_and(|domain| domain.has_default(Family::of(*ip))),
             });
         }
     }

@@ -30,7 +30,7 @@ pub mod offset {
     pub const MARK: u32 = 30;
     /// Sockets bound to an interface that their mark has no route by: the host's routing knows it.
     pub const DEVICE: u32 = 35;
-    /// Whatever is marked and still here.
+    /// Marks whose table has no route. Other bits in the mask are somebody else's mark, and go on.
     pub const END: u32 = 40;
     /// Where packets without a mark go on.
     pub const UNMARKED: u32 = 500;
@@ -86,6 +86,10 @@ pub struct Owned {
     /// Whether unmarked packets from it get the table too: not if the interface runs and still has
     /// no route, as an address that the host keeps for itself.
     pub leads: bool,
+    /// Whether the table has no default route, so that unmarked packets from it that the table does
+    /// not know are refused. (With a default route only sockets bound to another interface get that
+    /// far, and the host's routing knows those.)
+    pub ends: bool,
 }
 
 /// All rules of a family, in order. None without a mark.
@@ -117,7 +121,9 @@ pub fn all_rules(shape: Shape, contents: &Contents) -> Vec<Rule> {
             add(offset::UNMARKED_NEAR, lookup(Some(0)));
             add(offset::UNMARKED_HOST, main);
             add(offset::UNMARKED_FAR, lookup(None));
-            add(offset::UNMARKED_END, RuleAction::Unreachable);
+            if owned.ends {
+                add(offset::UNMARKED_END, RuleAction::Unreachable);
+            }
         }
         rules.extend(shape.by_source(owned.address, offset::SOURCE, lookup(None)));
         let unreachable = RuleAction::Unreachable;
@@ -137,9 +143,10 @@ pub fn all_rules(shape: Shape, contents: &Contents) -> Vec<Rule> {
             table: *table,
             suppress_prefix_len: None,
         };
+        let end = shape.rule(offset::END, RuleAction::Unreachable);
         rules.push(shape.rule(offset::MARK, action).fwmark(*mark, shape.mask));
+        rules.push(end.fwmark(*mark, shape.mask));
     }
-    rules.push(shape.rule(offset::END, RuleAction::Unreachable));
     rules.push(shape.rule(offset::UNMARKED, RuleAction::Nop));
     rules.sort_unstable();
     rules

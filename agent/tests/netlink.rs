@@ -11,7 +11,9 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{setsockopt, sockopt};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use steer::netlink::{Notification, OwnRange, Routing, Watcher, netns_cookie, sockets_with_mark};
+use steer::netlink::{
+    Error, Notification, OwnRange, Routing, Watcher, netns_cookie, sockets_with_mark,
+};
 use steer_core::ids::{IfIndex, TableId};
 use steer_core::network::{LinkKind, Network, NetworkChange, Route};
 use steer_core::plan::{Family, IfName, Rule, RuleAction, TableRoute};
@@ -91,6 +93,16 @@ where
     T::Err: std::fmt::Debug,
 {
     text.parse().expect("an address or prefix")
+}
+
+async fn add(routing: &mut Routing, route: &TableRoute) -> Result<(), Error> {
+    let outcomes = routing.add_routes(std::slice::from_ref(route)).await;
+    outcomes.into_iter().collect()
+}
+
+async fn delete(routing: &mut Routing, route: &TableRoute) -> Result<(), Error> {
+    let outcomes = routing.delete_routes(std::slice::from_ref(route)).await;
+    outcomes.into_iter().collect()
 }
 
 async fn fresh() -> Network {
@@ -852,7 +864,7 @@ fn routes_are_read_as_they_were_written_and_may_be_written_twice() {
         let routes = routes(index("up0"), index("up1"));
         for _ in 0..2 {
             for route in &routes {
-                routing.add_route(route).await.expect("the route is added");
+                add(&mut routing, route).await.expect("the route is added");
             }
             assert_eq!(
                 routing.routes().await.expect("routes"),
@@ -869,8 +881,7 @@ fn routes_are_read_as_they_were_written_and_may_be_written_twice() {
         );
         for gone in 0..routes.len() {
             for _ in 0..2 {
-                routing
-                    .delete_route(&routes[gone])
+                delete(&mut routing, &routes[gone])
                     .await
                     .expect("the route is deleted");
             }
@@ -879,6 +890,48 @@ fn routes_are_read_as_they_were_written_and_may_be_written_twice() {
                 routes[gone + 1..].iter().copied().collect(),
             );
         }
+    });
+}
+
+#[test]
+fn thousands_of_routes_go_in_one_batch_and_what_others_made_stays() {
+    in_namespace(|| async {
+        uplink("up0", 1);
+        let interface = index("up0");
+        let route = |number: u16, gateway: &str| {
+            let [high, low] = number.to_be_bytes();
+            TableRoute {
+                table: TableId(8301 + u32::from(number % 2)),
+                destination: net(&format!("10.200.{high}.{low}/32")),
+                metric: 5,
+                interface,
+                gateway: Some(net(gateway)),
+                onlink: true,
+                prefsrc: None,
+                mtu: None,
+            }
+        };
+        let mut routing = Routing::open().await.expect("a socket");
+        let routes: Vec<TableRoute> = (0..3000).map(|n| route(n, "10.1.0.2")).collect();
+        for outcome in routing.add_routes(&routes).await {
+            outcome.expect("the route is added");
+        }
+        let kept = route(4000, "10.1.0.3");
+        add(&mut routing, &kept).await.expect("the route is added");
+        ip("route add 10.200.99.0/24 dev up0 table 8301 proto static");
+        // One of them goes by another hand.
+        ip("route del 10.200.0.7/32 table 8302");
+        for outcome in routing.delete_routes(&routes).await {
+            outcome.expect("the route is deleted");
+        }
+        assert_eq!(
+            routing.routes().await.expect("routes"),
+            BTreeSet::from([kept])
+        );
+        assert!(
+            try_ip("route del 10.200.99.0/24 table 8301 proto static"),
+            "another's route is gone"
+        );
     });
 }
 
@@ -911,16 +964,13 @@ fn a_route_that_differs_in_source_or_mtu_alone_takes_the_place_of_the_old() {
                 route(None, None),
             ];
             for pair in steps.windows(2) {
-                routing
-                    .add_route(&pair[0])
+                add(&mut routing, &pair[0])
                     .await
                     .expect("the old route is added");
-                routing
-                    .add_route(&pair[1])
+                add(&mut routing, &pair[1])
                     .await
                     .expect("the new route is added");
-                routing
-                    .delete_route(&pair[0])
+                delete(&mut routing, &pair[0])
                     .await
                     .expect("the old route is deleted");
                 assert_eq!(
@@ -928,8 +978,7 @@ fn a_route_that_differs_in_source_or_mtu_alone_takes_the_place_of_the_old() {
                     BTreeSet::from([pair[1]])
                 );
             }
-            routing
-                .delete_route(&steps[4])
+            delete(&mut routing, &steps[4])
                 .await
                 .expect("the route is deleted");
         }
@@ -944,8 +993,7 @@ fn a_refusal_carries_the_kernels_words_and_the_object() {
         let mut route = routes(index("up0"), index("up0"))[1];
         route.destination = net("10.99.0.0/16");
         route.gateway = Some(net("203.0.113.9"));
-        let error = routing
-            .add_route(&route)
+        let error = add(&mut routing, &route)
             .await
             .expect_err("no way to the gateway");
         let cause = std::error::Error::source(&error)
@@ -955,8 +1003,7 @@ fn a_refusal_carries_the_kernels_words_and_the_object() {
         assert!(cause.contains("Nexthop has invalid gateway"), "{cause}");
         route.destination = net("fd00:99::/64");
         route.metric = 0;
-        routing
-            .add_route(&route)
+        add(&mut routing, &route)
             .await
             .expect_err("an IPv6 route without metric");
     });
@@ -972,7 +1019,7 @@ fn deletions_of_own_objects_by_others_are_told() {
             routing.add_rule(&rule).await.expect("the rule is added");
         }
         for route in &routes(index("up0"), index("up0"))[..2] {
-            routing.add_route(route).await.expect("the route is added");
+            add(&mut routing, route).await.expect("the route is added");
         }
         mirror.agrees().await.expect("the copy is exact");
         (mirror.own_rule, mirror.own_route) = (0, 0);

@@ -36,6 +36,8 @@ pub const MAX_SOURCES: u32 = 8_192;
 pub const MAX_LOCALS: u32 = 8_192;
 /// Interfaces whose packets are marked on arrival (`INGRESS`).
 pub const MAX_INGRESS: u32 = 1_024;
+/// Interfaces that have a guard (`GUARDED`; key: interface index, value: `u8`, always 1).
+pub const MAX_GUARDED: u32 = 65_536;
 /// Bytes of the event ring (`EVENTS`).
 pub const EVENT_RING_BYTES: u32 = 1 << 20;
 

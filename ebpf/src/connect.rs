@@ -17,6 +17,9 @@ use crate::{
     sock::{self, AF_INET6, bind6, field, is_ours, our_mark, set_mark},
 };
 
+/// `bpf_bind`: the address is not the host's.
+const EADDRNOTAVAIL: i64 = -99;
+
 /// Entry for IPv4 destinations, also of IPv6 sockets given an `AF_INET` name.
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -37,7 +40,7 @@ fn connect(ctx: *mut bpf_sock_addr, destination: Address) -> i32 {
     let socket = sock::of(ctx);
     let caller = Owner::caller();
     let mut flow = flow::get(socket);
-    if caller.is_none() && flow.is_none() && our_mark(socket) == 0 || !is_ours(ctx.cast()) {
+    if caller.is_none() && flow.is_none() && !bears_domains_mark(socket) || !is_ours(ctx.cast()) {
         return ALLOW;
     }
     let owner = owner::at_connect(caller, flow.as_deref());
@@ -60,6 +63,16 @@ fn connect(ctx: *mut bpf_sock_addr, destination: Address) -> i32 {
         Decision::NoDomain => refuse_no_domain(),
         Decision::NotAllowed => refuse_not_allowed(),
     }
+}
+
+/// Whether the socket's mark is as a steered socket has it: a domain's, and nothing else.
+///
+/// Any other mark is the application's own, even one with bits inside our mask, which other software
+/// may use too.
+#[inline(always)]
+fn bears_domains_mark(socket: *mut bpf_sock) -> bool {
+    our_mark(socket) != 0
+        && Domain::mark_of(sock::marked_domain(socket)) == Some(field!(socket, mark))
 }
 
 /// Leaves the flow to the host's routing: without our mark and without a source of ours.
@@ -120,9 +133,14 @@ fn steer(
     if source.is_unspecified() {
         // The IPv6 routing table would take a source from another interface when the domain's own
         // address is gone; a source that is bound cannot be replaced. IPv4 gets it from the table.
-        if !v4 && bind6(ctx, domain.source6()).is_err() {
-            // The mark alone may still give the right source, and the guard checks it if it must.
+        if !v4 && let Err(error) = bind6(ctx, domain.source6()) {
             count(counter::SOURCE_FAILED);
+            // The address went and nobody told us. The lookup by mark would fail, and IPv6 would then
+            // look again with any other address of the host.
+            if error == EADDRNOTAVAIL {
+                return refuse_no_domain();
+            }
+            // The socket has a port: the mark gives the right source too.
         }
     } else if !source.belongs_to(domain.index) {
         // A datagram socket keeps the source of its first `connect` until it is disconnected.

@@ -7,8 +7,8 @@ use aya_ebpf::{
 };
 use steer_common::{
     CgroupEntry, CgroupEvent, ChoiceEntry, DomainEntry, EVENT_RING_BYTES, FlowState, LocalEntry,
-    MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_INGRESS, MAX_LOCALS, MAX_POLICIES, MAX_SOURCES,
-    PolicyEntry, SourceKey, counter,
+    MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED, MAX_INGRESS, MAX_LOCALS, MAX_POLICIES,
+    MAX_SOURCES, PolicyEntry, SourceKey, counter,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -44,6 +44,10 @@ pub static LOCALS6: LpmTrie<[u8; 16], LocalEntry, { MAX_LOCALS as usize }> = Lpm
 /// Interface -> mark of what arrives there.
 #[btf_map]
 pub static INGRESS: HashMap<u32, u32, { MAX_INGRESS as usize }, ON_DEMAND> = HashMap::new();
+
+/// Interfaces that have a guard.
+#[btf_map]
+pub static GUARDED: HashMap<u32, u8, { MAX_GUARDED as usize }, ON_DEMAND> = HashMap::new();
 
 /// See [`counter`].
 #[btf_map]

@@ -154,7 +154,7 @@ fn the_command_line_refuses_what_cannot_be_and_says_why() -> Result<()> {
         ),
         (
             ["policy", "set", "x", "--pid", "4194305", "--via", "wlan0"],
-            "4194305",
+            "no process 4194305",
         ),
         (
             [
@@ -279,4 +279,32 @@ fn the_api_survives_nonsense_missing_fields_ten_megabytes_and_a_thousand_connect
         Ok((lab.steer(&["status", "--json"])?.code == 0).then_some(()))
     })?;
     goes_on(&lab, &app).context("after a thousand connections")
+}
+
+#[test]
+fn a_hundred_commands_at_once_find_their_places_in_turn() -> Result<()> {
+    let lab = Lab::new()?;
+    let app = lab.cgroup().child("app")?;
+    let _agent = lab.start_agent()?;
+    lab.set_policy("app", &app, "wlan0", &[])?;
+    // Half of the agent's places are taken by callers who say nothing.
+    let idle = lab.host().run(|| {
+        (0..32)
+            .map(|_| UnixStream::connect(SOCKET).context("connect to the agent"))
+            .collect::<Result<Vec<_>>>()
+    })?;
+    std::thread::scope(|scope| {
+        let commands: Vec<_> = (0..100)
+            .map(|_| scope.spawn(|| lab.steer(&["run", "--via", "wlan0", "--", "true"])))
+            .collect();
+        for command in commands {
+            match command.join() {
+                Ok(output) => drop(output?.success()?),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        anyhow::Ok(())
+    })?;
+    drop(idle);
+    goes_on(&lab, &app).context("after a hundred commands")
 }

@@ -305,7 +305,10 @@ fn a_strict_policy_stays_closed_when_its_domain_is_gone_at_the_next_start() -> R
 #[test]
 fn a_lost_record_of_a_strict_policy_stops_the_next_agent() -> Result<()> {
     strict_stays_closed(
-        |lab| lab.write_file("/run/steer/state.json", "{\"version\":1,"),
+        |lab| {
+            lab.write_file("/run/steer/state.json", "{\"version\":1,")?;
+            lab.delete_link("wlan0")
+        },
         |lab, _agent| {
             let ended = lab.agent_that_ends()?;
             let words = ended.failure(1)?;

@@ -73,6 +73,8 @@ pub enum Hook {
     Bind6,
     /// `cgroup/setsockopt`.
     Setsockopt,
+    /// `cgroup_skb/egress`: the guard's backstop at interfaces without a guard. Not on every kernel.
+    Egress,
     /// `tp_btf/cgroup_mkdir`.
     CgroupMkdir,
     /// `tp_btf/cgroup_rmdir`.
@@ -81,7 +83,7 @@ pub enum Hook {
 
 impl Hook {
     /// Every hook, in the order in which they are attached.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::SockCreate,
         Self::Connect4,
         Self::Connect6,
@@ -92,6 +94,7 @@ impl Hook {
         Self::Bind4,
         Self::Bind6,
         Self::Setsockopt,
+        Self::Egress,
         Self::CgroupMkdir,
         Self::CgroupRmdir,
     ];
@@ -109,6 +112,7 @@ impl Hook {
             Self::Bind4 => "bind4",
             Self::Bind6 => "bind6",
             Self::Setsockopt => "setsockopt",
+            Self::Egress => "egress",
             Self::CgroupMkdir => "cgroup-mkdir",
             Self::CgroupRmdir => "cgroup-rmdir",
         }

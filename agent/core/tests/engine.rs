@@ -275,6 +275,7 @@ fn strict_policies_bring_guards_and_close_what_they_await() {
     assert_eq!(flags(&engine, 10), 0);
     assert!(engine.plan().guards.is_empty());
     assert!(!engine.plan().hooks.contains(&Hook::Setsockopt));
+    assert!(!engine.plan().hooks.contains(&Hook::Egress));
 
     set(
         &mut engine,
@@ -287,6 +288,7 @@ fn strict_policies_bring_guards_and_close_what_they_await() {
         BTreeSet::from([IfIndex(2), IfIndex(3)])
     );
     assert!(engine.plan().hooks.contains(&Hook::Setsockopt));
+    assert!(engine.plan().hooks.contains(&Hook::Egress));
     apply(&mut engine, made(12, 10, "x.scope"));
     let entry = engine.plan().cgroups[&CgroupId(12)];
     assert_eq!(entry.flags, 0);

@@ -3,7 +3,8 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,11 @@ use super::methods::Method;
 const MAX_ANSWER: u64 = 256 << 20;
 
 /// How long the agent may take for a call that it need not wait for anything to answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long to leave a busy agent alone: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A call failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +45,14 @@ pub enum Error {
     /// The agent closed the connection instead of answering.
     #[error("the agent at {0} closed the connection without an answer: its log may say why")]
     Closed(PathBuf),
+    /// The agent had no place for another connection, all the time.
+    #[error("{reason}, tried again for {} s: end some of its callers", tried.as_secs())]
+    Busy {
+        /// What the agent said.
+        reason: ApiError,
+        /// How long it was tried.
+        tried: Duration,
+    },
     /// The agent said no.
     #[error(transparent)]
     Api(#[from] ApiError),
@@ -143,6 +156,34 @@ impl Client {
             return Err(Error::Closed(self.path.clone()));
         }
         read_answer(&answer)
+    }
+
+    /// Connects, calls one method that may take `patience`, and does both again for `persistence`
+    /// as long as the agent has no place for the connection.
+    ///
+    /// # Errors
+    /// As [`Client::connect`] and [`Client::call`]; or the agent stays busy.
+    pub fn call_persistently<M: Method>(
+        path: &Path,
+        method: &M,
+        patience: Option<Duration>,
+        persistence: Duration,
+    ) -> Result<M::Reply, Error> {
+        let start = Instant::now();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let answer = Self::connect(path)?.call_within(method, patience);
+            let Err(Error::Api(reason @ ApiError::Busy { .. })) = answer else {
+                return answer;
+            };
+            let left = persistence.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                let tried = persistence;
+                return Err(Error::Busy { reason, tried });
+            }
+            thread::sleep(pause.min(left));
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
     }
 
     fn failed(&self, e: io::Error) -> Error {

@@ -85,7 +85,7 @@ impl std::fmt::Display for ApiError {
             Self::InvalidArgument { field, reason } => write!(f, "{field}: {reason}"),
             Self::NotPermitted { reason } => write!(f, "not permitted: {reason}"),
             Self::Failed { reason } => f.write_str(reason),
-            Self::Busy { reason } => write!(f, "the agent is busy: {reason}; try again"),
+            Self::Busy { reason } => write!(f, "the agent is busy: {reason}"),
         }
     }
 }

@@ -219,11 +219,24 @@ fn parse<M: Method>(parameters: Option<Value>) -> Result<M, CallError> {
         }
     }
     // What is left are numbers out of range, which serde's words describe.
-    serde_json::from_value(Value::Object(parameters)).map_err(|e| {
+    M::deserialize(&Value::Object(parameters.clone())).map_err(|e| {
         CallError::Api(ApiError::InvalidArgument {
-            field: "parameters".to_owned(),
+            field: out_of_range::<M>(parameters).unwrap_or_else(|| "parameters".to_owned()),
             reason: e.to_string(),
         })
+    })
+}
+
+/// The number that serde refuses, which its error does not tell: without it the rest is taken.
+fn out_of_range<M: Method>(mut parameters: serde_json::Map<String, Value>) -> Option<String> {
+    let numbers: Vec<String> = parameters
+        .iter()
+        .filter(|(_, value)| value.is_number())
+        .map(|(name, _)| name.clone())
+        .collect();
+    numbers.into_iter().find(|name| {
+        parameters.remove(name);
+        M::deserialize(&Value::Object(parameters.clone())).is_ok()
     })
 }
 

@@ -6,7 +6,7 @@
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,8 +42,8 @@ pub enum Error {
     /// Something else is in its place.
     #[error("{0} exists and is no socket: remove it, or give another --socket")]
     NoSocket(PathBuf),
-    /// The socket of an agent that ended could not be removed.
-    #[error("remove the old socket {0}")]
+    /// What an agent that ended has left could not be removed.
+    #[error("remove {0}, left by an earlier agent")]
     Remove(PathBuf, #[source] io::Error),
     /// It could not be made.
     #[error("listen at {0}")]
@@ -184,19 +184,54 @@ impl Drop for Server {
     }
 }
 
+/// Removes the socket that an agent which ended has left, and the lock beside it. Returns what was
+/// removed.
+///
+/// # Errors
+/// An agent listens there, something else is in its place, or the file system refuses.
+pub fn remove_leftovers(path: &Path) -> Result<Vec<PathBuf>, Error> {
+    let at = lock_path(path);
+    let had = |file: &Path| fs::symlink_metadata(file).is_ok();
+    let found: Vec<PathBuf> = [path, &at]
+        .into_iter()
+        .filter(|file| had(file))
+        .map(Path::to_owned)
+        .collect();
+    if found.is_empty() {
+        return Ok(found);
+    }
+    // Held until the lock itself is gone, so that no agent starts in between.
+    let _lock = lock(path)?;
+    let socket = remove_stale(path);
+    fs::remove_file(&at).map_err(|e| Error::Remove(at, e))?;
+    socket.map(|()| found)
+}
+
+fn lock_path(path: &Path) -> PathBuf {
+    path.with_extension("lock")
+}
+
 /// Takes the lock beside the socket.
 fn lock(path: &Path) -> Result<File, Error> {
-    let at = path.with_extension("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&at)
-        .map_err(|e| Error::Lock(at.clone(), e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Taken(path.to_owned())),
-        Err(TryLockError::Error(e)) => Err(Error::Lock(at, e)),
+    let at = lock_path(path);
+    loop {
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&at)
+            .map_err(|e| Error::Lock(at.clone(), e))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::Taken(path.to_owned())),
+            Err(TryLockError::Error(e)) => return Err(Error::Lock(at, e)),
+        }
+        // Who held it may have removed it since it was opened: a lock on a file without a name
+        // keeps no one out.
+        let held = file.metadata().map_err(|e| Error::Lock(at.clone(), e))?;
+        if fs::metadata(&at).is_ok_and(|named| named.ino() == held.ino()) {
+            return Ok(file);
+        }
     }
 }
 

@@ -44,7 +44,10 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A process has no cgroup in the unified hierarchy, or is gone.
+    /// There is no such process.
+    #[error("no process {0}")]
+    NoProcess(i32),
+    /// A process has no cgroup in the unified hierarchy.
     #[error("find the cgroup of process {pid}")]
     Process {
         /// The process.
@@ -198,7 +201,13 @@ impl Tree {
     /// The process is gone, or its cgroup is hidden (another cgroup namespace).
     pub fn of_process(&self, pid: i32) -> Result<PathBuf, Error> {
         let failed = |source| Error::Process { pid, source };
-        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(failed)?;
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(|e| {
+            // The second: it ended between opening and reading.
+            match e.raw_os_error() {
+                Some(libc::ENOENT | libc::ESRCH) => Error::NoProcess(pid),
+                _ => failed(e),
+            }
+        })?;
         let path = text
             .lines()
             .find_map(|line| line.strip_prefix("0::"))
@@ -263,7 +272,7 @@ fn unescape(field: &str) -> PathBuf {
 mod tests {
     use std::path::PathBuf;
 
-    use super::find_mount;
+    use super::{Tree, find_mount};
 
     #[test]
     fn unified_hierarchy_is_found_wherever_it_is_mounted() {
@@ -276,6 +285,17 @@ mod tests {
         );
         let escaped = "41 31 0:38 / /mnt/c\\040group rw - cgroup2 none rw";
         assert_eq!(find_mount(escaped), Some(PathBuf::from("/mnt/c group")));
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_named() {
+        let tree = Tree {
+            mount: PathBuf::from("/"),
+            root: PathBuf::from("/"),
+        };
+        // Above the kernel's limit of 2^22.
+        let error = tree.of_process(999_999_999).unwrap_err();
+        assert_eq!(error.to_string(), "no process 999999999");
     }
 
     #[test]

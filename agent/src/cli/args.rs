@@ -25,7 +25,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 agent not reachable, 4 no domain fits;
 #[command(name = "steer", version, after_help = EXAMPLES, propagate_version = false)]
 pub struct Cli {
     /// Socket of the agent.
-    #[arg(long, global = true, hide = true, value_name = "PATH", default_value = SOCKET)]
+    #[arg(long, global = true, value_name = "PATH", default_value = SOCKET)]
     pub(super) socket: PathBuf,
     #[command(flatten)]
     pub(super) output: Output,

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use serde_json::json;
 
 use super::output::{Look, Page, print_json};
 use crate::api::client::{Client, Error};
+use crate::api::server::remove_leftovers;
 use crate::daemon::{self, DetachReport};
 
 pub(super) fn detach(socket: &Path, json: bool) -> anyhow::Result<()> {
@@ -23,7 +24,14 @@ pub(super) fn detach(socket: &Path, json: bool) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the asynchronous runtime")?;
-    let DetachReport { removed, left } = runtime.block_on(daemon::detach())?;
+    let DetachReport {
+        mut removed,
+        mut left,
+    } = runtime.block_on(daemon::detach())?;
+    match remove_leftovers(socket) {
+        Ok(files) => removed.extend(files.iter().map(|file| file.display().to_string())),
+        Err(error) => left.push(format!("{}: {:#}", socket.display(), anyhow!(error))),
+    }
     if json {
         return print_json(&json!({ "removed": removed, "left": left }));
     }

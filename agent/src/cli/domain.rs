@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use super::output::{Cell, Look, Page, print_json};
-use super::{connect, list as joined};
+use super::{call, list as joined};
 use crate::api::methods::{ListDomains, ShowDomain};
 use crate::api::types::DomainView;
 
 pub(super) fn list(socket: &Path, json: bool) -> anyhow::Result<()> {
-    let domains = connect(socket)?.call(&ListDomains {})?.domains;
+    let domains = call(socket, &ListDomains {})?.domains;
     if json {
         return print_json(&domains);
     }
@@ -22,7 +22,7 @@ pub(super) fn list(socket: &Path, json: bool) -> anyhow::Result<()> {
 }
 
 pub(super) fn show(socket: &Path, name: String, json: bool) -> anyhow::Result<()> {
-    let domain = connect(socket)?.call(&ShowDomain { name })?.domain;
+    let domain = call(socket, &ShowDomain { name })?.domain;
     if json {
         return print_json(&domain);
     }

@@ -12,13 +12,18 @@ mod status;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use crate::api::client::{self, Client};
+use crate::api::client::{self, Client, PATIENCE};
 use crate::api::error::ApiError;
+use crate::api::methods::Method;
 use args::{Command, DomainCommand, Output, PolicyCommand};
 
 pub use args::Cli;
 pub use output::clean;
+
+/// How long to try again while the agent is busy.
+const PERSISTENCE: Duration = Duration::from_secs(5);
 
 /// Exit code: it failed.
 const FAILED: u8 = 1;
@@ -86,8 +91,9 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     code.unwrap_or(FAILED).into()
 }
 
-fn connect(socket: &Path) -> Result<Client, client::Error> {
-    Client::connect(socket)
+/// Calls the agent, which answers at once.
+fn call<M: Method>(socket: &Path, method: &M) -> Result<M::Reply, client::Error> {
+    Client::call_persistently(socket, method, Some(PATIENCE), PERSISTENCE)
 }
 
 /// A list as people read it.

@@ -6,12 +6,12 @@ use serde_json::json;
 
 use super::args::PolicySetArgs;
 use super::output::{Cell, Look, Page, print_json};
-use super::{connect, list as joined};
+use super::{call, list as joined};
 use crate::api::methods::{ListPolicies, SetPolicy, ShowPolicy, UnsetPolicy};
 use crate::api::types::{DecisionView, PolicyView, Verdict};
 
 pub(super) fn list(socket: &Path, json: bool) -> anyhow::Result<()> {
-    let policies = connect(socket)?.call(&ListPolicies {})?.policies;
+    let policies = call(socket, &ListPolicies {})?.policies;
     if json {
         return print_json(&policies);
     }
@@ -25,7 +25,7 @@ pub(super) fn list(socket: &Path, json: bool) -> anyhow::Result<()> {
 }
 
 pub(super) fn show(socket: &Path, name: String, json: bool) -> anyhow::Result<()> {
-    print(&connect(socket)?.call(&ShowPolicy { name })?.policy, json)
+    print(&call(socket, &ShowPolicy { name })?.policy, json)
 }
 
 pub(super) fn set(socket: &Path, args: PolicySetArgs, json: bool) -> anyhow::Result<()> {
@@ -41,7 +41,7 @@ pub(super) fn set(socket: &Path, args: PolicySetArgs, json: bool) -> anyhow::Res
         priority: args.priority,
         save: args.save.then_some(true),
     };
-    print(&connect(socket)?.call(&set)?.policy, json)
+    print(&call(socket, &set)?.policy, json)
 }
 
 pub(super) fn unset(socket: &Path, name: String, save: bool, json: bool) -> anyhow::Result<()> {
@@ -49,7 +49,7 @@ pub(super) fn unset(socket: &Path, name: String, save: bool, json: bool) -> anyh
         name,
         save: save.then_some(true),
     };
-    connect(socket)?.call(&unset)?;
+    call(socket, &unset)?;
     if json {
         return print_json(&json!({ "removed": unset.name }));
     }

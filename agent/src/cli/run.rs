@@ -12,11 +12,12 @@ use anyhow::Context;
 use nix::unistd::{AccessFlags, access};
 
 use super::args::RunArgs;
-use super::{clean, connect};
+use super::clean;
+use crate::api::client::{Client, PATIENCE};
 use crate::api::methods::Run;
 
-/// How long the agent may take beyond what it was asked to wait.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long to try again while the agent is busy: scripts start many commands at once.
+const PERSISTENCE: Duration = Duration::from_secs(30);
 
 /// Where commands are looked for if PATH is not set, as by the C library.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -67,11 +68,7 @@ pub(super) fn run(socket: &Path, args: RunArgs) -> anyhow::Result<ExitCode> {
         command: shown(&args.command),
     };
     let not_started = || format!("{} was not started", name.display());
-    let mut client = connect(socket).with_context(not_started)?;
-    client
-        .call_within(&run, patience)
-        .with_context(not_started)?;
-    drop(client);
+    Client::call_persistently(socket, &run, patience, PERSISTENCE).with_context(not_started)?;
 
     warn_of_sudo();
     let error = Command::new(program).arg0(name).args(arguments).exec();

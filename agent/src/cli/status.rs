@@ -4,14 +4,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::output::{Cell, Look, Page, print_json};
-use super::{NOT_REACHABLE, clean, connect, domain, list, policy};
+use super::{NOT_REACHABLE, call, clean, domain, list, policy};
 use crate::api::client::Error;
 use crate::api::methods::Status;
 use crate::api::types::StatusView;
 use crate::daemon;
 
 pub(super) fn status(socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
-    let answered = connect(socket).and_then(|mut client| client.call(&Status {}));
+    let answered = call(socket, &Status {});
     let (status, code) = match answered {
         Ok(reply) => (reply.status, ExitCode::SUCCESS),
         Err(absent @ Error::NotRunning(_)) => match daemon::offline_status() {

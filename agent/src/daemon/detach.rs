@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use steer_core::plan::TableRoute;
+
 use super::{PIN_ROOT, Saved, state_file};
 use crate::cgroup::{OwnCgroup, Placement, Tree};
 use crate::datapath;
@@ -65,8 +67,9 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
             .push(format!("{count} rules, priorities {first} to {last}"));
     }
     let routes = routing.routes().await?;
-    for route in &routes {
-        routing.delete_route(route).await?;
+    let gone: Vec<TableRoute> = routes.iter().copied().collect();
+    for outcome in routing.delete_routes(&gone).await {
+        outcome?;
     }
     let tables: BTreeSet<String> = routes.iter().map(|route| route.table.to_string()).collect();
     if !tables.is_empty() {
@@ -103,9 +106,14 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
             placement.withdraw()?;
         }
     }
-    // It says where the rest is, for the next call.
     if report.left.is_empty() || damaged {
         state_file.remove()?;
+    } else {
+        // Where the rest is, for the next call; no policy, for the next agent.
+        state_file.write(&Saved {
+            cgroup_root: saved.cgroup_root,
+            ..Saved::default()
+        })?;
     }
     Ok(report)
 }

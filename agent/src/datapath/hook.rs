@@ -19,6 +19,7 @@ pub(super) const fn program(hook: Hook) -> &'static str {
 /// The attach type of a cgroup hook (`enum bpf_attach_type`); `None`: a tracepoint.
 pub(super) const fn attach_type(hook: Hook) -> Option<AttachType> {
     Some(AttachType(match hook {
+        Hook::Egress => 1,
         Hook::SockCreate => 2,
         Hook::Bind4 => 8,
         Hook::Bind6 => 9,
@@ -31,4 +32,13 @@ pub(super) const fn attach_type(hook: Hook) -> Option<AttachType> {
         Hook::Setsockopt => 22,
         Hook::CgroupMkdir | Hook::CgroupRmdir => return None,
     }))
+}
+
+/// Whether steer does its work without the hook where the kernel refuses its program.
+///
+/// [`Hook::Egress`] asks a packet for its network namespace (`bpf_get_netns_cookie`), which Linux 6.18
+/// allows and 6.12 does not. Without it an interface that appears while no agent runs is not guarded
+/// until one does.
+pub(super) const fn is_optional(hook: Hook) -> bool {
+    matches!(hook, Hook::Egress)
 }

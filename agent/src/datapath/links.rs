@@ -13,6 +13,7 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
+    sync::Once,
 };
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
@@ -109,6 +110,7 @@ pub(super) struct Links {
     cgroup: File,
     cgroup_id: u64,
     programs: Programs,
+    refusal_told: Once,
 }
 
 impl Links {
@@ -138,6 +140,7 @@ impl Links {
             cgroup,
             cgroup_id: metadata.ino(),
             programs,
+            refusal_told: Once::new(),
         };
         for (name, path) in pins::list(&links.directory)? {
             match Attachment::from_name(&name) {
@@ -166,8 +169,23 @@ impl Links {
         interfaces(&self.directory, side)
     }
 
+    /// Whether the kernel can have the hook.
+    pub(super) fn supports(&self, hook: Hook) -> bool {
+        self.programs.has(hook)
+    }
+
     /// Attaches or detaches a hook.
     pub(super) fn set_hook(&self, hook: Hook, attached: bool) -> Result<()> {
+        if attached && !self.supports(hook) {
+            self.refusal_told.call_once(|| {
+                tracing::warn!(
+                    %hook,
+                    "this kernel cannot have the hook: an interface that appears while no agent runs \
+                     is not guarded until one does"
+                );
+            });
+            return Ok(());
+        }
         self.set(Attachment::Hook(hook), attached)
     }
 
@@ -203,6 +221,11 @@ impl Links {
         let Some(link) = self.pinned(attachment)? else {
             return Ok(());
         };
+        if let Attachment::Hook(hook) = attachment
+            && !self.supports(hook)
+        {
+            return remove_pin(&attachment.name(), &self.path(attachment));
+        }
         let updatable = !matches!(sys::link_target(link.as_fd()), Ok(LinkTarget::Tracepoint));
         if self.stands(attachment, link.as_fd())? && updatable {
             let program = self.programs.get(attachment.program());

@@ -10,8 +10,8 @@ use std::{
 use bytemuck::Pod;
 use steer_common::{
     CgroupEntry, ChoiceEntry, DomainEntry, EVENT_RING_BYTES, FlowState, LocalEntry, LocalKey4,
-    LocalKey6, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_INGRESS, MAX_LOCALS, MAX_POLICIES,
-    MAX_SOURCES, PolicyEntry, SourceKey, counter,
+    LocalKey6, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED, MAX_INGRESS, MAX_LOCALS,
+    MAX_POLICIES, MAX_SOURCES, PolicyEntry, SourceKey, counter,
 };
 
 use super::{
@@ -53,15 +53,16 @@ const SOURCES: MapSpec = spec::<SourceKey, u8>("SOURCES", HASH, MAX_SOURCES);
 const LOCALS4: MapSpec = spec::<LocalKey4, LocalEntry>("LOCALS4", LPM_TRIE, MAX_LOCALS);
 const LOCALS6: MapSpec = spec::<LocalKey6, LocalEntry>("LOCALS6", LPM_TRIE, MAX_LOCALS);
 const INGRESS: MapSpec = spec::<u32, u32>("INGRESS", HASH, MAX_INGRESS);
+const GUARDED: MapSpec = spec::<u32, u8>("GUARDED", HASH, MAX_GUARDED);
 const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", PERCPU_ARRAY, counter::COUNT);
 const FLOWS: MapSpec = spec::<i32, FlowState>("FLOWS", SK_STORAGE, 0);
 /// The ring of events.
 pub(super) const EVENTS: MapSpec = spec::<(), ()>("EVENTS", RINGBUF, EVENT_RING_BYTES);
 
 /// Every map there is.
-pub(super) const MAPS: [MapSpec; 11] = [
-    CGROUPS, POLICIES, CHOICES, DOMAINS, SOURCES, LOCALS4, LOCALS6, INGRESS, COUNTERS, FLOWS,
-    EVENTS,
+pub(super) const MAPS: [MapSpec; 12] = [
+    CGROUPS, POLICIES, CHOICES, DOMAINS, SOURCES, LOCALS4, LOCALS6, INGRESS, GUARDED, COUNTERS,
+    FLOWS, EVENTS,
 ];
 
 impl MapSpec {
@@ -309,6 +310,7 @@ pub struct Tables {
     /// On-link prefixes and own addresses, IPv6.
     pub locals6: Table<LocalKey6, LocalEntry>,
     pub(super) ingress: Table<u32, u32>,
+    pub(super) guarded: Table<u32, u8>,
     counters: OwnedFd,
 }
 
@@ -324,6 +326,7 @@ impl Tables {
             locals4: Table::open(&LOCALS4, directory)?,
             locals6: Table::open(&LOCALS6, directory)?,
             ingress: Table::open(&INGRESS, directory)?,
+            guarded: Table::open(&GUARDED, directory)?,
             counters: COUNTERS.open_existing(directory)?,
         })
     }

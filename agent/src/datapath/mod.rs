@@ -73,7 +73,15 @@ impl Datapath {
         };
         let maps = Tables::open(&pins.maps())?;
         let links = Links::adopt(pins.links(), options.cgroup_root, programs)?;
-        Ok(Self { maps, links, pins })
+        let datapath = Self { maps, links, pins };
+        datapath.guards()?;
+        Ok(datapath)
+    }
+
+    /// Whether this kernel can have the hook. Only [`Hook::Egress`] may be missing: Linux
+    /// 6.18 has what it needs, 6.12 has not.
+    pub fn supports(&self, hook: Hook) -> bool {
+        self.links.supports(hook)
     }
 
     /// The hooks that are attached.
@@ -82,19 +90,44 @@ impl Datapath {
     }
 
     /// Attaches or detaches a hook. What is so already is left alone.
+    ///
+    /// A hook that this kernel cannot have ([`Self::supports`]) is not attached, which is told in the
+    /// log once and is no error: it is a backstop of the guards, and these hold without it.
     pub fn set_hook(&mut self, hook: Hook, attached: bool) -> Result<()> {
         self.links.set_hook(hook, attached)
     }
 
-    /// The interfaces that have a guard.
+    /// The interfaces that have a guard, of which the hook [`Hook::Egress`] is told, too: a guard goes
+    /// with its interface without a word.
     pub fn guards(&self) -> Result<BTreeSet<u32>> {
-        self.links.interfaces(Side::Guard)
+        let guards = self.links.interfaces(Side::Guard)?;
+        let told: BTreeSet<u32> = self
+            .maps
+            .guarded
+            .entries()?
+            .into_iter()
+            .map(|(ifindex, _)| ifindex)
+            .collect();
+        for ifindex in told.difference(&guards) {
+            self.maps.guarded.remove(ifindex)?;
+        }
+        for ifindex in guards.difference(&told) {
+            self.maps.guarded.set(ifindex, &1)?;
+        }
+        Ok(guards)
     }
 
     /// Attaches a guard to an interface, or detaches it. Not meant for the loopback interface, which
     /// no domain has: there it would drop what strict policies send to the host itself.
     pub fn set_guard(&mut self, ifindex: u32, attached: bool) -> Result<()> {
-        self.links.set_interface(Side::Guard, ifindex, attached)
+        // What the backstop is told is never more than what is guarded.
+        if attached {
+            self.links.set_interface(Side::Guard, ifindex, true)?;
+            self.maps.guarded.set(&ifindex, &1)
+        } else {
+            self.maps.guarded.remove(&ifindex)?;
+            self.links.set_interface(Side::Guard, ifindex, false)
+        }
     }
 
     /// The interfaces whose arrivals are marked, and their marks.

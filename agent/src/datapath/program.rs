@@ -56,9 +56,11 @@ impl Programs {
         let kernel_types =
             Btf::from_sys_fs().map_err(|error| Error::Object(Box::new(error.into())))?;
         let mut programs = BTreeMap::new();
+        let required = |hook: &Hook| !hook::is_optional(*hook);
         for name in Hook::ALL
-            .map(hook::program)
             .into_iter()
+            .filter(required)
+            .map(hook::program)
             .chain([GUARD, INGRESS_MARK])
         {
             let program =
@@ -68,12 +70,26 @@ impl Programs {
                 })?;
             programs.insert(name, program);
         }
+        for hook in Hook::ALL.into_iter().filter(|hook| !required(hook)) {
+            let name = hook::program(hook);
+            match load_one(&mut object, name, &kernel_types) {
+                Ok(program) => {
+                    programs.insert(name, program);
+                }
+                Err(error) => tracing::debug!(program = name, %error, "the kernel refuses it"),
+            }
+        }
         drop((object, kernel_types, offsets));
         release_memory();
         Ok(Self(programs))
     }
 
-    /// The program called `name`.
+    /// Whether the kernel took the program of `hook`.
+    pub(super) fn has(&self, hook: Hook) -> bool {
+        self.0.contains_key(hook::program(hook))
+    }
+
+    /// The program called `name`, which is there unless it is an optional hook's.
     pub(super) fn get(&self, name: &'static str) -> BorrowedFd<'_> {
         self.0[name].as_fd()
     }
@@ -101,6 +117,7 @@ fn load_one(
             Program::CgroupSock(program) => program.load(),
             Program::CgroupSockAddr(program) => program.load(),
             Program::CgroupSockopt(program) => program.load(),
+            Program::CgroupSkb(program) => program.load(),
             Program::SchedClassifier(program) => program.load(),
             // The tracepoints are called as their programs are.
             Program::BtfTracePoint(program) => program.load(name, kernel_types),

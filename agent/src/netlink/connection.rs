@@ -50,6 +50,19 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+impl Clone for Refusal {
+    fn clone(&self) -> Self {
+        let error = match self.error.raw_os_error() {
+            Some(errno) => io::Error::from_raw_os_error(errno),
+            None => io::Error::new(self.error.kind(), self.error.to_string()),
+        };
+        Self {
+            error,
+            words: self.words.clone(),
+        }
+    }
+}
+
 impl From<io::Error> for Refusal {
     fn from(error: io::Error) -> Self {
         Self { error, words: None }
@@ -64,6 +77,9 @@ pub(super) struct Connection {
     /// A request was sent and its answer not read to the end, because the caller gave up waiting.
     unfinished: bool,
     buffer: Vec<u8>,
+    /// Dumps that were asked for.
+    #[cfg(test)]
+    pub(super) dumps: usize,
 }
 
 impl Connection {
@@ -76,6 +92,8 @@ impl Connection {
             sequence: 0,
             unfinished: false,
             buffer: Vec::with_capacity(BUFFER),
+            #[cfg(test)]
+            dumps: 0,
         })
     }
 
@@ -91,6 +109,10 @@ impl Connection {
         request: &Request,
         mut parse: impl FnMut(&Message<'_>) -> Option<T>,
     ) -> Result<Vec<T>, Refusal> {
+        #[cfg(test)]
+        {
+            self.dumps += 1;
+        }
         let mut tries = 0;
         loop {
             let mut found = Vec::new();

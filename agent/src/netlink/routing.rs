@@ -1,9 +1,11 @@
 //! Reads and writes the rules and routes that bear the agent's protocol number.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use steer_core::ids::TableId;
+use steer_core::ids::{IfIndex, TableId};
 use steer_core::plan::{Family, Rule, TableRoute};
 
 use super::Error;
@@ -147,13 +149,36 @@ impl Routing {
             .await
     }
 
-    /// Adds a route unless it is there, beside any other to the same destination with the same
-    /// metric. A gateway must be reachable by then: on-link routes first.
+    /// Adds routes unless they are there, each beside any other to the same destination with the
+    /// same metric. A gateway must be reachable by then: on-link routes first. An outcome per route,
+    /// in their order:
     ///
     /// # Errors
     /// The kernel refused it; or it is an IPv6 route with metric 0, which the kernel would make
     /// 1024, so that it would never be found again.
-    pub async fn add_route(&mut self, route: &TableRoute) -> Result<(), Error> {
+    pub async fn add_routes(&mut self, routes: &[TableRoute]) -> Vec<Result<(), Error>> {
+        let mut tables = Tables::default();
+        let mut outcomes = Vec::with_capacity(routes.len());
+        for route in routes {
+            outcomes.push(self.add_route(route, &mut tables).await);
+        }
+        outcomes
+    }
+
+    /// Deletes routes if they are there. An outcome per route, in their order:
+    ///
+    /// # Errors
+    /// The kernel refused, or the routes could not be read.
+    pub async fn delete_routes(&mut self, routes: &[TableRoute]) -> Vec<Result<(), Error>> {
+        let mut tables = Tables::default();
+        let mut outcomes = Vec::with_capacity(routes.len());
+        for route in routes {
+            outcomes.push(self.delete_route(route, &mut tables).await);
+        }
+        outcomes
+    }
+
+    async fn add_route(&mut self, route: &TableRoute, tables: &mut Tables) -> Result<(), Error> {
         let failed = |source| Error::AddRoute {
             route: Box::new(*route),
             source,
@@ -165,46 +190,65 @@ impl Routing {
         // destination and metric nor is refused because of it.
         let create = libc::NLM_F_CREATE | libc::NLM_F_APPEND;
         match self.change_route(libc::RTM_NEWROUTE, create, route).await {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                tables.added(route);
+                return Ok(());
+            }
             Err(refusal) if refusal.errno() == libc::EEXIST => {}
             Err(source) => return Err(failed(source)),
         }
-        let present = self.table(route).await?;
+        let present = self.table(route, tables).await?;
         if present.contains(route) {
             return Ok(());
         }
         // IPv6 tells routes apart by destination, metric and next hop alone
         // (`rt6_duplicate_nexthop`): an old one that differs otherwise has to go first.
-        for old in present.iter().filter(|old| same_next_hop(old, route)) {
-            self.delete_route(old).await?;
+        let old: Vec<TableRoute> = present.same_next_hop(route).copied().collect();
+        for old in &old {
+            self.delete_route(old, tables).await?;
         }
-        match self.change_route(libc::RTM_NEWROUTE, create, route).await {
-            Ok(()) => Ok(()),
-            Err(source) => Err(failed(source)),
-        }
+        self.change_route(libc::RTM_NEWROUTE, create, route)
+            .await
+            .map_err(failed)?;
+        tables.added(route);
+        Ok(())
     }
 
-    /// Deletes a route if it is there.
-    ///
-    /// # Errors
-    /// The kernel refused, or the routes could not be read.
-    pub async fn delete_route(&mut self, route: &TableRoute) -> Result<(), Error> {
+    async fn delete_route(&mut self, route: &TableRoute, tables: &mut Tables) -> Result<(), Error> {
         // What is not named matches any, such as the path MTU: look before.
-        if !self.table(route).await?.contains(route) {
+        if !self.table(route, tables).await?.contains(route) {
             return Ok(());
         }
         match self.change_route(libc::RTM_DELROUTE, 0, route).await {
-            Ok(()) => Ok(()),
-            Err(refusal) if matches!(refusal.errno(), libc::ESRCH | libc::ENODEV) => Ok(()),
-            Err(source) => Err(Error::DeleteRoute {
-                route: Box::new(*route),
-                source,
-            }),
+            Ok(()) => {}
+            Err(refusal) if matches!(refusal.errno(), libc::ESRCH | libc::ENODEV) => {}
+            Err(source) => {
+                return Err(Error::DeleteRoute {
+                    route: Box::new(*route),
+                    source,
+                });
+            }
         }
+        tables.deleted(route);
+        Ok(())
     }
 
-    /// Our routes in a route's table and family.
-    async fn table(&mut self, route: &TableRoute) -> Result<BTreeSet<TableRoute>, Error> {
+    /// Our routes in a route's table and family, read the first time that `tables` lacks them.
+    async fn table<'t>(
+        &mut self,
+        route: &TableRoute,
+        tables: &'t mut Tables,
+    ) -> Result<&'t Table, Error> {
+        let read_now = match tables.0.entry(table_key(route)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(self.read_table(route).await),
+        };
+        read_now
+            .as_ref()
+            .map_err(|refusal| read("routes")(refusal.clone()))
+    }
+
+    async fn read_table(&mut self, route: &TableRoute) -> Result<Table, Refusal> {
         let request = route::dump_request(
             family_of(route.destination.addr()),
             Some(Some(TableId(route.table.0))),
@@ -216,14 +260,18 @@ impl Routing {
             })
             .await;
         match answer {
-            Ok(routes) => Ok(routes
-                .into_iter()
-                .flatten()
-                .filter(|other| other.table == route.table)
-                .collect()),
+            Ok(routes) => {
+                let mut table = Table::default();
+                for other in routes.into_iter().flatten() {
+                    if other.table == route.table {
+                        table.insert(&other);
+                    }
+                }
+                Ok(table)
+            }
             // The table does not exist.
-            Err(refusal) if refusal.errno() == libc::ENOENT => Ok(BTreeSet::new()),
-            Err(refusal) => Err(read("routes")(refusal)),
+            Err(refusal) if refusal.errno() == libc::ENOENT => Ok(Table::default()),
+            Err(refusal) => Err(refusal),
         }
     }
 
@@ -239,15 +287,139 @@ impl Routing {
     }
 }
 
-/// Whether two routes have destination, metric and next hop in common.
-fn same_next_hop(a: &TableRoute, b: &TableRoute) -> bool {
-    let key = |route: &TableRoute| {
-        (
-            route.destination,
-            route.metric,
-            route.interface,
-            route.gateway,
-        )
-    };
-    key(a) == key(b)
+/// What a batch has read, by table and whether it is IPv6, and its own changes since. A table that
+/// could not be read is not tried again.
+#[derive(Default)]
+struct Tables(BTreeMap<(TableId, bool), Result<Table, Refusal>>);
+
+impl Tables {
+    fn added(&mut self, route: &TableRoute) {
+        if let Some(Ok(table)) = self.0.get_mut(&table_key(route)) {
+            table.insert(route);
+        }
+    }
+
+    fn deleted(&mut self, route: &TableRoute) {
+        if let Some(Ok(table)) = self.0.get_mut(&table_key(route)) {
+            table.remove(route);
+        }
+    }
+}
+
+/// The routes of one table and family, by what IPv6 tells them apart by.
+#[derive(Default)]
+struct Table(BTreeMap<NextHop, BTreeSet<TableRoute>>);
+
+/// Destination, metric, interface and gateway.
+type NextHop = (IpNet, u32, IfIndex, Option<IpAddr>);
+
+impl Table {
+    fn contains(&self, route: &TableRoute) -> bool {
+        self.0
+            .get(&next_hop(route))
+            .is_some_and(|routes| routes.contains(route))
+    }
+
+    fn same_next_hop(&self, route: &TableRoute) -> impl Iterator<Item = &TableRoute> {
+        self.0.get(&next_hop(route)).into_iter().flatten()
+    }
+
+    fn insert(&mut self, route: &TableRoute) {
+        self.0.entry(next_hop(route)).or_default().insert(*route);
+    }
+
+    fn remove(&mut self, route: &TableRoute) {
+        if let Some(routes) = self.0.get_mut(&next_hop(route)) {
+            routes.remove(route);
+        }
+    }
+}
+
+fn table_key(route: &TableRoute) -> (TableId, bool) {
+    (route.table, matches!(route.destination, IpNet::V6(_)))
+}
+
+fn next_hop(route: &TableRoute) -> NextHop {
+    (
+        route.destination,
+        route.metric,
+        route.interface,
+        route.gateway,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    /// Routes over loopback (interface 1), in two tables, of both families.
+    fn many(prefsrc: bool) -> Vec<TableRoute> {
+        let mut routes = Vec::new();
+        for number in 0..200u16 {
+            let [high, low] = number.to_be_bytes();
+            for (destination, source) in [
+                (format!("10.9.{high}.{low}/32"), "127.0.0.1"),
+                (format!("fd09::{number:x}/128"), "::1"),
+            ] {
+                routes.push(TableRoute {
+                    table: TableId(8301 + u32::from(number % 2)),
+                    destination: destination.parse().unwrap(),
+                    metric: 5,
+                    interface: IfIndex(1),
+                    gateway: None,
+                    onlink: false,
+                    prefsrc: prefsrc.then(|| source.parse().unwrap()),
+                    mtu: None,
+                });
+            }
+        }
+        routes
+    }
+
+    fn all(outcomes: Vec<Result<(), Error>>) {
+        for outcome in outcomes {
+            outcome.unwrap();
+        }
+    }
+
+    #[test]
+    fn a_batch_reads_each_table_and_family_once() {
+        let test = async {
+            let mut routing = Routing::open().await.unwrap();
+            let up = std::process::Command::new("ip")
+                .args(["link", "set", "lo", "up"])
+                .status();
+            assert!(up.unwrap().success());
+            let [old, new] = [false, true].map(many);
+            all(routing.add_routes(&old).await);
+            assert_eq!(routing.connection.dumps, 0);
+            // Only IPv6 takes the new ones for the old ones.
+            all(routing.add_routes(&new).await);
+            assert_eq!(routing.connection.dumps, 2);
+
+            let there: BTreeSet<TableRoute> = routing.routes().await.unwrap();
+            assert_eq!(there.len(), 600);
+            let before = routing.connection.dumps;
+            let twice: Vec<TableRoute> = there.iter().chain(&there).copied().collect();
+            let outcomes = routing.delete_routes(&twice).await;
+            assert_eq!(outcomes.len(), twice.len());
+            all(outcomes);
+            assert_eq!(routing.connection.dumps, before + 4);
+            assert!(routing.routes().await.unwrap().is_empty());
+        };
+        thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace needs CAP_SYS_ADMIN");
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+                .block_on(test);
+        })
+        .join()
+        .unwrap();
+    }
 }

@@ -8,6 +8,7 @@ mod sysctl;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::slice;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use steer_common::{
@@ -15,7 +16,7 @@ use steer_common::{
 };
 use steer_core::engine::Changes;
 use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
-use steer_core::plan::{Local, Plan};
+use steer_core::plan::{Local, Plan, TableRoute};
 use steer_core::steps::{Scope, Step, steps};
 use thiserror::Error;
 use tracing::{debug, warn};
@@ -137,22 +138,50 @@ impl Reconciler {
 
     async fn run(&mut self, todo: &[Step]) -> bool {
         let mut attached = false;
-        for step in todo {
-            self.refused.retain(|(refused, _)| refused != step);
-            match self.step(step).await {
-                Ok(()) => {
-                    debug!(?step, "done");
-                    attached |= matches!(step, Step::Attach(_));
-                    self.is.record(step);
-                }
-                Err(refusal) => {
-                    let words = chain(&refusal);
-                    warn!(?step, "the kernel refused: {words}");
-                    self.refused.push((step.clone(), words));
+        for batch in todo.chunk_by(same_change_of_routes) {
+            let outcomes = self.batch(batch).await;
+            for (step, outcome) in batch.iter().zip(outcomes) {
+                self.refused.retain(|(refused, _)| refused != step);
+                match outcome {
+                    Ok(()) => {
+                        debug!(?step, "done");
+                        attached |= matches!(step, Step::Attach(_));
+                        self.is.record(step);
+                    }
+                    Err(refusal) => {
+                        let words = chain(&refusal);
+                        warn!(?step, "the kernel refused: {words}");
+                        self.refused.push((step.clone(), words));
+                    }
                 }
             }
         }
         attached
+    }
+
+    /// Takes the steps of a batch; an outcome per step. Routes go together, so that what is there
+    /// is read once and not for each of them.
+    async fn batch(&mut self, batch: &[Step]) -> Vec<Result<(), Refusal>> {
+        let routes: Vec<TableRoute> = batch
+            .iter()
+            .filter_map(|step| match step {
+                Step::AddRoute(route) | Step::DeleteRoute(route) => Some(*route),
+                _ => None,
+            })
+            .collect();
+        let outcomes = match batch {
+            [Step::AddRoute(_), ..] => self.routing.add_routes(&routes).await,
+            [Step::DeleteRoute(_), ..] => self.routing.delete_routes(&routes).await,
+            others => {
+                let mut outcomes = Vec::with_capacity(others.len());
+                for step in others {
+                    outcomes.push(self.step(step).await);
+                }
+                return outcomes;
+            }
+        };
+        let outcomes = outcomes.into_iter();
+        outcomes.map(|o| o.map_err(Refusal::from)).collect()
     }
 
     async fn step(&mut self, step: &Step) -> Result<(), Refusal> {
@@ -160,8 +189,14 @@ impl Reconciler {
         match step {
             Step::SetSysctl(path, value) => self.sysctls.set(path, value)?,
             Step::RestoreSysctl(path) => self.sysctls.restore(path)?,
-            Step::AddRoute(route) => self.routing.add_route(route).await?,
-            Step::DeleteRoute(route) => self.routing.delete_route(route).await?,
+            Step::AddRoute(route) => {
+                let outcome = self.routing.add_routes(slice::from_ref(route)).await;
+                outcome.into_iter().collect::<Result<(), _>>()?;
+            }
+            Step::DeleteRoute(route) => {
+                let outcome = self.routing.delete_routes(slice::from_ref(route)).await;
+                outcome.into_iter().collect::<Result<(), _>>()?;
+            }
             Step::AddRule(rule) => self.routing.add_rule(rule).await?,
             Step::DeleteRule(rule) => self.routing.delete_rule(rule).await?,
             Step::AddSource(domain, ip) => maps.sources.set(&source_key(*domain, *ip), &1)?,
@@ -250,6 +285,14 @@ impl Reconciler {
         };
         Ok(())
     }
+}
+
+/// Whether two steps that follow each other are taken in one batch.
+fn same_change_of_routes(one: &Step, next: &Step) -> bool {
+    matches!(
+        (one, next),
+        (Step::AddRoute(_), Step::AddRoute(_)) | (Step::DeleteRoute(_), Step::DeleteRoute(_))
+    )
 }
 
 /// An error with its causes, in one line.

@@ -67,6 +67,7 @@ fn a_bad_call_is_answered_by_what_is_wrong_and_the_connection_goes_on() {
         answer["error"],
         json!(format!("{INTERFACE}.InvalidArgument"))
     );
+    assert_eq!(answer["parameters"]["field"], json!("pid"));
 
     let answer = peer.call("Explode", &json!({}));
     let method = format!("{INTERFACE}.Explode");

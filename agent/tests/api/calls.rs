@@ -313,6 +313,36 @@ fn two_agents_do_not_share_a_socket_and_a_dead_one_leaves_none_behind() {
 }
 
 #[test]
+fn what_an_ended_agent_left_is_removed_and_nothing_else() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("agent.sock");
+    let lock = directory.path().join("agent.lock");
+    assert!(server::remove_leftovers(&path).unwrap().is_empty());
+
+    drop(UnixListener::bind(&path).unwrap());
+    fs::write(&lock, "").unwrap();
+    assert_eq!(
+        server::remove_leftovers(&path).unwrap(),
+        [path.clone(), lock]
+    );
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+
+    fs::write(&path, "precious").unwrap();
+    assert!(matches!(
+        server::remove_leftovers(&path),
+        Err(server::Error::NoSocket(_))
+    ));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+
+    let agent = Agent::start(agreeable);
+    assert!(matches!(
+        server::remove_leftovers(&agent.path()),
+        Err(server::Error::Taken(_))
+    ));
+    agent.assert_serves();
+}
+
+#[test]
 fn an_agent_that_is_not_there_is_told_from_one_that_fails() {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("agent.sock");

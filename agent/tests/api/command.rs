@@ -10,6 +10,7 @@ use std::{env, fs};
 use serde_json::{Value, json};
 use steer::api::error::ApiError;
 use steer::api::methods::{Request, Run, SetPolicy};
+use steer::api::server::Limits;
 use steer::api::types::Otherwise;
 use tempfile::TempDir;
 
@@ -137,6 +138,31 @@ fn run_does_not_trouble_the_agent_for_what_cannot_be_run() {
 }
 
 #[test]
+fn a_command_tries_again_while_the_agent_is_busy() {
+    let limits = Limits {
+        connections: 1,
+        ..Limits::default()
+    };
+    let agent = Agent::start_with(limits, agreeable);
+    let mut only = agent.peer();
+    // Answered: it has the only place.
+    assert!(only.call("Status", &json!({})).get("error").is_none());
+    let run = command(&agent.path(), "run --via wifi -- true")
+        .spawn()
+        .unwrap();
+    let output = steer(&agent.path(), "domain list");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        stderr(&output),
+        "steer: the agent is busy: 1 connections are open, tried again for 5 s: end some of its \
+         callers\n"
+    );
+    drop(only);
+    let output = run.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
 fn policy_set_says_what_was_wished_and_shows_what_came_of_it() {
     let (tell, told) = mpsc::channel();
     let agent = Agent::start(move |call| {
@@ -250,4 +276,6 @@ fn errors_are_one_line_and_usage_has_its_own_code() {
         assert_eq!(steer(&agent.path(), line).status.code(), Some(2), "{line}");
     }
     assert_eq!(steer(&agent.path(), "--help").status.code(), Some(0));
+    let help = steer(&agent.path(), "agent --help");
+    assert!(stdout(&help).contains("--socket"), "{}", stdout(&help));
 }

@@ -260,6 +260,10 @@ fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<Str
             fs::write(Path::new(cgroup).join("cgroup.procs"), "0")?;
             Ok(String::new())
         }
+        ["ip", ref words @ ..] => {
+            crate::lab::ip(&words.join(" "));
+            Ok(String::new())
+        }
         ["unshare"] => {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
             Ok(String::new())

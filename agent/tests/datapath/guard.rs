@@ -100,21 +100,21 @@ fn later_fragments_are_no_wrapping() {
         let arrivals = Capture::on(lab, "p1");
         let server = Udp::new(lab);
         let target = format!("{SERVER4}:{}", server.port);
-        // While the neighbour is not known each fragment waits for itself, and none of them hears
-        // what became of the one before.
-        let text = format!("{}sneaky", "x".repeat(4000));
+        // The first fragment waits until the neighbour is known, and so the second is sent before it
+        // can be heard that the first was dropped.
+        let text = "sneaky".repeat(600);
         child.must(&[
             "open s inet dgram",
             &format!("send-by s h1 {target} {text}"),
         ]);
         honest_packet(lab, &server);
-        assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 3);
+        assert!(lab.datapath().counters().unwrap().guard_dropped >= 2);
         assert!(!arrivals.saw("sneaky"));
     });
 }
 
 /// Sends by `h1` what may leave there, and waits for it: what was sent before has arrived by then.
-fn honest_packet(lab: &Lab, server: &Udp) {
+pub(crate) fn honest_packet(lab: &Lab, server: &Udp) {
     let mut other = Child::start(&lab.group("honest", 0));
     other.must(&[
         "open s inet dgram",

@@ -2,6 +2,7 @@
 //! all of its own and gone with it.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -134,31 +135,39 @@ impl Lab {
         lab
     }
 
-    fn lay_cables(&self) {
-        ip("link set lo up");
+    /// Connects `h<number>` here with `p<number>` at the peer, with addresses.
+    pub(crate) fn lay_cable(&self, number: u32) {
         let path = format!(
             "/proc/{}/fd/{}",
             std::process::id(),
             std::os::fd::AsRawFd::as_raw_fd(&self.peer)
         );
-        for domain in [ONE, TWO] {
+        ip(&format!(
+            "link add h{number} type veth peer name p{number} netns {path}"
+        ));
+        let addresses = |side: char, host: u32| {
             ip(&format!(
-                "link add h{domain} type veth peer name p{domain} netns {path}"
+                "addr add 10.0.{number}.{host}/24 dev {side}{number}"
             ));
-            ip(&format!("addr add 10.0.{domain}.2/24 dev h{domain}"));
-            ip(&format!("addr add fd00:{domain}::2/64 dev h{domain} nodad"));
-            ip(&format!("link set h{domain} up"));
-        }
+            ip(&format!(
+                "addr add fd00:{number}::{host}/64 dev {side}{number} nodad"
+            ));
+            ip(&format!("link set {side}{number} up"));
+        };
+        addresses('h', 2);
+        self.in_peer(|| addresses('p', 1));
+    }
+
+    fn lay_cables(&self) {
+        ip("link set lo up");
         self.in_peer(|| {
             ip("link set lo up");
             ip(&format!("addr add {SERVER4}/32 dev lo"));
             ip(&format!("addr add {SERVER6}/128 dev lo"));
-            for domain in [ONE, TWO] {
-                ip(&format!("addr add 10.0.{domain}.1/24 dev p{domain}"));
-                ip(&format!("addr add fd00:{domain}::1/64 dev p{domain} nodad"));
-                ip(&format!("link set p{domain} up"));
-            }
         });
+        for domain in [ONE, TWO] {
+            self.lay_cable(domain);
+        }
         let mask = MarkMask::DEFAULT.bits();
         for domain in [ONE, TWO] {
             let table = 100 + domain;
@@ -225,6 +234,13 @@ impl Lab {
         for hook in Hook::ALL {
             self.datapath().set_hook(hook, true).unwrap();
         }
+    }
+
+    /// Every hook that this kernel can have.
+    pub(crate) fn hooks(&mut self) -> BTreeSet<Hook> {
+        let datapath = self.datapath();
+        let can = |hook: &Hook| datapath.supports(*hook);
+        Hook::ALL.into_iter().filter(can).collect()
     }
 
     /// Writes both domains, choices 1 and 2 that steer to them, and choice 3 that blocks.

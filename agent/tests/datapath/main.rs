@@ -5,6 +5,7 @@
 mod cgroups;
 mod child;
 mod costs;
+mod egress;
 mod flows;
 mod guard;
 mod lab;

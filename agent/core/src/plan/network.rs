@@ -97,7 +97,7 @@ pub(crate) fn write(inputs: &Inputs<'_>, new: &mut Plan) {
     if inputs.acts {
         new.hooks.extend(HOOKS);
         if inputs.strict {
-            new.hooks.insert(Hook::Setsockopt);
+            new.hooks.extend([Hook::Setsockopt, Hook::Egress]);
             let guarded = inputs.network.links.values().filter(|link| !link.loopback);
             new.guards = guarded.map(|link| link.index).collect();
         }

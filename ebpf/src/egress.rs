@@ -1,0 +1,37 @@
+//! `cgroup_skb/egress`: the guard's judgement at interfaces that have no guard yet, because they came
+//! while no agent ran.
+//!
+//! The guard proper sees more (packet sockets, and what leaves below a bridge or tunnel), so where it
+//! is attached this leaves the packet to it.
+
+use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
+
+use crate::{
+    judge::may_leave,
+    maps::GUARDED,
+    sock::{field, is_ours},
+};
+
+const PASS: i32 = 1;
+/// A local sender sees `EPERM`.
+const DROP: i32 = 0;
+
+/// The loopback interface's number in every namespace.
+const LOOPBACK: u32 = 1;
+
+/// Entry.
+#[cgroup_skb(egress)]
+pub fn egress(ctx: SkBuffContext) -> i32 {
+    let skb = ctx.skb.skb;
+    let ifindex = field!(skb, ifindex);
+    // SAFETY: only whether it is there counts.
+    if ifindex == LOOPBACK || unsafe { GUARDED.get(ifindex) }.is_some() {
+        return PASS;
+    }
+    // Another namespace's interface of a guarded one's number has passed already, which is right.
+    if !is_ours(skb.cast()) || may_leave::<false>(skb) {
+        PASS
+    } else {
+        DROP
+    }
+}

@@ -16,7 +16,7 @@ use steer_common::{
 };
 use steer_core::engine::Changes;
 use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
-use steer_core::plan::{Local, Plan, TableRoute};
+use steer_core::plan::{Hook, Local, Plan, TableRoute};
 use steer_core::steps::{Scope, Step, steps};
 use thiserror::Error;
 use tracing::{debug, warn};
@@ -79,7 +79,7 @@ impl Reconciler {
         Ok(reconciler)
     }
 
-    /// Brings what may have changed to the plan. Says whether a program was attached that was not.
+    /// Brings what may have changed to the plan. Says whether new cgroups are told of only from now on.
     pub async fn apply(&mut self, plan: &Plan, changes: &Changes) -> bool {
         let todo = steps(&self.is, plan, Scope::Changed(changes));
         self.run(&todo).await
@@ -145,8 +145,13 @@ impl Reconciler {
                 match outcome {
                     Ok(()) => {
                         debug!(?step, "done");
-                        attached |= matches!(step, Step::Attach(_));
-                        self.is.record(step);
+                        // Cgroups that were made before it are not told of.
+                        attached |= matches!(step, Step::Attach(Hook::CgroupMkdir));
+                        let absent =
+                            matches!(step, Step::Attach(hook) if !self.datapath.supports(*hook));
+                        if !absent {
+                            self.is.record(step);
+                        }
                     }
                     Err(refusal) => {
                         let words = chain(&refusal);

@@ -12,6 +12,9 @@ use thiserror::Error;
 /// Directory of the state, the API's socket included.
 pub const RUN_DIRECTORY: &str = "/run/steer";
 
+/// Version of the file's content.
+const VERSION: u32 = 1;
+
 /// What went wrong with the state file.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -57,9 +60,13 @@ impl StateFile {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::Read(self.path.clone(), e)),
         };
-        serde_json::from_slice::<Versioned<T>>(&bytes)
-            .map(|state| Some(state.content))
-            .map_err(|source| Error::Damaged(self.path.clone(), source))
+        let damaged = |source| Error::Damaged(self.path.clone(), source);
+        let state: Versioned<T> = serde_json::from_slice(&bytes).map_err(damaged)?;
+        if state.version != VERSION {
+            let words = format!("it has version {}, not {VERSION}", state.version);
+            return Err(damaged(serde::de::Error::custom(words)));
+        }
+        Ok(Some(state.content))
     }
 
     /// Replaces the content. Readers see the old or the new, never a part.
@@ -131,13 +138,14 @@ mod tests {
     fn a_damaged_file_is_told_and_kept() {
         let directory = tempfile::tempdir().unwrap();
         let file = StateFile::new(directory.path());
-        let damaged = "{\"version\":1,";
-        fs::write(directory.path().join("state.json"), damaged).unwrap();
-        for _ in 0..2 {
-            let error = file.read::<Content>().unwrap_err();
-            assert!(matches!(error, Error::Damaged(..)), "{error}");
+        for damaged in ["{\"version\":1,", "{\"version\":2,\"wifi\":1}"] {
+            fs::write(directory.path().join("state.json"), damaged).unwrap();
+            for _ in 0..2 {
+                let error = file.read::<Content>().unwrap_err();
+                assert!(matches!(error, Error::Damaged(..)), "{error}");
+            }
+            let kept = fs::read_to_string(directory.path().join("state.json")).unwrap();
+            assert_eq!(kept, damaged);
         }
-        let kept = fs::read_to_string(directory.path().join("state.json")).unwrap();
-        assert_eq!(kept, damaged);
     }
 }

@@ -261,3 +261,35 @@ fn a_removed_cgroup_leaves_nothing_and_its_name_can_come_back() -> Result<()> {
     })?;
     lab.matrix_leaves_by(&again, "wlan0")
 }
+
+/// While a strict policy waits for a cgroup by its path, new cgroups beside that path are closed only
+/// until the agent has looked at them.
+#[test]
+fn a_new_cgroup_beside_an_awaited_strict_one_is_left_alone() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let parent = lab.cgroup().child("slice")?;
+    let awaited = format!("{}/vault.service", parent.name());
+    let set = [
+        "policy", "set", "vault", "--cgroup", &awaited, "--via", "wlan0", "--strict",
+    ];
+    lab.steer(&set)?.success()?;
+    let other = parent.child("other.service")?;
+    let target = lab.target4();
+    wait::until("a flow beside the awaited cgroup", || {
+        Ok(Probe::flow(Kind::Tcp, Family::V4, target)
+            .succeed(&lab, &other)
+            .ok())
+    })?;
+    lab.assert_only_by("eth0", target)?;
+
+    let vault = parent.child("vault.service")?;
+    let target = lab.target4();
+    wait::until("a flow of the awaited cgroup", || {
+        Ok(Probe::flow(Kind::Tcp, Family::V4, target)
+            .succeed(&lab, &vault)
+            .ok())
+    })?;
+    lab.assert_only_by("wlan0", target)?;
+    Ok(())
+}

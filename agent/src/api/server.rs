@@ -254,6 +254,12 @@ fn remove_stale(path: &Path) -> Result<(), Error> {
 
 fn identify(stream: &UnixStream) -> io::Result<Caller> {
     let peer = getsockopt(stream, sockopt::PeerCredentials)?;
+    if peer.pid() <= 0 {
+        // Of a process outside of our namespace. To the cgroup tree, 0 would be the agent itself.
+        return Err(io::Error::other(
+            "the caller is not in the agent's PID namespace",
+        ));
+    }
     let pidfd = match getsockopt(stream, sockopt::PeerPidfd) {
         Ok(pidfd) => pidfd,
         // Before Linux 6.5 (7b26952a91cf): by number. The number may be another process' by now,

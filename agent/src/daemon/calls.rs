@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use steer_core::config::policy_to_toml;
+use steer_core::config::{AgentConfig, policy_to_toml};
 use steer_core::engine::Rejected;
 use steer_core::name::Name;
 use steer_core::pattern::{CgroupPattern, UnitName};
@@ -271,6 +271,24 @@ impl Daemon {
         let config = start::load(self.config.as_deref()).map_err(|e| ApiError::Failed {
             reason: format!("{e:#}"),
         })?;
+        let fixed = |agent: &AgentConfig| {
+            let AgentConfig {
+                cgroup_root,
+                mark_mask,
+                table_base,
+                rule_base,
+                ..
+            } = agent;
+            (cgroup_root.clone(), *mark_mask, *table_base, *rule_base)
+        };
+        if fixed(&config.agent) != fixed(&self.engine.state().config.agent) {
+            return Err(ApiError::Failed {
+                reason:
+                    "cgroup-root, mark-mask, table-base or rule-base was changed in the files: \
+                         start the agent again first"
+                        .to_owned(),
+            });
+        }
         self.event(Event::Config(Box::new(config)))
             .map_err(|e| refused("save", &e))
     }

@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use steer_core::cgroups::{CgroupChange, CgroupTree};
 use steer_core::engine::Engine;
-use steer_core::ids::{DomainIndex, TableId};
+use steer_core::ids::{CgroupId, DomainIndex, TableId};
 use steer_core::memory::Memory;
 use steer_core::name::Name;
 use steer_core::plan::{Rule, RuleAction};
@@ -100,6 +100,8 @@ struct Daemon {
     policy_events: u64,
     config: Option<PathBuf>,
     started: SystemTime,
+    /// Cgroups that were made since the last commit: the kernel gave them an entry of its own.
+    made: BTreeSet<CgroupId>,
     /// When to look at domains that no policy can choose any more, and how long to wait then.
     retire_at: Option<Instant>,
     retire_pause: Duration,
@@ -143,8 +145,16 @@ impl Daemon {
         if self.tell_outcomes() {
             kept = kept.and(self.settle_and_apply().await);
         }
-        for place in self.runs.answer(&self.engine) {
-            self.watch_run(&place);
+        // No command starts on a decision that is not in force, or that the next agent would not know.
+        let in_force = !self
+            .reconciler
+            .refused()
+            .iter()
+            .any(|(step, _)| decides(step));
+        if kept.is_ok() && in_force {
+            for place in self.runs.answer(&self.engine) {
+                self.watch_run(&place);
+            }
         }
         self.plan_retirement();
         kept
@@ -152,7 +162,9 @@ impl Daemon {
 
     async fn settle_and_apply(&mut self) -> Result<(), statefile::Error> {
         self.dirty = false;
-        let changes = self.engine.settle();
+        let mut changes = self.engine.settle();
+        changes.cgroups.append(&mut self.made);
+        self.reconciler.remember_settings(self.engine.plan());
         // Numbers are kept before the kernel sees them: sockets remember them longer than an agent lives.
         let numbers = self.keep();
         let attached = self.reconciler.apply(self.engine.plan(), &changes).await;
@@ -194,10 +206,15 @@ impl Daemon {
 
     /// Gives up domains that no policy can choose and whose flows have ended: their tables and rules go.
     async fn retire_domains(&mut self) {
+        self.retire_at = None;
+        self.retire_pause = (self.retire_pause * 2).min(LONGEST_RETIRE_PAUSE);
         let mut kept = self.indices_in_use().await;
         let closed = match netlink::closed_sources().await {
             Ok(closed) => closed,
-            Err(error) => return warn!("{}", chain(&error)),
+            Err(error) => {
+                warn!("{}", chain(&error));
+                return self.plan_retirement();
+            }
         };
         let state = self.engine.state();
         for (name, index) in &state.memory.indices {
@@ -208,9 +225,6 @@ impl Daemon {
         }
         self.fact(Event::IndicesInUse(kept));
         self.commit_and_log().await;
-        self.retire_pause = (self.retire_pause * 2).min(LONGEST_RETIRE_PAUSE);
-        self.retire_at = None;
-        self.plan_retirement();
     }
 
     /// Sees to it that domains which no policy can choose are looked at.
@@ -262,6 +276,7 @@ impl Daemon {
             Ok(true) => self.rescan().await,
             Err(error) => error!("{}", chain(&error)),
         }
+        self.follow_outcomes().await;
     }
 
     /// Reads rules, tables and settings from the kernel and brings them to the plan.
@@ -271,6 +286,14 @@ impl Daemon {
             Ok(false) => {}
             Ok(true) => self.rescan().await,
             Err(error) => error!("{}", chain(&error)),
+        }
+        self.follow_outcomes().await;
+    }
+
+    /// Selects anew if the kernel refuses something else than before.
+    async fn follow_outcomes(&mut self) {
+        if self.tell_outcomes() {
+            self.commit_and_log().await;
         }
     }
 
@@ -309,6 +332,19 @@ impl Daemon {
         self.kept = Some(kept);
         Ok(())
     }
+}
+
+/// Whether a step is part of what puts a flow on its domain.
+fn decides(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::SetCgroup(..)
+            | Step::SetPolicy(..)
+            | Step::SetChoice(..)
+            | Step::SetDomain(..)
+            | Step::AddSource(..)
+            | Step::Attach(_)
+    )
 }
 
 /// What selection must know to be refused, if `step` is.

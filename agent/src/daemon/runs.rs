@@ -25,6 +25,9 @@ use crate::api::server::Caller;
 use crate::cgroup::{self, EmptyWatch, Place, Placement, populated, process};
 use crate::reconcile::chain;
 
+/// How the names of places, and of their policies, begin.
+const RUN_PREFIX: &str = "run-";
+
 /// Where an answer goes.
 pub(super) type Answer = oneshot::Sender<Result<Reply, ApiError>>;
 
@@ -96,7 +99,7 @@ impl Runs {
     fn make(&mut self, pid: i32) -> Result<(Name, Place), ApiError> {
         loop {
             self.serial = self.serial.wrapping_add(1);
-            let label = format!("run-{pid}-{}", self.serial);
+            let label = format!("{RUN_PREFIX}{pid}-{}", self.serial);
             let name = Name::new(&label).map_err(|e| failed(&e))?;
             match self.placement.make(&label) {
                 // Left by an earlier agent.
@@ -240,15 +243,23 @@ impl Daemon {
         }
     }
 
-    /// Removes a place that nobody is in any more, and its policy.
+    /// Removes a place that nobody is in any more, and its policy. Where somebody entered it in between,
+    /// both stay until it is empty again.
     pub(super) fn end_run(&mut self, directory: &Path) {
+        if let Err(error) = self.runs.placement.remove(directory) {
+            warn!("{}", chain(&error));
+            if let Err(error) = self.runs.watch.add(directory) {
+                warn!("{}", chain(&error));
+            }
+            return;
+        }
         let name = directory.file_name().unwrap_or_default().to_string_lossy();
         if let Ok(name) = Name::new(&name)
+            && name.as_str().starts_with(RUN_PREFIX)
             && self.engine.state().api_policies.contains_key(&name)
         {
             self.fact(Event::UnsetPolicy(name));
         }
-        self.remove_place(directory);
     }
 
     fn remove_place(&mut self, directory: &Path) {

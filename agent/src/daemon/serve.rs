@@ -21,6 +21,7 @@ use super::Daemon;
 use crate::api::server::Call;
 use crate::datapath::{self, EventStream};
 use crate::netlink::{Notification, Watcher};
+use crate::reconcile::chain;
 
 /// Longest time that a burst of events is gathered.
 const GATHER: Duration = Duration::from_millis(5);
@@ -28,11 +29,14 @@ const GATHER: Duration = Duration::from_millis(5);
 /// Everything is compared with the kernel this often.
 const CHECK_ALL: Duration = Duration::from_secs(30);
 
-/// What the kernel refused is tried again after this time.
+/// What the kernel refused is tried again after this time, and then less and less often.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The guard's drops are told this often for each policy.
 const GUARD_PAUSE: Duration = Duration::from_secs(10);
+
+/// Events of the kernel programs that are taken before anything else has its turn.
+const EVENTS_A_TURN: usize = 1024;
 
 /// Where events come from.
 pub(super) struct Inputs {
@@ -53,13 +57,14 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell systemd")?;
 
     let mut gather: Option<Instant> = None;
-    let mut retry: Option<Instant> = None;
+    let (mut retry, mut retry_pause): (Option<Instant>, _) = (None, RETRY);
     let mut routing_touched = false;
     loop {
         if daemon.reconciler.refused().is_empty() {
-            retry = None;
+            (retry, retry_pause) = (None, RETRY);
         } else if retry.is_none() {
-            retry = Some(Instant::now() + RETRY);
+            retry = Some(Instant::now() + retry_pause);
+            retry_pause = (retry_pause * 2).min(CHECK_ALL);
         }
         let expiry = daemon.runs.next_deadline();
         tokio::select! {
@@ -76,7 +81,12 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                 continue;
             }
             batch = inputs.watcher.next() => {
-                for notification in batch? {
+                let batch = batch.unwrap_or_else(|error| {
+                    warn!("{}: everything is read again", chain(&error));
+                    inputs.watcher.request_dump();
+                    Vec::new()
+                });
+                for notification in batch {
                     match notification {
                         Notification::Network(change) => {
                             if loses_carrier(&daemon, &change) {
@@ -89,18 +99,6 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                             daemon.dirty = true;
                         }
                     }
-                }
-            }
-            event = inputs.events.next() => {
-                daemon.kernel_event(event.context("read the kernel programs' events")?);
-                while let Some(event) = inputs.events.try_next() {
-                    daemon.kernel_event(event);
-                }
-                // A cgroup below a strict glob is closed until it is decided, and one that was removed
-                // may be made again at once: what is in the ring is burst enough.
-                if daemon.dirty {
-                    daemon.check_root()?;
-                    gather = Some(Instant::now());
                 }
             }
             call = inputs.calls.recv() => match call {
@@ -121,6 +119,20 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
             _ = check.tick() => {
                 daemon.check_root()?;
                 daemon.check_all().await;
+            }
+            // Last, because any process may cause these without end.
+            event = inputs.events.next() => {
+                daemon.kernel_event(event.context("read the kernel programs' events")?);
+                for _ in 0..EVENTS_A_TURN {
+                    let Some(event) = inputs.events.try_next() else { break };
+                    daemon.kernel_event(event);
+                }
+                // A cgroup below a strict glob is closed until it is decided, and one that was removed
+                // may be made again at once: what is in the ring is burst enough.
+                if daemon.dirty {
+                    daemon.check_root()?;
+                    gather = Some(Instant::now());
+                }
             }
         }
         if daemon.dirty && gather.is_none() {
@@ -169,6 +181,8 @@ impl Daemon {
     fn kernel_event(&mut self, event: datapath::Event) {
         match event {
             datapath::Event::CgroupMade { id, parent, name } => {
+                self.made.insert(CgroupId(id));
+                self.reconciler.cgroup_made(CgroupId(id));
                 self.fact(Event::Cgroups(CgroupChange::Made {
                     id: CgroupId(id),
                     parent: CgroupId(parent),

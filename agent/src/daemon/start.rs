@@ -82,6 +82,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         policy_events: 0,
         config: options.config.clone(),
         started: SystemTime::now(),
+        made: BTreeSet::new(),
         retire_at: None,
         retire_pause: RETIRE_PAUSE,
         guard_told: HashMap::new(),

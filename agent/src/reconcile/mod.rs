@@ -12,7 +12,8 @@ use std::slice;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use steer_common::{
-    ChoiceEntry, DomainEntry, LocalEntry, LocalKey4, LocalKey6, PolicyEntry, SourceKey, local_flags,
+    CgroupEntry, ChoiceEntry, DomainEntry, LocalEntry, LocalKey4, LocalKey6, PolicyEntry,
+    SourceKey, local_flags,
 };
 use steer_core::engine::Changes;
 use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
@@ -111,6 +112,24 @@ impl Reconciler {
             ..Changes::default()
         };
         Ok(self.apply(plan, &network).await)
+    }
+
+    /// A cgroup was made: the kernel gave it what its parent has, which is not what was written here.
+    pub fn cgroup_made(&mut self, id: CgroupId) {
+        let unknown = CgroupEntry {
+            policy: u32::MAX,
+            flags: u32::MAX,
+        };
+        self.is.cgroups.insert(id, unknown);
+    }
+
+    /// Reads what settings are before they are changed, so that this can be kept first.
+    pub fn remember_settings(&mut self, plan: &Plan) {
+        for path in plan.sysctls.keys() {
+            if let Err(error) = self.sysctls.remember(path) {
+                warn!("{}", chain(&error));
+            }
+        }
     }
 
     /// What the kernel refuses, with its words.

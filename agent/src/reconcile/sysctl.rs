@@ -52,13 +52,24 @@ impl Sysctls {
             .collect()
     }
 
+    /// Reads a setting that is about to be changed, unless it was before.
+    ///
+    /// # Errors
+    /// The setting does not exist.
+    pub fn remember(&mut self, path: &str) -> Result<(), Error> {
+        if !self.originals.contains_key(path) {
+            let value = read(path)?;
+            self.originals.insert(path.to_owned(), value);
+        }
+        Ok(())
+    }
+
     /// Writes a setting, and remembers what it was.
     ///
     /// # Errors
     /// The setting does not exist or refuses the value.
     pub fn set(&mut self, path: &str, value: &str) -> Result<(), Error> {
-        let old = read(path)?;
-        self.originals.entry(path.to_owned()).or_insert(old);
+        self.remember(path)?;
         write(path, value)
     }
 

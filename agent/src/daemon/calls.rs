@@ -27,9 +27,9 @@ impl Daemon {
             Request::Run(run) => return self.run(&call.caller, run, call.reply).await,
             Request::SetPolicy(set) => self.set_policy(set).await,
             Request::UnsetPolicy(unset) => self.unset_policy(unset).await,
-            Request::ListPolicies => Ok(Reply::Policies(self.status_view().policies)),
+            Request::ListPolicies => Ok(Reply::Policies(self.policy_views())),
             Request::ShowPolicy(show) => self.show_policy(&show.name),
-            Request::ListDomains => Ok(Reply::Domains(self.status_view().domains)),
+            Request::ListDomains => Ok(Reply::Domains(self.domain_views())),
             Request::ShowDomain(show) => self.show_domain(show.name),
             Request::Status => Ok(Reply::Status(Box::new(self.status_view()))),
         };

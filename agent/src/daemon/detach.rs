@@ -5,9 +5,9 @@ use std::path::Path;
 
 use steer_core::plan::TableRoute;
 
-use super::{PIN_ROOT, Saved, state_file};
+use super::{Saved, state_file};
 use crate::cgroup::{OwnCgroup, Placement, Tree};
-use crate::datapath;
+use crate::datapath::{self, PIN_ROOT};
 use crate::netlink::Routing;
 use crate::reconcile::{Sysctls, chain};
 

@@ -39,9 +39,6 @@ use runs::Runs;
 pub use detach::{DetachReport, detach};
 pub use offline::offline_status;
 
-/// Where the pins are.
-const PIN_ROOT: &str = "/sys/fs/bpf/steer";
-
 /// A domain that no policy can choose any more is looked at after this time, and then less and less
 /// often, until its flows have ended.
 const RETIRE_PAUSE: Duration = Duration::from_secs(1);

@@ -7,11 +7,11 @@ use steer_common::{PolicyEntry, policy_flags, verdict};
 use steer_core::ids::PolicyId;
 
 use super::views::counters_view;
-use super::{PIN_ROOT, Saved, state_file};
+use super::{Saved, state_file};
 use crate::api::types::{
     DecisionView, LocalNetworks, Origin, Otherwise, PolicyView, StatusView, Verdict,
 };
-use crate::datapath::{Pinned, read_pinned};
+use crate::datapath::{PIN_ROOT, Pinned, read_pinned};
 
 /// The decisions that a dead agent left in force.
 ///

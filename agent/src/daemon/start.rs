@@ -11,6 +11,7 @@ use steer_common::policy_flags;
 use steer_core::cgroups::{CgroupChange, CgroupTree};
 use steer_core::config::{self, Config};
 use steer_core::engine::Engine;
+use steer_core::plan::rules::offset;
 use steer_core::policy::{Match, Policy};
 use steer_core::state::{Event, State};
 use tokio::sync::mpsc;
@@ -18,19 +19,16 @@ use tracing::{info, warn};
 
 use super::runs::Runs;
 use super::serve::Inputs;
-use super::{Daemon, Options, PIN_ROOT, RETIRE_PAUSE, Saved, files, scan, state_file};
+use super::{Daemon, Options, RETIRE_PAUSE, Saved, files, scan, state_file};
 use crate::api::server::Server;
 use crate::cgroup::{EmptyWatch, OwnCgroup, Tree, id_of};
-use crate::datapath::{self, Datapath};
+use crate::datapath::{self, Datapath, PIN_ROOT};
 use crate::netlink::{Notification, OwnRange, Routing, Watcher};
 use crate::reconcile::{Reconciler, Sysctls, chain};
 use crate::statefile::{self, StateFile};
 
 /// Calls that wait for the loop at one time; each connection has at most one.
 const CALL_QUEUE: usize = 64;
-
-/// Our rules' priorities: `rule-base` and this many above it.
-pub(super) const RULE_SPAN: u32 = 999;
 
 pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)> {
     if !nix::unistd::geteuid().is_root() {
@@ -56,7 +54,8 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     let events = datapath.events()?;
 
     let range = OwnRange {
-        priorities: config.agent.rule_base..=config.agent.rule_base.saturating_add(RULE_SPAN),
+        priorities: config.agent.rule_base
+            ..=config.agent.rule_base.saturating_add(offset::COUNT - 1),
         tables: config.agent.table_base
             ..=config
                 .agent

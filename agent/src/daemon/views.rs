@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use steer_core::domains::{Domain, DomainOrigin, DomainState};
-use steer_core::engine::Warning;
 use steer_core::ids::{DomainIndex, IfIndex};
 use steer_core::name::Name;
 use steer_core::network::LinkKind;
@@ -61,14 +60,9 @@ impl Daemon {
             cgroups: engine.cgroup_count(&policy.name) as u64,
             decision: self.decision_view(decision.as_ref()),
             quarantined: engine
-                .warnings()
-                .into_iter()
-                .find_map(|warning| match &warning {
-                    Warning::Conflict { conflict, .. } if conflict.refused == policy.name => {
-                        Some(warning.to_string())
-                    }
-                    _ => None,
-                }),
+                .conflicts_of(&policy.name)
+                .next()
+                .map(|w| w.to_string()),
         }
     }
 
@@ -143,8 +137,17 @@ impl Daemon {
         }
     }
 
+    pub(super) fn policy_views(&self) -> Vec<PolicyView> {
+        let policies = self.engine.state().policies();
+        policies.map(|policy| self.policy_view(policy)).collect()
+    }
+
+    pub(super) fn domain_views(&self) -> Vec<DomainView> {
+        let domains = self.engine.domains().iter();
+        domains.map(|domain| self.domain_view(domain)).collect()
+    }
+
     pub(super) fn status_view(&self) -> StatusView {
-        let state = self.engine.state();
         let is = self.reconciler.is();
         let mut warnings: Vec<String> = self
             .engine
@@ -173,13 +176,8 @@ impl Daemon {
                 .iter()
                 .map(|index| self.interface(*index))
                 .collect(),
-            policies: state.policies().map(|p| self.policy_view(p)).collect(),
-            domains: self
-                .engine
-                .domains()
-                .iter()
-                .map(|d| self.domain_view(d))
-                .collect(),
+            policies: self.policy_views(),
+            domains: self.domain_views(),
             counters,
             warnings,
         };

@@ -19,7 +19,6 @@ use crate::api::server::Call;
 use crate::api::types::{LocalNetworks, Otherwise};
 use crate::cgroup::id_of;
 use crate::reconcile::chain;
-use crate::statefile;
 
 impl Daemon {
     pub(super) async fn call(&mut self, call: Call) {
@@ -65,20 +64,17 @@ impl Daemon {
             });
         }
         let mut policy = self.policy(name.clone(), &set)?;
-        if save {
+        let undo = if save {
             policy.origin = policy::Origin::Admin;
             self.save_policy(&policy)?;
+            None
         } else {
             let before = self.engine.state().api_policies.get(&name).cloned();
             self.event(Event::SetPolicy(policy))
                 .map_err(|e| refused("name", &e))?;
-            if let Err(error) = self.commit().await {
-                // Not kept, so not done: the next agent would not know of it.
-                let undo = before.map_or(Event::UnsetPolicy(name), Event::SetPolicy);
-                return Err(self.undo(undo, &error).await);
-            }
-        }
-        self.commit_for_call().await?;
+            Some(before.map_or(Event::UnsetPolicy(name.clone()), Event::SetPolicy))
+        };
+        self.commit_for_call(undo).await?;
         info!(policy = %name, save, "set");
         self.show_policy(name.as_str())
     }
@@ -173,34 +169,32 @@ impl Daemon {
             return Err(ApiError::NoSuchPolicy { name: unset.name });
         };
         let name = policy.name.clone();
-        if self.is_from_file(&name) {
+        let undo = if self.is_from_file(&name) {
             self.unsave_policy(&name, unset.save.unwrap_or(false))?;
+            None
         } else {
             let before = policy.clone();
             self.event(Event::UnsetPolicy(name.clone()))
                 .map_err(|e| refused("name", &e))?;
-            if let Err(error) = self.commit().await {
-                return Err(self.undo(Event::SetPolicy(before), &error).await);
-            }
-        }
-        self.commit_for_call().await?;
+            Some(Event::SetPolicy(before))
+        };
+        self.commit_for_call(undo).await?;
         info!(policy = %name, "unset");
         Ok(Reply::Done)
     }
 
-    /// Takes a change back that could not be kept.
-    async fn undo(&mut self, event: Event, error: &statefile::Error) -> ApiError {
-        self.fact(event);
-        self.commit_and_log().await;
-        ApiError::Failed {
-            reason: chain(error),
+    /// Commits what a call asked for. What cannot be kept is not done either, since the next agent would
+    /// not know of it: `undo` takes it back.
+    async fn commit_for_call(&mut self, undo: Option<Event>) -> Result<(), ApiError> {
+        if let Err(error) = self.commit().await {
+            if let Some(undo) = undo {
+                self.fact(undo);
+                self.commit_and_log().await;
+            }
+            return Err(ApiError::Failed {
+                reason: chain(&error),
+            });
         }
-    }
-
-    async fn commit_for_call(&mut self) -> Result<(), ApiError> {
-        self.commit()
-            .await
-            .map_err(|e| ApiError::Failed { reason: chain(&e) })?;
         match self.reconciler.refused().first() {
             None => Ok(()),
             Some((step, words)) => Err(ApiError::Failed {

@@ -35,6 +35,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The guard's drops are told this often for each policy.
 const GUARD_PAUSE: Duration = Duration::from_secs(10);
 
+/// Pause after netlink could not be read.
+const WATCHER_PAUSE: Duration = Duration::from_millis(50);
+
 /// Events of the kernel programs that are taken before anything else has its turn.
 const EVENTS_A_TURN: usize = 1024;
 
@@ -81,11 +84,16 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                 continue;
             }
             batch = inputs.watcher.next() => {
-                let batch = batch.unwrap_or_else(|error| {
-                    warn!("{}: everything is read again", chain(&error));
-                    inputs.watcher.request_dump();
-                    Vec::new()
-                });
+                let batch = match batch {
+                    Ok(batch) => batch,
+                    Err(error) => {
+                        warn!("{}: everything is read again", chain(&error));
+                        inputs.watcher.request_dump();
+                        // An error that lasts must not keep everything else from its turn.
+                        tokio::time::sleep(WATCHER_PAUSE).await;
+                        Vec::new()
+                    }
+                };
                 for notification in batch {
                     match notification {
                         Notification::Network(change) => {

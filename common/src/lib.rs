@@ -14,16 +14,26 @@ pub use event::{CgroupEvent, EventKind, GuardEvent, NAME_LEN, guard_reason};
 pub use flow::{FlowState, flow_flags};
 pub use mark::{MarkMask, MarkMaskError};
 pub use policy::{
-    CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, IFNAME_LEN, LocalEntry, LocalKey4, LocalKey6,
-    PolicyEntry, SourceKey, cgroup_flags, counter, domain_flags, local_flags, policy_flags,
-    verdict,
+    CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, DomainSlots, IFNAME_LEN, LocalEntry,
+    LocalKey4, LocalKey6, NameKey, PolicyEntry, SourceKey, cgroup_flags, counter, domain_flags,
+    local_flags, policy_flags, verdict,
 };
 
 /// Version of every layout in this crate; part of the pin path.
-pub const LAYOUT_VERSION: u32 = 1;
+///
+/// An agent with another version fills maps of its own and then takes the attachments over. Only
+/// `FLOWS` goes from version to version, because nobody but the sockets knows what is in it: a change
+/// of [`FlowState`] gives that map another name as well.
+pub const LAYOUT_VERSION: u32 = LAYOUT + NEXT;
+
+const LAYOUT: u32 = 2;
+/// The feature `next-layout` builds the agent that the upgrade scenarios upgrade to.
+const NEXT: u32 = if cfg!(feature = "next-layout") { 1 } else { 0 };
 
 /// Cgroups that may have an entry at one time (`CGROUPS`).
 pub const MAX_CGROUPS: u32 = 262_144;
+/// Cgroups that policies name (`NAMES`).
+pub const MAX_NAMES: u32 = 262_144;
 /// Kernel policies, index 0 unused (`POLICIES`).
 pub const MAX_POLICIES: u32 = 131_072;
 /// Choices, index 0 unused (`CHOICES`).

@@ -2,13 +2,16 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::NAME_LEN;
+
 /// Length of an interface's name with its terminating zero (`IFNAMSIZ`).
 pub const IFNAME_LEN: usize = 16;
 
 /// Value of `CGROUPS` (hash; key: cgroup id, `u64`): the policy in force for a cgroup.
 ///
 /// Every cgroup below one with a policy has an entry of its own, so the datapath looks one id up and
-/// never walks ancestors. A new cgroup gets its parent's entry in the kernel.
+/// never walks ancestors. A new cgroup gets the entry of its name from `NAMES`, or else its parent's,
+/// in the kernel.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct CgroupEntry {
@@ -16,6 +19,20 @@ pub struct CgroupEntry {
     pub policy: u32,
     /// Bits of [`cgroup_flags`].
     pub flags: u32,
+    /// Where new cgroups below are looked up in `NAMES`; 0: nowhere. Not inherited.
+    pub place: u32,
+}
+
+/// Key of `NAMES` (hash; value: [`CgroupEntry`]): a cgroup that policies name, whether it exists or
+/// not, so that it has its entry when it is made, also while no agent runs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+pub struct NameKey {
+    /// [`CgroupEntry::place`] of its parent; 0: a unit of a strict policy, anywhere below a cgroup with
+    /// [`cgroup_flags::UNITS_UNDECIDED`]. Its value does not matter: it starts closed.
+    pub place: u32,
+    /// Name of its directory; zeros behind it.
+    pub name: [u8; NAME_LEN],
 }
 
 /// Bits of [`CgroupEntry::flags`].
@@ -32,6 +49,9 @@ pub mod cgroup_flags {
     /// The real root: its own sockets are the kernel's and have no policy, but its children inherit
     /// one. Not inherited itself.
     pub const INHERIT_ONLY: u32 = 1 << 4;
+    /// A new cgroup at any depth below whose name is in `NAMES` at place 0 starts [`UNDECIDED`]:
+    /// inherited.
+    pub const UNITS_UNDECIDED: u32 = 1 << 5;
 }
 
 /// Value of `POLICIES` (array).
@@ -74,7 +94,28 @@ pub mod verdict {
     pub const BLOCK: u32 = 2;
 }
 
-/// Value of `DOMAINS` (array): where a domain's flows go.
+/// Value of `DOMAINS` (array): a domain's entry, and room for its next.
+///
+/// An element of an array is written in place while programs read it, so an entry that is in use is
+/// never written: the agent writes the other one and then changes `current`, a word that is read once.
+/// Before an entry is written again, no program may be left that began when it was in use.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct DomainSlots {
+    /// Which entry is in use; its lowest bit counts.
+    pub current: u32,
+    /// The entries.
+    pub entries: [DomainEntry; 2],
+}
+
+impl DomainSlots {
+    /// The entry in use.
+    pub const fn entry(&self) -> &DomainEntry {
+        &self.entries[(self.current & 1) as usize]
+    }
+}
+
+/// Where a domain's flows go.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct DomainEntry {
@@ -193,10 +234,12 @@ pub mod counter {
 }
 
 const _: () = {
-    assert!(size_of::<CgroupEntry>() == 8);
+    assert!(size_of::<CgroupEntry>() == 12);
+    assert!(size_of::<NameKey>() == 260);
     assert!(size_of::<PolicyEntry>() == 8);
     assert!(size_of::<ChoiceEntry>() == 8);
     assert!(size_of::<DomainEntry>() == 48);
+    assert!(size_of::<DomainSlots>() == 100);
     assert!(size_of::<SourceKey>() == 20);
     assert!(size_of::<LocalKey4>() == 8);
     assert!(size_of::<LocalKey6>() == 20);

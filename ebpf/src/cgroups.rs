@@ -11,12 +11,14 @@ use aya_ebpf::{
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
-use steer_common::{CgroupEntry, CgroupEvent, EventKind, NAME_LEN, cgroup_flags, counter};
+use steer_common::{
+    CgroupEntry, CgroupEvent, EventKind, NAME_LEN, NameKey, cgroup_flags, counter,
+};
 
 use crate::{
     count::count,
     globals,
-    maps::{CGROUPS, EVENTS},
+    maps::{CGROUPS, EVENTS, NAMES},
 };
 
 /// Entry.
@@ -27,7 +29,7 @@ pub fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
     };
     let Some(id) = cgroup.id() else { return 0 };
     let parent = cgroup.parent().and_then(|parent| parent.id()).unwrap_or(0);
-    inherit(id, parent);
+    enter(&cgroup, id, parent);
     tell(EventKind::CgroupMade, id, parent, cgroup.name());
     0
 }
@@ -46,8 +48,9 @@ pub fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Gives cgroup `id` what it has from its parent. The bits are those of [`cgroup_flags`].
-fn inherit(id: u64, parent: u64) {
+/// Gives a new cgroup the entry of its name, or else what it has from its parent. The bits are those
+/// of [`cgroup_flags`].
+fn enter(cgroup: &Cgroup, id: u64, parent: u64) {
     // SAFETY: copied at once.
     let Some(&parent) = (unsafe { CGROUPS.get(parent) }) else {
         return;
@@ -55,21 +58,60 @@ fn inherit(id: u64, parent: u64) {
     if parent.flags & cgroup_flags::EXEMPT != 0 {
         return;
     }
-    let mut flags = parent.flags & (cgroup_flags::UNDECIDED | cgroup_flags::DESCENDANTS_UNDECIDED);
+    let entry = named(cgroup, parent).unwrap_or_else(|flags| inherited(parent, flags));
+    if entry == CgroupEntry::default() {
+        return;
+    }
+    if CGROUPS.insert(id, entry, 0).is_err() {
+        count(counter::CGROUPS_FULL);
+    }
+}
+
+/// What a new child of `parent` has from it, and `flags` besides.
+fn inherited(parent: CgroupEntry, mut flags: u32) -> CgroupEntry {
+    const INHERITED: u32 = cgroup_flags::UNDECIDED
+        | cgroup_flags::DESCENDANTS_UNDECIDED
+        | cgroup_flags::UNITS_UNDECIDED;
+    flags |= parent.flags & INHERITED;
     if parent.flags & (cgroup_flags::CHILDREN_UNDECIDED | cgroup_flags::DESCENDANTS_UNDECIDED) != 0
     {
         flags |= cgroup_flags::UNDECIDED;
     }
-    if parent.policy == 0 && flags == 0 {
-        return;
-    }
-    let entry = CgroupEntry {
+    CgroupEntry {
         policy: parent.policy,
         flags,
-    };
-    if CGROUPS.insert(id, entry, 0).is_err() {
-        count(counter::CGROUPS_FULL);
+        place: 0,
     }
+}
+
+/// The entry that policies have for a new child of `parent` by its name, or else the flags that its
+/// name alone gives it.
+fn named(cgroup: &Cgroup, parent: CgroupEntry) -> Result<CgroupEntry, u32> {
+    let units = parent.flags & cgroup_flags::UNITS_UNDECIDED != 0;
+    if parent.place == 0 && !units {
+        return Err(0);
+    }
+    let mut key = NameKey {
+        place: parent.place,
+        name: [0; NAME_LEN],
+    };
+    let Some(name) = cgroup.name() else {
+        return Err(0);
+    };
+    // SAFETY: written within the bounds of the key's name; what is read from the map is copied at once.
+    unsafe {
+        bpf_probe_read_kernel_str(key.name.as_mut_ptr().cast(), NAME_LEN as u32, name);
+        if parent.place != 0
+            && let Some(entry) = NAMES.get(&key)
+        {
+            return Ok(*entry);
+        }
+        key.place = 0;
+        if units && NAMES.get(&key).is_some() {
+            return Err(cgroup_flags::UNDECIDED);
+        }
+    }
+    Err(0)
 }
 
 fn tell(kind: EventKind, id: u64, parent: u64, name: Option<*const c_void>) {

@@ -31,7 +31,7 @@ pub enum Decision {
 pub struct Domain {
     /// Index into `DOMAINS`, not 0.
     pub index: u32,
-    /// Its entry.
+    /// Its entry, which does not change while a program runs.
     pub entry: &'static DomainEntry,
 }
 
@@ -42,7 +42,7 @@ impl Domain {
         if index == 0 {
             return None;
         }
-        let entry = DOMAINS.get(index)?;
+        let entry = entry_in_use(index)?;
         (entry.ifindex != 0).then_some(Self { index, entry })
     }
 
@@ -52,7 +52,7 @@ impl Domain {
         if index == 0 {
             return None;
         }
-        Some(DOMAINS.get(index)?.mark)
+        Some(entry_in_use(index)?.mark)
     }
 
     /// Whether it has a source and a table for the family.
@@ -78,6 +78,15 @@ impl Domain {
     pub fn source4(&self) -> u32 {
         u32::from_ne_bytes(self.entry.source4)
     }
+}
+
+/// The entry of domain `index` that is in use now.
+#[inline(always)]
+fn entry_in_use(index: u32) -> Option<&'static DomainEntry> {
+    let slots = DOMAINS.get(index)?;
+    // SAFETY: a valid, aligned word. It may change while the program runs, so it is read once.
+    let current = unsafe { (&raw const slots.current).read_volatile() };
+    slots.entries.get((current & 1) as usize)
 }
 
 /// Decides for `owner` and `destination`; `bound_device` is the interface that the application bound

@@ -6,9 +6,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use steer_common::{
-    CgroupEntry, CgroupEvent, ChoiceEntry, DomainEntry, EVENT_RING_BYTES, FlowState, LocalEntry,
-    MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED, MAX_INGRESS, MAX_LOCALS, MAX_POLICIES,
-    MAX_SOURCES, PolicyEntry, SourceKey, counter,
+    CgroupEntry, CgroupEvent, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, LocalEntry,
+    MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED, MAX_INGRESS, MAX_LOCALS, MAX_NAMES,
+    MAX_POLICIES, MAX_SOURCES, NameKey, PolicyEntry, SourceKey, counter,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -16,6 +16,10 @@ const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 /// Cgroup id -> the policy in force for it.
 #[btf_map]
 pub static CGROUPS: HashMap<u64, CgroupEntry, { MAX_CGROUPS as usize }, ON_DEMAND> = HashMap::new();
+
+/// Name of a cgroup that policies name -> its entry when it is made.
+#[btf_map]
+pub static NAMES: HashMap<NameKey, CgroupEntry, { MAX_NAMES as usize }, ON_DEMAND> = HashMap::new();
 
 /// Policy -> choice.
 #[btf_map]
@@ -27,7 +31,7 @@ pub static CHOICES: Array<ChoiceEntry, { MAX_CHOICES as usize }> = Array::new();
 
 /// Domain -> mark, interface and sources.
 #[btf_map]
-pub static DOMAINS: Array<DomainEntry, { MAX_DOMAINS as usize }> = Array::new();
+pub static DOMAINS: Array<DomainSlots, { MAX_DOMAINS as usize }> = Array::new();
 
 /// All addresses of every domain.
 #[btf_map]

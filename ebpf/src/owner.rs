@@ -71,7 +71,7 @@ impl Owner {
     #[inline(always)]
     pub fn of_cgroup(id: u64) -> Self {
         // SAFETY: the entry is copied at once; a concurrent write changes whole words.
-        let Some(&CgroupEntry { policy, flags }) = (unsafe { CGROUPS.get(id) }) else {
+        let Some(&CgroupEntry { policy, flags, .. }) = (unsafe { CGROUPS.get(id) }) else {
             return Self::NONE;
         };
         if flags & (cgroup_flags::EXEMPT | cgroup_flags::INHERIT_ONLY) != 0 {

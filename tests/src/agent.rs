@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ const STOPPED: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Agent<'lab> {
     lab: &'lab Lab,
+    program: PathBuf,
     child: Option<Child>,
     /// Without a name, so that it goes with the last process that has it open.
     log: fs::File,
@@ -143,6 +145,7 @@ impl Lab {
         let log = tempfile::tempfile().context("make the agent's log")?;
         Ok(Agent {
             lab: self,
+            program: executable::steer()?,
             child: None,
             log,
         })
@@ -206,6 +209,29 @@ impl Agent<'_> {
         Ok(self.child.as_ref().context("the agent does not run")?.id())
     }
 
+    /// Has its next start run a build of steer whose kernel maps have another layout, or the build under
+    /// test again.
+    ///
+    /// # Errors
+    /// If there is no such build.
+    pub fn upgrade(&mut self, to_next: bool) -> Result<()> {
+        self.program = if to_next {
+            executable::next_steer()?
+        } else {
+            executable::steer()?
+        };
+        Ok(())
+    }
+
+    /// Whether it has ended by itself.
+    ///
+    /// # Errors
+    /// If it was not started.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        let child = self.child.as_mut().context("the agent does not run")?;
+        Ok(child.try_wait().context("look after the agent")?.is_some())
+    }
+
     /// Starts it (again) and waits until it answers.
     ///
     /// # Errors
@@ -223,8 +249,7 @@ impl Agent<'_> {
     pub fn spawn(&mut self) -> Result<()> {
         let log = self.log.try_clone().context("share the agent's log")?;
         let cgroup = self.lab.cgroup().child("agent")?;
-        let program = executable::steer()?;
-        let mut command = self.lab.host().command(program);
+        let mut command = self.lab.host().command(&self.program);
         cgroup.place(&mut command)?;
         let child = command
             .arg("agent")

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use steer_tests::report::ECHO_PORT;
-use steer_tests::{Family, Kind, Lab, Probe, wait};
+use steer_tests::{Family, Kind, Lab, LabCgroup, Probe, wait};
 
 #[test]
 fn the_deepest_policy_wins_and_children_inherit() -> Result<()> {
@@ -262,34 +262,98 @@ fn a_removed_cgroup_leaves_nothing_and_its_name_can_come_back() -> Result<()> {
     lab.matrix_leaves_by(&again, "wlan0")
 }
 
-/// While a strict policy waits for a cgroup by its path, new cgroups beside that path are closed only
-/// until the agent has looked at them.
 #[test]
-fn a_new_cgroup_beside_an_awaited_strict_one_is_left_alone() -> Result<()> {
+fn a_new_cgroup_that_a_policy_names_has_it_from_its_first_packet() -> Result<()> {
     let lab = Lab::new()?;
     let _agent = lab.start_agent()?;
     let parent = lab.cgroup().child("slice")?;
-    let awaited = format!("{}/vault.service", parent.name());
+    let name = format!("{}/vault.service", parent.name());
     let set = [
-        "policy", "set", "vault", "--cgroup", &awaited, "--via", "wlan0", "--strict",
+        "policy", "set", "vault", "--cgroup", &name, "--via", "wlan0", "--strict",
     ];
     lab.steer(&set)?.success()?;
-    let other = parent.child("other.service")?;
-    let target = lab.target4();
-    wait::until("a flow beside the awaited cgroup", || {
-        Ok(Probe::flow(Kind::Tcp, Family::V4, target)
-            .succeed(&lab, &other)
-            .ok())
-    })?;
-    lab.assert_only_by("eth0", target)?;
+    for number in 0..20 {
+        let vault = parent.child("vault.service")?;
+        lab.flow_leaves_by(&vault, "wlan0", Kind::UdpConnected, Family::V4)
+            .with_context(|| format!("made for the {number}th time"))?;
+        let other = parent.child("other.service")?;
+        lab.flow_leaves_by(&other, "eth0", Kind::UdpConnected, Family::V4)
+            .context("a cgroup beside it")?;
+        vault.remove()?;
+        other.remove()?;
+    }
+    Ok(())
+}
 
-    let vault = parent.child("vault.service")?;
-    let target = lab.target4();
-    wait::until("a flow of the awaited cgroup", || {
-        Ok(Probe::flow(Kind::Tcp, Family::V4, target)
-            .succeed(&lab, &vault)
-            .ok())
-    })?;
-    lab.assert_only_by("wlan0", target)?;
+#[test]
+fn a_service_that_restarts_while_no_agent_runs_has_its_policy() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut agent = lab.start_agent()?;
+    let slice = lab.cgroup().child("slice")?;
+    let top = slice.name().to_owned();
+    let unit = slice.child("db.service")?;
+    for set in [
+        &[
+            "vault",
+            "--cgroup",
+            &format!("{top}/vault.service"),
+            "--via",
+            "wlan0",
+            "--strict",
+        ][..],
+        &[
+            "web",
+            "--cgroup",
+            &format!("{top}/web.service"),
+            "--via",
+            "wwan0",
+        ],
+        &[
+            "deep",
+            "--cgroup",
+            &format!("{top}/not/yet/there"),
+            "--via",
+            "wlan0",
+            "--strict",
+        ],
+        &["db", "--unit", "db.service", "--via", "wwan0", "--strict"],
+    ] {
+        lab.steer(&[&["policy", "set"], set].concat())?.success()?;
+    }
+    let restart = |name: &str| -> Result<LabCgroup> {
+        let cgroup = slice.child(name)?;
+        cgroup.remove()?;
+        slice.child(name)
+    };
+    restart("vault.service")?;
+    agent.kill()?;
+    unit.remove()?;
+    for (name, uplink) in [
+        ("vault.service", "wlan0"),
+        ("web.service", "wwan0"),
+        ("db.service", "wwan0"),
+        ("not/yet/there", "wlan0"),
+        ("not/yet/other", "eth0"),
+        ("other.service", "eth0"),
+    ] {
+        for _ in 0..2 {
+            let cgroup = restart(name)?;
+            lab.matrix_leaves_by(&cgroup, uplink).context(name)?;
+            lab.matrix_leaves_by(&cgroup.child("below")?, uplink)
+                .context(name)?;
+            cgroup.child("below")?.remove()?;
+        }
+    }
+    // A unit of a strict policy where none has been: nobody can say, so it is closed.
+    let elsewhere = lab.cgroup().child("elsewhere/db.service")?;
+    for family in Family::ALL {
+        let target = family.target(&lab);
+        Probe::flow(Kind::Tcp, family, target)
+            .first("set timeout=300")
+            .run(&lab, &elsewhere)?;
+        lab.assert_silent(target)?;
+    }
+    agent.start()?;
+    lab.flow_leaves_by(&elsewhere, "wwan0", Kind::Tcp, Family::V4)?;
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! The agent's life: killed and restarted under load, stopped, started again, detached.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -316,4 +318,149 @@ fn a_lost_record_of_a_strict_policy_stops_the_next_agent() -> Result<()> {
             Ok(())
         },
     )
+}
+
+#[test]
+fn cgroups_of_others_beside_the_places_of_commands_are_left_alone() -> Result<()> {
+    let lab = Lab::new()?;
+    let places = lab.cgroup().child("steer")?;
+    // Empty, and named as the agent names its own.
+    places.child("run-1-1")?;
+    places.child("theirs/inner")?;
+    let others = places.descendants()?;
+    let mut agent = lab.start_agent()?;
+    let run = || Probe::new(Kind::Tcp, Family::V4).start_by_run(&lab, "wlan0", &[]);
+    let only_theirs =
+        |what: &str| wait::until(what, || Ok((places.descendants()? == others).then_some(())));
+    drop(run()?);
+    only_theirs("the command's place to be gone")?;
+    let session = run()?;
+    agent.kill()?;
+    drop(session);
+    agent.start()?;
+    only_theirs("what an ended command left to be gone")?;
+    let session = run()?;
+    agent.kill()?;
+    drop(session);
+    lab.steer(&["detach"])?.success()?;
+    only_theirs("detach to leave theirs")
+}
+
+#[test]
+fn no_agent_starts_before_detach_has_removed_everything() -> Result<()> {
+    let lab = Lab::new()?;
+    let app = lab.cgroup().child("app")?;
+    let before = Snapshot::take(&lab)?;
+    let mut agent = lab.start_agent()?;
+    lab.set_policy("app", &app, "wlan0", &[])?;
+    agent.kill()?;
+    // A changed setting that takes until somebody reads what is written: detach waits there, when programs,
+    // rules and tables are gone already, and more is to come.
+    let fifo = "/run/steer/fifo";
+    let mode = nix::sys::stat::Mode::S_IRWXU;
+    lab.host()
+        .run(|| nix::unistd::mkfifo(fifo, mode).context("make a FIFO"))?;
+    let state = lab.host().run(|| Ok(fs::read("/run/steer/state.json")?))?;
+    let mut state: Value = serde_json::from_slice(&state)?;
+    state["sysctls"] = serde_json::json!({ "../../run/steer/fifo": "1" });
+    lab.write_file("/run/steer/state.json", &state.to_string())?;
+
+    std::thread::scope(|scope| {
+        let detach = scope.spawn(|| lab.steer(&["detach"]));
+        let refused = wait::until("the rules to be gone", || {
+            let rules = lab.ip_json(&["rule", "show"])?;
+            Ok((rules.as_array().map(Vec::len) == Some(3)).then_some(()))
+        })
+        .and_then(|()| lab.agent_that_ends());
+        // Whatever came of it, detach goes on as soon as there is a reader, which does not wait for it.
+        let _reader = lab.host().run(|| {
+            let mut options = fs::OpenOptions::new();
+            let options = options.read(true).custom_flags(libc::O_NONBLOCK);
+            options.open(fifo).context("open the FIFO")
+        })?;
+        let detached = match detach.join() {
+            Ok(output) => output?,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        detached.success()?;
+        let refused = refused?;
+        let words = refused.failure(1)?;
+        ensure!(words.contains("another steer agent"), "{words}");
+        anyhow::Ok(())
+    })?;
+    before.assert_same(&Snapshot::take(&lab)?)?;
+    agent.start()
+}
+
+#[test]
+fn lost_events_are_made_up_for_at_once() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.start_agent()?;
+    let app = lab.cgroup().child("app")?;
+    lab.set_policy("app", &app, "wlan0", &[])?;
+    let path = format!("{}/many/late", lab.cgroup().name());
+    lab.steer(&["policy", "set", "late", "--cgroup", &path, "--via", "wwan0"])?
+        .success()?;
+    let many = lab.cgroup().child("many")?;
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(agent.pid()?)?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
+    // Two events each, of more than 280 bytes: three times what the ring holds (1 MiB).
+    for number in 0..6_000 {
+        let path = many.path().join(number.to_string());
+        fs::create_dir(&path)?;
+        fs::remove_dir(&path)?;
+    }
+    let late = many.child("late/inner")?;
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT)?;
+    wait::until("the agent to know the new cgroups", || {
+        let view = lab.steer(&["policy", "show", "late", "--json"])?.json()?;
+        Ok((view["cgroups"] == 2).then_some(()))
+    })?;
+    let status = lab.steer(&["status", "--json"])?.json()?;
+    ensure!(
+        status["counters"]["events-lost"].as_u64() > Some(0),
+        "{status}"
+    );
+    let log = agent.log();
+    ensure!(log.contains("everything is read again"), "{log}");
+    lab.matrix_leaves_by(&late, "wwan0")
+}
+
+#[test]
+fn status_without_an_agent_shows_what_is_known_and_no_more() -> Result<()> {
+    let lab = Lab::new()?;
+    let [app, other] = ["app", "other"].map(|name| lab.cgroup().child(name));
+    let (app, other) = (app?, other?);
+    lab.configure(&format!(
+        "[policy.written]\nmatch.cgroup = \"{}\"\nuse = [\"wlan0\", \"wwan0\"]\n\
+         otherwise = \"pass\"\npriority = 3\n",
+        app.name()
+    ))?;
+    let mut agent = lab.start_agent()?;
+    let more = ["--otherwise", "next", "--priority", "7"];
+    lab.set_policy("set", &other, "wwan0", &more)?;
+    let online = lab.steer(&["status", "--json"])?.json()?;
+    agent.stop()?;
+    let output = lab.steer(&["status", "--json"])?;
+    output.failure(3)?;
+    let offline: Value = serde_json::from_str(&output.stdout)?;
+    let policy = |status: &Value, index: usize| status["policies"][index].clone();
+    for (index, unknown) in [(0, &["reason"][..]), (1, &["reason", "priority", "cgroup"])] {
+        let (mut before, mut after) = (policy(&online, index), policy(&offline, index));
+        for view in [&mut before, &mut after] {
+            view["decision"]["reason"] = Value::Null;
+            view["decision"]["candidates"] = Value::Null;
+        }
+        for field in unknown {
+            before[field] = Value::Null;
+            if *field == "cgroup" {
+                ensure!(after[field] == serde_json::json!([]), "{after}");
+            } else {
+                ensure!(after[field].is_null(), "{after}");
+            }
+            after[field] = Value::Null;
+        }
+        ensure!(before == after, "{before:#} {after:#}");
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask build`: the release binary `target/release/steer`, kernel programs embedded.
 
+use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -34,4 +35,20 @@ pub(crate) fn run() -> Result<Built> {
         size as f64 / 1e6
     ));
     Ok(Built { binary, toolchain })
+}
+
+/// Builds the agent whose kernel maps have another layout, for the upgrade scenarios, and returns its
+/// path, which is not that of `steer`.
+///
+/// In the profile of the tests, whose dependencies are built anyway.
+pub(crate) fn next_layout(toolchain: &Toolchain) -> Result<PathBuf> {
+    progress::step("building steer with the next layout (debug)");
+    let binary = cargo::build_binary(
+        cargo::with_kernel_toolchain(toolchain)?,
+        "steer",
+        &["--package", "steer", "--features", "next-layout"],
+    )?;
+    let next = binary.with_file_name("steer-next-layout");
+    fs::rename(&binary, &next).with_context(|| format!("rename {}", binary.display()))?;
+    Ok(next)
 }

@@ -25,6 +25,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::for_running()?;
     let built = build::run()?;
+    let next = build::next_layout(&built.toolchain)?;
 
     let rows = RowsDir::new()?;
     let mut command = cargo::with_kernel_toolchain(&built.toolchain)?;
@@ -39,6 +40,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     command
         .args(&args.args)
         .env("STEER_BIN", &built.binary)
+        .env("STEER_BIN_NEXT", &next)
         .env("STEER_CONFORMANCE_DIR", &rows.path);
     progress::step(process::line(&command));
     process::show(&mut command)?;

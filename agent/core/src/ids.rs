@@ -39,6 +39,10 @@ number!(
     PolicyId(u32)
 );
 number!(
+    /// A cgroup below which policies name others, for the kernel's `NAMES`, from 1; 0: anywhere.
+    PlaceId(u32)
+);
+number!(
     /// Index into the kernel's `CHOICES`, from 1.
     ChoiceId(u32)
 );

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use steer_common::{MAX_CHOICES, MAX_POLICIES};
+use steer_common::{MAX_CHOICES, MAX_NAMES, MAX_POLICIES};
 
 use crate::ids::DomainIndex;
 use crate::name::Name;
@@ -23,6 +23,8 @@ pub struct Memory {
     pub policies: Numbers<Name>,
     /// Choices, by their inputs.
     pub choices: Numbers<Stage>,
+    /// Cgroups below which policies name others, by the levels of their path.
+    pub places: Numbers<String>,
 }
 
 impl Default for Memory {
@@ -32,6 +34,7 @@ impl Default for Memory {
             last_index: 0,
             policies: Numbers::new(MAX_POLICIES),
             choices: Numbers::new(MAX_CHOICES),
+            places: Numbers::new(MAX_NAMES),
         }
     }
 }
@@ -75,8 +78,12 @@ struct Saved<T> {
 
 impl Memory {
     /// Grows with every change of the numbers.
-    pub fn revision(&self) -> (u64, u64) {
-        (self.policies.revision, self.choices.revision)
+    pub fn revision(&self) -> (u64, u64, u64) {
+        (
+            self.policies.revision,
+            self.choices.revision,
+            self.places.revision,
+        )
     }
 }
 
@@ -161,7 +168,9 @@ impl<T: Ord + Clone> Numbers<T> {
 impl<T: Ord + Clone> From<Saved<T>> for Numbers<T> {
     /// Pairs that contradict others are dropped: a damaged file must not stop the agent.
     fn from(saved: Saved<T>) -> Self {
-        let end = saved.end.clamp(2, MAX_POLICIES.max(MAX_CHOICES));
+        let end = saved
+            .end
+            .clamp(2, MAX_POLICIES.max(MAX_CHOICES).max(MAX_NAMES));
         let mut numbers = Self::new(end);
         numbers.last = saved.last.min(end - 1);
         for (number, key) in saved.given {

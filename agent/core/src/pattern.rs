@@ -120,6 +120,16 @@ impl CgroupPattern {
         (!self.0.contains('*')).then_some(&self.0)
     }
 
+    /// The levels before the first with a wildcard; all of them if there is none.
+    pub fn literal(&self) -> &str {
+        let Some(star) = self.0.find('*') else {
+            return &self.0;
+        };
+        self.0[..star]
+            .rsplit_once('/')
+            .map_or("", |(above, _)| above)
+    }
+
     /// Whether `path` as a whole matches.
     pub fn matches(&self, path: &str) -> bool {
         let levels = path.split('/').count();

@@ -17,7 +17,7 @@ pub(crate) mod network;
 pub mod rules;
 pub(crate) mod tables;
 
-use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId, TableId};
+use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PlaceId, PolicyId, TableId};
 
 /// What should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct Plan {
     pub ingress_marks: BTreeMap<IfIndex, u32>,
     /// Policy in force for each cgroup.
     pub cgroups: BTreeMap<CgroupId, CgroupEntry>,
+    /// Entries of cgroups that policies name, whether they exist or not.
+    pub names: BTreeMap<Named, CgroupEntry>,
     /// Kernel policies.
     pub policies: BTreeMap<PolicyId, PolicyEntry>,
     /// Choices.
@@ -47,6 +49,15 @@ pub struct Plan {
     /// Settings under /proc/sys that the configuration asks for, by path below it
     /// (`net/ipv4/tcp_fwmark_accept`).
     pub sysctls: BTreeMap<String, String>,
+}
+
+/// A cgroup by its parent's number and its name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Named {
+    /// The parent; 0: anywhere.
+    pub place: PlaceId,
+    /// Name of its directory.
+    pub name: Box<str>,
 }
 
 /// A kernel program that is attached once.

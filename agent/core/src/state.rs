@@ -1,7 +1,6 @@
 //! Everything that is known: what selection and plan are made of.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use crate::cgroups::{CgroupChange, CgroupTree};
 use crate::config::Config;
@@ -15,8 +14,6 @@ use crate::policy::Policy;
 /// Everything that is known. A plan is a function of it alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    /// Time since boot.
-    pub now: Duration,
     /// The files.
     pub config: Config,
     /// The network as netlink tells it.
@@ -49,8 +46,6 @@ pub enum Object {
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Time went on.
-    Now(Duration),
     /// The network changed.
     Network(NetworkChange),
     /// The cgroup tree changed.
@@ -79,7 +74,6 @@ impl State {
     /// A state in which nothing is known but the root of the cgroup tree.
     pub fn new(root: CgroupId) -> Self {
         Self {
-            now: Duration::ZERO,
             config: Config::default(),
             network: Network::default(),
             cgroups: CgroupTree::new(root),

@@ -1,8 +1,18 @@
 //! The difference between what is and what should be, in an order that leaks nothing on the way.
 //!
 //! What flows need is there before anything sends them to it: routes, rules and domains, then
-//! choices and policies, then programs, then cgroups. What goes, goes in the reverse order. So a
-//! reconcile that is cut short at any step leaves every flow on its old decision or on its new one.
+//! choices and policies, then cgroups, then programs, which so find all that they read from their first
+//! run on, also when they take the place of those that read other maps. What goes, goes in the reverse
+//! order. So a reconcile that is cut short at any step leaves every flow on its old decision or on its
+//! new one.
+//!
+//! The kernel may refuse a step. What grows goes on then: what was written although something below
+//! it is missing refuses its flows, while an application that was left without its policy would
+//! leak. What goes waits: see [`held`].
+
+mod held;
+
+pub use held::held;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,7 +22,7 @@ use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, PolicyEntry};
 
 use crate::engine::Changes;
 use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
-use crate::plan::{Hook, Local, Plan, Rule, TableRoute};
+use crate::plan::{Hook, Local, Named, Plan, Rule, TableRoute};
 
 /// One idempotent change of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +71,10 @@ pub enum Step {
     MarkIngress(IfIndex, u32),
     /// Marks it no longer.
     UnmarkIngress(IfIndex),
+    /// Writes the entry of a cgroup that policies name.
+    SetName(Named, CgroupEntry),
+    /// Removes it.
+    RemoveName(Named),
     /// Writes the policy in force for a cgroup.
     SetCgroup(CgroupId, CgroupEntry),
     /// Removes a cgroup's entry.
@@ -76,8 +90,29 @@ pub enum Scope<'a> {
     Changed(&'a Changes),
 }
 
-/// The steps from `is` to `wanted`, in order. Empty if and only if the two are equal within `scope`.
-pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Vec<Step> {
+/// The way from what is to what should be: all of `grow`, then all of `shrink`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Steps {
+    /// What comes or changes, what is led to before what leads there.
+    pub grow: Vec<Step>,
+    /// What goes, what leads somewhere before what it leads to.
+    pub shrink: Vec<Step>,
+}
+
+impl Steps {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.grow.is_empty() && self.shrink.is_empty()
+    }
+
+    /// All of them in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Step> {
+        self.grow.iter().chain(&self.shrink)
+    }
+}
+
+/// The steps from `is` to `wanted`. Empty if and only if the two are equal within `scope`.
+pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Steps {
     let mut grow = Vec::new();
     let mut shrink = Vec::new();
     let network = match scope {
@@ -130,6 +165,24 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Vec<Step> {
     );
     let gone_policies = gone;
 
+    let (set, gone) = match scope {
+        Scope::All => compare_all(&is.names, &wanted.names),
+        Scope::Changed(c) => compare(&is.names, &wanted.names, &c.names),
+    };
+    grow.extend(
+        set.into_iter()
+            .map(|(name, entry)| Step::SetName(name, entry)),
+    );
+    let gone_names = gone;
+    let (set, gone) = match scope {
+        Scope::All => compare_all(&is.cgroups, &wanted.cgroups),
+        Scope::Changed(c) => compare(&is.cgroups, &wanted.cgroups, &c.cgroups),
+    };
+    grow.extend(
+        set.into_iter()
+            .map(|(id, entry)| Step::SetCgroup(id, entry)),
+    );
+
     if network {
         for (&interface, &mark) in changed(&is.ingress_marks, &wanted.ingress_marks) {
             grow.push(Step::MarkIngress(interface, mark));
@@ -150,15 +203,8 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Vec<Step> {
         );
     }
 
-    let (set, gone) = match scope {
-        Scope::All => compare_all(&is.cgroups, &wanted.cgroups),
-        Scope::Changed(c) => compare(&is.cgroups, &wanted.cgroups, &c.cgroups),
-    };
-    grow.extend(
-        set.into_iter()
-            .map(|(id, entry)| Step::SetCgroup(id, entry)),
-    );
     shrink.extend(gone.into_iter().map(Step::RemoveCgroup));
+    shrink.extend(gone_names.into_iter().map(Step::RemoveName));
 
     if network {
         shrink.extend(
@@ -208,8 +254,7 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Vec<Step> {
             shrink.push(Step::RestoreSysctl(path.clone()));
         }
     }
-    grow.append(&mut shrink);
-    grow
+    Steps { grow, shrink }
 }
 
 impl Plan {
@@ -282,6 +327,12 @@ impl Plan {
             Step::UnmarkIngress(interface) => {
                 self.ingress_marks.remove(interface);
             }
+            Step::SetName(name, entry) => {
+                self.names.insert(name.clone(), *entry);
+            }
+            Step::RemoveName(name) => {
+                self.names.remove(name);
+            }
             Step::SetCgroup(id, entry) => {
                 self.cgroups.insert(*id, *entry);
             }
@@ -316,17 +367,17 @@ fn missing<'a, K: Ord, V>(
     is.keys().filter(|key| !wanted.contains_key(key))
 }
 
-fn compare_all<K: Ord + Copy, V: PartialEq + Copy>(
+fn compare_all<K: Ord + Clone, V: PartialEq + Copy>(
     is: &BTreeMap<K, V>,
     wanted: &BTreeMap<K, V>,
 ) -> (Vec<(K, V)>, Vec<K>) {
     (
-        changed(is, wanted).map(|(k, v)| (*k, *v)).collect(),
-        missing(is, wanted).copied().collect(),
+        changed(is, wanted).map(|(k, v)| (k.clone(), *v)).collect(),
+        missing(is, wanted).cloned().collect(),
     )
 }
 
-fn compare<K: Ord + Copy, V: PartialEq + Copy>(
+fn compare<K: Ord + Clone, V: PartialEq + Copy>(
     is: &BTreeMap<K, V>,
     wanted: &BTreeMap<K, V>,
     keys: &BTreeSet<K>,
@@ -335,8 +386,8 @@ fn compare<K: Ord + Copy, V: PartialEq + Copy>(
     let mut gone = Vec::new();
     for key in keys {
         match (is.get(key), wanted.get(key)) {
-            (old, Some(new)) if old != Some(new) => set.push((*key, *new)),
-            (Some(_), None) => gone.push(*key),
+            (old, Some(new)) if old != Some(new) => set.push((key.clone(), *new)),
+            (Some(_), None) => gone.push(key.clone()),
             _ => {}
         }
     }

@@ -4,11 +4,12 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use steer_common::{cgroup_flags, policy_flags, verdict};
+use steer_common::{CgroupEntry, cgroup_flags, policy_flags, verdict};
 use steer_core::engine::{Engine, Rejected, Warning, plan};
-use steer_core::ids::{CgroupId, DomainIndex, IfIndex, PolicyId};
+use steer_core::ids::{CgroupId, DomainIndex, IfIndex, PlaceId, PolicyId};
 use steer_core::network::NetworkChange;
-use steer_core::plan::{Hook, Plan};
+use steer_core::pattern::UnitName;
+use steer_core::plan::{Hook, Named, Plan};
 use steer_core::policy::{LocalNetworks, Match, Origin, Otherwise, Policy};
 use steer_core::select::Verdict;
 use steer_core::state::{Event, Object};
@@ -31,6 +32,14 @@ fn verdict_at(engine: &Engine, cgroup: u64) -> Option<Verdict> {
 fn flags(engine: &Engine, cgroup: u64) -> u32 {
     let entry = engine.plan().cgroups.get(&CgroupId(cgroup));
     entry.map_or(0, |entry| entry.flags)
+}
+
+/// What a cgroup that policies name gets when it is made below `parent`.
+fn named(engine: &Engine, parent: &str, name: &str) -> Option<CgroupEntry> {
+    let levels: Vec<String> = parent.split('/').map(str::to_owned).collect();
+    let place = PlaceId(engine.state().memory.places.get(&levels)?);
+    let name = name.into();
+    engine.plan().names.get(&Named { place, name }).copied()
 }
 
 fn set(engine: &mut Engine, policy: Policy) {
@@ -66,8 +75,18 @@ fn a_policy_holds_for_its_cgroup_and_everything_below() {
     assert_eq!(changes.cgroups, BTreeSet::from([CgroupId(12)]));
     assert!(!changes.network);
     apply(&mut engine, removed(10));
-    assert!(engine.plan().cgroups.is_empty());
-    assert!(engine.plan().policies.is_empty());
+    // What is left is to know it again.
+    let ids: Vec<_> = engine.plan().cgroups.keys().collect();
+    assert_eq!(ids, [&CgroupId(1)]);
+    let entry = named(&engine, "", "a").unwrap();
+    assert_eq!(
+        engine.plan().policies.keys().collect::<Vec<_>>(),
+        [&PolicyId(entry.policy)]
+    );
+    assert_eq!(engine.cgroup_count(&name("p")), 0);
+    apply(&mut engine, Event::UnsetPolicy(name("p")));
+    assert!(engine.plan().names.is_empty() && engine.plan().policies.is_empty());
+    assert_eq!(engine.state().memory.places.iter().count(), 0);
 }
 
 #[test]
@@ -299,33 +318,84 @@ fn strict_policies_bring_guards_and_close_what_they_await() {
     assert_eq!(flags(&engine, 20), cgroup_flags::DESCENDANTS_UNDECIDED);
     assert_eq!(engine.plan().cgroups[&CgroupId(20)].policy, 0);
     let root = engine.plan().cgroups[&CgroupId(1)];
-    let inherited = cgroup_flags::INHERIT_ONLY | cgroup_flags::CHILDREN_UNDECIDED;
     assert_eq!(
         (root.policy, root.flags),
-        (0, inherited),
+        (0, cgroup_flags::INHERIT_ONLY),
         "the real root itself is left alone"
     );
 }
 
 #[test]
-fn a_strict_policy_awaits_its_cgroup_while_that_is_missing() {
+fn a_cgroup_that_a_policy_names_is_known_before_it_is_made() {
     let mut engine = engine();
+    set(&mut engine, policy("outer", "a", &["lte0"]));
     set(&mut engine, strict(policy("later", "a/x/y", &["wlan0"])));
-    assert_eq!(flags(&engine, 10), cgroup_flags::CHILDREN_UNDECIDED);
+    let outer = engine.plan().cgroups[&CgroupId(10)];
+    assert_eq!(chain(&engine, 10), ["outer"]);
+    let x = named(&engine, "a", "x").unwrap();
+    assert_eq!(x.policy, outer.policy, "on the way it is as its parent");
+    let y = named(&engine, "a/x", "y").unwrap();
+    assert_eq!((y.flags, y.place), (0, 0));
+    let kernel = engine.plan().policies[&PolicyId(y.policy)];
+    assert_eq!(kernel.flags, policy_flags::STRICT);
+    // Nothing beside it is closed.
+    assert_eq!((flags(&engine, 10), x.flags), (0, 0));
+
+    // It is what the agent decides when it is told, and stays when it goes.
+    let names = engine.plan().names.clone();
     apply(&mut engine, made(12, 10, "x"));
-    assert_eq!(
-        (flags(&engine, 10), flags(&engine, 12)),
-        (0, cgroup_flags::CHILDREN_UNDECIDED)
-    );
+    assert_eq!(engine.plan().cgroups[&CgroupId(12)], x);
     apply(&mut engine, made(13, 12, "y"));
-    assert_eq!(
-        (flags(&engine, 12), chain(&engine, 13)),
-        (0, vec!["later".to_owned()])
-    );
+    assert_eq!(engine.plan().cgroups[&CgroupId(13)], y);
     apply(&mut engine, removed(12));
-    assert_eq!(flags(&engine, 10), cgroup_flags::CHILDREN_UNDECIDED);
-    apply(&mut engine, Event::UnsetPolicy(name("later")));
+    assert_eq!(engine.plan().names, names);
+}
+
+#[test]
+fn a_unit_is_known_at_its_usual_place_and_where_it_is_and_closed_elsewhere_if_strict() {
+    let mut engine = engine();
+    let unit = UnitName::new("web.service").unwrap();
+    let web = Policy {
+        matches: vec![Match::Unit(unit)],
+        ..policy("web", "a", &["wlan0"])
+    };
+    set(&mut engine, web.clone());
+    let usual = named(&engine, "system.slice", "web.service").unwrap();
+    assert_ne!(usual.policy, 0);
+    assert_eq!(named(&engine, "a", "web.service"), None);
+    apply(&mut engine, made(12, 10, "web.service"));
+    assert_eq!(named(&engine, "a", "web.service"), Some(usual));
     assert_eq!(flags(&engine, 10), 0);
+
+    set(&mut engine, strict(web));
+    assert_eq!(flags(&engine, 20), cgroup_flags::UNITS_UNDECIDED);
+    let anywhere = Named {
+        place: PlaceId(0),
+        name: "web.service".into(),
+    };
+    assert_eq!(
+        engine.plan().names[&anywhere].flags,
+        cgroup_flags::UNDECIDED
+    );
+    let here = named(&engine, "a", "web.service").unwrap();
+    assert_eq!(here.flags & cgroup_flags::UNDECIDED, 0);
+    apply(&mut engine, removed(12));
+    assert_eq!(named(&engine, "a", "web.service"), None);
+}
+
+#[test]
+fn the_way_to_a_strict_pattern_is_known_and_only_its_cgroups_start_closed() {
+    let mut engine = engine();
+    set(
+        &mut engine,
+        strict(policy("level", "a/x/*.scope", &["wlan0"])),
+    );
+    assert_eq!(
+        (flags(&engine, 10), flags(&engine, 1)),
+        (0, cgroup_flags::INHERIT_ONLY)
+    );
+    let x = named(&engine, "a", "x").unwrap();
+    assert_eq!((x.policy, x.flags), (0, cgroup_flags::CHILDREN_UNDECIDED));
 }
 
 #[test]

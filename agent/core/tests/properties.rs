@@ -6,16 +6,16 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use steer_common::{MarkMask, cgroup_flags, policy_flags, verdict};
+use steer_common::{CgroupEntry, MarkMask, cgroup_flags, policy_flags, verdict};
 use steer_core::cgroups::CgroupChange;
 use steer_core::domains::Domains;
 use steer_core::engine::{Engine, plan};
-use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId, TableId};
+use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, PlaceId, PolicyId, TableId};
 use steer_core::name::Name;
 use steer_core::network::NetworkChange;
 use steer_core::plan::rules::offset;
-use steer_core::plan::{Family, Plan, RuleAction};
-use steer_core::policy::Policy;
+use steer_core::plan::{Family, Named, Plan, RuleAction};
+use steer_core::policy::{Match, Policy};
 use steer_core::state::{Event, Object, State};
 use support::strategies::{FILES, events, policies, start};
 use support::{config, name, two_uplinks};
@@ -63,10 +63,16 @@ fn check(plan: &Plan, state: &State) -> Result<(), TestCaseError> {
     let domains = Domains::new(&state.config, &state.network);
     let indices: BTreeSet<DomainIndex> = state.memory.indices.values().copied().collect();
     prop_assert!(plan.domains.keys().all(|index| indices.contains(index)));
-    for entry in plan.cgroups.values() {
+    for entry in plan.cgroups.values().chain(plan.names.values()) {
         prop_assert!(entry.policy == 0 || plan.policies.contains_key(&PolicyId(entry.policy)));
         let exempt = entry.flags & cgroup_flags::EXEMPT != 0;
         prop_assert!(!exempt || (entry.policy == 0 && entry.flags == cgroup_flags::EXEMPT));
+    }
+    for (named, entry) in &plan.names {
+        let place = state.memory.places.key(named.place.0);
+        prop_assert_eq!(place.is_none(), named.place == PlaceId(0), "{:?}", named);
+        let within = entry.place == 0 || state.memory.places.key(entry.place).is_some();
+        prop_assert!(within, "{:?}", entry);
     }
     for entry in plan.policies.values() {
         prop_assert!(plan.choices.contains_key(&ChoiceId(entry.choice)));
@@ -134,6 +140,31 @@ fn check(plan: &Plan, state: &State) -> Result<(), TestCaseError> {
     Ok(())
 }
 
+/// What the kernel gives a cgroup that is made.
+fn entered(plan: &Plan, parent: CgroupId, name: &str) -> CgroupEntry {
+    let parent = plan.cgroups.get(&parent).copied().unwrap_or_default();
+    if parent.flags & cgroup_flags::EXEMPT != 0 {
+        return CgroupEntry::default();
+    }
+    let named = |place| {
+        let (place, name) = (PlaceId(place), name.into());
+        plan.names.get(&Named { place, name }).copied()
+    };
+    if let Some(entry) = named(parent.place).filter(|_| parent.place != 0) {
+        return entry;
+    }
+    let has = |flag| parent.flags & flag != 0;
+    let closed = has(cgroup_flags::CHILDREN_UNDECIDED)
+        || has(cgroup_flags::DESCENDANTS_UNDECIDED)
+        || has(cgroup_flags::UNDECIDED)
+        || has(cgroup_flags::UNITS_UNDECIDED) && named(0).is_some();
+    CgroupEntry {
+        policy: parent.policy,
+        flags: if closed { cgroup_flags::UNDECIDED } else { 0 },
+        place: 0,
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(192))]
 
@@ -179,6 +210,11 @@ proptest! {
                 prop_assert_ne!(patched.cgroups.remove(id), new);
                 patched.cgroups.extend(new.map(|new| (*id, new)));
             }
+            for named in &changes.names {
+                let new = engine.plan().names.get(named).copied();
+                prop_assert_ne!(patched.names.remove(named), new);
+                patched.names.extend(new.map(|new| (named.clone(), new)));
+            }
             for id in &changes.policies {
                 let new = engine.plan().policies.get(id).copied();
                 prop_assert_ne!(patched.policies.remove(id), new);
@@ -190,11 +226,48 @@ proptest! {
                 patched.choices.extend(new.map(|new| (*id, new)));
             }
             if changes.network {
-                let cgroups = patched.cgroups;
+                let (cgroups, names) = (patched.cgroups, patched.names);
                 let (policies, choices) = (patched.policies, patched.choices);
-                patched = Plan { cgroups, policies, choices, ..engine.plan().clone() };
+                patched = Plan { cgroups, names, policies, choices, ..engine.plan().clone() };
             }
             prop_assert_eq!(&patched, engine.plan());
+        }
+    }
+
+    #[test]
+    fn a_new_cgroup_is_never_more_open_than_the_agent_would_have_it(
+        events in proptest::collection::vec(events(), 1..40)
+    ) {
+        let mut engine = start();
+        engine.settle();
+        for event in events {
+            let tree = &engine.state().cgroups;
+            let made = match &event {
+                Event::Cgroups(CgroupChange::Made { id, parent, name })
+                    if tree.contains(*parent)
+                        && !tree.contains(*id)
+                        && tree.child(*parent, name).is_none() =>
+                {
+                    Some((*id, entered(engine.plan(), *parent, name)))
+                }
+                _ => None,
+            };
+            drop(engine.apply(event));
+            engine.settle();
+            let Some((id, entered)) = made else { continue };
+            let plan = engine.plan();
+            let Some(entry) = plan.cgroups.get(&id) else { continue };
+            let by_id = |policy: &Policy| policy.matches.contains(&Match::CgroupId(id));
+            // Nobody could know of a new cgroup's id.
+            let tree = &engine.state().cgroups;
+            let exempt = tree.ancestors(id).any(|id| engine.state().exempt.contains(&id));
+            if engine.state().cgroup_root == id || exempt || engine.state().policies().any(by_id) {
+                continue;
+            }
+            let policy = |policy| plan.policies.get(&PolicyId(policy)).copied().unwrap_or_default();
+            let strict = policy(entry.policy).flags & policy_flags::STRICT != 0;
+            let closed = entered.flags & cgroup_flags::UNDECIDED != 0;
+            prop_assert!(!strict || closed || entered.policy == entry.policy, "{:?} is {:?}", entered, entry);
         }
     }
 

@@ -4,6 +4,7 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use proptest::prelude::*;
 use proptest::sample::subsequence;
@@ -12,10 +13,10 @@ use steer_common::{
 };
 use steer_core::config::Config;
 use steer_core::engine::Engine;
-use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId, TableId};
-use steer_core::plan::{Family, Hook, Local, Plan, Rule, RuleAction, TableRoute};
+use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PlaceId, PolicyId, TableId};
+use steer_core::plan::{Family, Hook, Local, Named, Plan, Rule, RuleAction, TableRoute};
 use steer_core::state::Event;
-use steer_core::steps::{Scope, Step, steps};
+use steer_core::steps::{Scope, Step, Steps, held, steps};
 use support::strategies::{events, start};
 use support::{apply, carrier, engine, ip, name, policy};
 
@@ -37,8 +38,24 @@ where
 }
 
 fn cgroups() -> impl Strategy<Value = BTreeMap<CgroupId, CgroupEntry>> {
-    let entry = (0u32..4, 0u32..2).prop_map(|(policy, flags)| CgroupEntry { policy, flags });
+    let entry = (0u32..4, 0u32..2).prop_map(|(policy, flags)| CgroupEntry {
+        policy,
+        flags,
+        place: 0,
+    });
     few(1..6, |id| CgroupId(id.into()), entry)
+}
+
+fn names() -> impl Strategy<Value = BTreeMap<Named, CgroupEntry>> {
+    let entry = (0u32..4).prop_map(|policy| CgroupEntry {
+        policy,
+        ..CgroupEntry::default()
+    });
+    let named = |place| Named {
+        place: PlaceId(place),
+        name: "web".into(),
+    };
+    few(0..4, named, entry)
 }
 
 fn policies() -> impl Strategy<Value = BTreeMap<PolicyId, PolicyEntry>> {
@@ -132,7 +149,7 @@ prop_compose! {
         hooks in subsequence(Hook::ALL.to_vec(), 0..4),
         guards in proptest::collection::btree_set((1u32..4).prop_map(IfIndex), 0..3),
         ingress_marks in few(1..4, IfIndex, 1u32..3),
-        cgroups in cgroups().boxed(),
+        (cgroups, names) in (cgroups(), names()).boxed(),
         policies in policies().boxed(),
         choices in choices().boxed(),
         domains in domains().boxed(),
@@ -146,14 +163,98 @@ prop_compose! {
     ) -> Plan {
         let hooks = hooks.into_iter().collect();
         Plan {
-            hooks, guards, ingress_marks, cgroups, policies, choices, domains, sources, locals, rules,
+            hooks, guards, ingress_marks, cgroups, names, policies, choices, domains, sources, locals, rules,
             routes, sysctls,
         }
     }
 }
 
-fn follow(is: &mut Plan, steps: &[Step]) {
-    steps.iter().for_each(|step| is.record(step));
+fn follow<'s>(is: &mut Plan, steps: impl IntoIterator<Item = &'s Step>) {
+    steps.into_iter().for_each(|step| is.record(step));
+}
+
+/// As reconcile does it: takes the steps but those that are refused and the removals that wait for
+/// these. Returns the ones that were refused and the ones that wait.
+fn follow_refused(
+    is: &mut Plan,
+    wanted: &Plan,
+    steps: &Steps,
+    refuses: impl Fn(&Step) -> bool,
+) -> (Vec<Step>, Vec<Step>) {
+    let (mut refused, mut waiting) = (Vec::new(), Vec::new());
+    let take = |is: &mut Plan, step: &Step, refused: &mut Vec<Step>| {
+        if refuses(step) {
+            refused.push(step.clone());
+        } else {
+            is.record(step);
+        }
+    };
+    for step in &steps.grow {
+        take(is, step, &mut refused);
+    }
+    for removals in steps
+        .shrink
+        .chunk_by(|a, b| std::mem::discriminant(a) == std::mem::discriminant(b))
+    {
+        let waits = if refused.is_empty() {
+            vec![false; removals.len()]
+        } else {
+            held(is, wanted, &refused.iter().collect::<Vec<_>>(), removals)
+        };
+        for (step, waits) in removals.iter().zip(waits) {
+            if waits {
+                waiting.push(step.clone());
+            } else {
+                take(is, step, &mut refused);
+            }
+        }
+    }
+    (refused, waiting)
+}
+
+/// Whether the kernel refuses a step: one of four, always the same ones of a seed.
+fn refuses(step: &Step, seed: u64) -> bool {
+    let mut hasher = DefaultHasher::new();
+    (seed, format!("{step:?}")).hash(&mut hasher);
+    hasher.finish().is_multiple_of(4)
+}
+
+/// Whether a route or rule is to take the place of the one that goes.
+fn replaces(new: &Step, old: &Step) -> bool {
+    match (new, old) {
+        (Step::AddRoute(new), Step::DeleteRoute(old)) => {
+            (new.table, new.destination) == (old.table, old.destination)
+        }
+        (Step::AddRule(new), Step::DeleteRule(old)) => {
+            let about = |rule: &Rule| (rule.family, rule.from, rule.to, rule.fwmark, rule.oif);
+            about(new) == about(old)
+        }
+        _ => false,
+    }
+}
+
+/// What is now, without the cgroups that lead elsewhere than before.
+fn with_old_cgroups(before: &Plan, at: &Plan) -> Plan {
+    let mut plan = at.clone();
+    plan.cgroups.retain(|id, entry| {
+        let policy = PolicyId(entry.policy);
+        let now = at.policies.get(&policy);
+        before.cgroups.get(id) == Some(entry)
+            && (now.is_none() || now == before.policies.get(&policy))
+    });
+    plan
+}
+
+/// What is now, without the choices that lead elsewhere than before.
+fn with_old_choices(before: &Plan, at: &Plan) -> Plan {
+    let mut plan = at.clone();
+    plan.choices.retain(|id, entry| {
+        let index = DomainIndex(u16::try_from(entry.domain).unwrap());
+        let now = at.domains.get(&index);
+        let leads = now.is_some_and(|domain| domain.ifindex != 0 && domain.flags != 0);
+        before.choices.get(id) == Some(entry) && (!leads || now == before.domains.get(&index))
+    });
+    plan
 }
 
 /// Cgroups and policies that lead nowhere.
@@ -215,9 +316,9 @@ proptest! {
     fn all_steps_lead_to_what_is_wanted_and_none_is_left(is in plans(), wanted in plans()) {
         let mut at = is;
         let todo = steps(&at, &wanted, Scope::All);
-        follow(&mut at, &todo);
+        follow(&mut at, todo.iter());
         prop_assert_eq!(&at, &wanted);
-        prop_assert_eq!(steps(&at, &wanted, Scope::All), []);
+        prop_assert!(steps(&at, &wanted, Scope::All).is_empty());
     }
 
     #[test]
@@ -225,10 +326,10 @@ proptest! {
         is in plans(), wanted in plans(), cut: prop::sample::Index,
     ) {
         let mut at = is;
-        let all = steps(&at, &wanted, Scope::All);
+        let all: Vec<Step> = steps(&at, &wanted, Scope::All).iter().cloned().collect();
         let rest = all.len() - cut.index(all.len() + 1);
         follow(&mut at, &all[..all.len() - rest]);
-        let again = steps(&at, &wanted, Scope::All);
+        let again: Vec<Step> = steps(&at, &wanted, Scope::All).iter().cloned().collect();
         prop_assert_eq!(again.as_slice(), &all[all.len() - rest..], "no step is done twice");
         follow(&mut at, &again);
         prop_assert_eq!(at, wanted);
@@ -246,7 +347,7 @@ proptest! {
             if settle {
                 let changes = engine.settle();
                 let todo = steps(&at, engine.plan(), Scope::Changed(&changes));
-                follow(&mut at, &todo);
+                follow(&mut at, todo.iter());
                 prop_assert_eq!(&at, engine.plan());
             }
         }
@@ -270,13 +371,86 @@ proptest! {
             let gaps = |plan: &Plan| &gaps(plan, &config) & &gaps(plan, &before);
             prop_assert_eq!(dangling(engine.plan()), BTreeSet::new());
             prop_assert_eq!(gaps(engine.plan()), BTreeSet::new());
-            for step in steps(&at, engine.plan(), Scope::All) {
-                at.record(&step);
+            for step in steps(&at, engine.plan(), Scope::All).iter() {
+                at.record(step);
                 prop_assert_eq!(dangling(&at), BTreeSet::new(), "after {:?}", step);
                 prop_assert_eq!(gaps(&at), BTreeSet::new(), "after {:?}", step);
             }
             before = config;
         }
+    }
+
+    #[test]
+    fn whatever_is_refused_what_stays_as_it_was_keeps_what_it_leads_to(
+        events in proptest::collection::vec((events(), prop::bool::weighted(0.3)), 1..50),
+        seed in any::<u64>(),
+    ) {
+        let mut engine = start();
+        let mut at = Plan::default();
+        let mut config = engine.state().config.clone();
+        for (event, reconcile) in events {
+            drop(engine.apply(event));
+            engine.settle();
+            if !reconcile {
+                continue;
+            }
+            let before = at.clone();
+            let todo = steps(&at, engine.plan(), Scope::All);
+            let (_, waiting) =
+                follow_refused(&mut at, engine.plan(), &todo, |step| refuses(step, seed));
+            let frees_room =
+                |step: &Step| matches!(step, Step::RemoveCgroup(_) | Step::RemoveName(_));
+            prop_assert!(!waiting.iter().any(frees_room), "{:?}", waiting);
+            let (old, new) = (config, engine.state().config.clone());
+            let gaps = |plan: &Plan| &gaps(plan, &old) & &gaps(plan, &new);
+            let lost = &gaps(&with_old_choices(&before, &at)) - &gaps(&before);
+            prop_assert_eq!(lost, BTreeSet::new());
+            let lost = &dangling(&with_old_cgroups(&before, &at)) - &dangling(&before);
+            prop_assert_eq!(lost, BTreeSet::new());
+            config = new;
+        }
+    }
+
+    #[test]
+    fn a_route_or_rule_that_is_refused_keeps_what_it_was_to_replace_and_nothing_else(
+        events in proptest::collection::vec((events(), prop::bool::weighted(0.3)), 1..50),
+        seed in any::<u64>(),
+    ) {
+        let mut engine = start();
+        let mut at = Plan::default();
+        for (event, reconcile) in events {
+            drop(engine.apply(event));
+            engine.settle();
+            if !reconcile {
+                continue;
+            }
+            let todo = steps(&at, engine.plan(), Scope::All);
+            let of_network = |step: &Step| matches!(step, Step::AddRoute(_) | Step::AddRule(_));
+            let (refused, waiting) = follow_refused(&mut at, engine.plan(), &todo, |step| {
+                of_network(step) && refuses(step, seed)
+            });
+            for step in todo.shrink {
+                let replaced = refused.iter().any(|refused| replaces(refused, &step));
+                prop_assert_eq!(waiting.contains(&step), replaced, "{:?}", step);
+            }
+        }
+    }
+
+    #[test]
+    fn what_waits_is_done_once_nothing_is_refused_any_more(
+        is in plans(), wanted in plans(), seed in any::<u64>(),
+    ) {
+        let mut at = is;
+        let todo = steps(&at, &wanted, Scope::All);
+        let (refused, waiting) = follow_refused(&mut at, &wanted, &todo, |step| refuses(step, seed));
+        let again = steps(&at, &wanted, Scope::All);
+        for step in again.iter() {
+            prop_assert!(refused.contains(step) || waiting.contains(step), "{:?}", step);
+        }
+        // Rounds: what a removal was refused of may have kept others.
+        let (refused, waiting) = follow_refused(&mut at, &wanted, &again, |_| false);
+        prop_assert_eq!((refused, waiting), (vec![], vec![]));
+        prop_assert_eq!(at, wanted);
     }
 }
 
@@ -291,10 +465,41 @@ fn with_policy() -> Engine {
 }
 
 #[test]
+fn a_refused_gateway_keeps_the_old_one_but_not_another_domains() {
+    let via = |table, gateway| TableRoute {
+        table: TableId(table),
+        destination: net("0.0.0.0/0"),
+        metric: 0,
+        interface: IfIndex(1),
+        gateway: Some(ip(gateway)),
+        onlink: false,
+        prefsrc: None,
+        mtu: None,
+    };
+    let plan = |routes: &[TableRoute]| Plan {
+        routes: routes.iter().copied().collect(),
+        ..Plan::default()
+    };
+    let mut at = plan(&[via(1, "192.0.2.1"), via(2, "198.51.100.1")]);
+    let wanted = plan(&[via(1, "192.0.2.2"), via(2, "198.51.100.2")]);
+    let new = Step::AddRoute(via(1, "192.0.2.2"));
+    for round in 0..3 {
+        let todo = steps(&at, &wanted, Scope::All);
+        follow_refused(&mut at, &wanted, &todo, |step| *step == new);
+        let now = [via(1, "192.0.2.1"), via(2, "198.51.100.2")];
+        assert_eq!(at, plan(&now), "round {round}");
+    }
+    let todo = steps(&at, &wanted, Scope::All);
+    follow_refused(&mut at, &wanted, &todo, |_| false);
+    assert_eq!(at, wanted);
+}
+
+#[test]
 fn a_gateway_comes_after_the_route_to_it() {
     let engine = with_policy();
     let steps = steps(&Plan::default(), engine.plan(), Scope::All);
     let gateways: Vec<bool> = steps
+        .grow
         .iter()
         .filter_map(|step| match step {
             Step::AddRoute(route) => Some(route.gateway.is_some()),
@@ -308,12 +513,32 @@ fn a_gateway_comes_after_the_route_to_it() {
 }
 
 #[test]
+fn programs_come_after_all_that_they_read() {
+    let engine = with_policy();
+    let steps = steps(&Plan::default(), engine.plan(), Scope::All);
+    let attaches = |step: &Step| {
+        matches!(
+            step,
+            Step::Attach(_) | Step::Guard(_) | Step::MarkIngress(..)
+        )
+    };
+    let first = steps.grow.iter().position(attaches).unwrap();
+    assert!(
+        steps.grow[..first]
+            .iter()
+            .any(|step| matches!(step, Step::SetCgroup(..)))
+    );
+    assert!(steps.grow[first..].iter().all(attaches));
+}
+
+#[test]
 fn a_lost_carrier_moves_its_choice_before_anything_is_taken_away() {
     let mut engine = with_policy();
     let is = engine.plan().clone();
     let lost = carrier(&engine.state().network.clone(), 2, false);
     let changes = apply(&mut engine, lost);
     let steps = steps(&is, engine.plan(), Scope::Changed(&changes));
+    let steps: Vec<Step> = steps.iter().cloned().collect();
     // What unmarked packets from the lost domain's address may no longer do is said first.
     let refusing = steps
         .iter()

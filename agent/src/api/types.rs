@@ -15,9 +15,9 @@ use zlink::introspect::CustomType;
 pub enum Origin {
     /// An application, for itself.
     App,
-    /// A user, over the API.
+    /// A user, over the API: whoever calls, root too.
     User,
-    /// The host's administrator, in a file or as root over the API.
+    /// The host's administrator, in a file.
     Admin,
     /// The operator of a fleet.
     Operator,
@@ -111,19 +111,22 @@ pub struct PolicyView {
     pub use_: Vec<String>,
     /// Whether its flows leave by its domains or not at all.
     pub strict: bool,
-    /// What becomes of its flows when no domain fits.
-    pub otherwise: Otherwise,
+    /// What becomes of its flows when no domain fits. Not known while no agent runs, if that kept no
+    /// record.
+    pub otherwise: Option<Otherwise>,
     /// What becomes of its flows to other interfaces' networks.
     pub local_networks: LocalNetworks,
-    /// Which policy wins on the same cgroup: the higher.
-    pub priority: i64,
+    /// Which policy wins on the same cgroup: the higher. Not known of a policy in a file while no agent
+    /// runs.
+    pub priority: Option<i64>,
     /// Whether it is kept in a file over a restart of the host.
     pub saved: bool,
     /// Number of cgroups on which it is in force.
     pub cgroups: u64,
     /// What was chosen for it.
     pub decision: DecisionView,
-    /// Why it is not in force although it is valid: in the kernel's words.
+    /// Why it is not in force on every cgroup that it matches although it is valid: another policy of
+    /// its origin and priority is there, or the kernel refused it, in the kernel's words.
     pub quarantined: Option<String>,
 }
 

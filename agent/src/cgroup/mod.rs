@@ -30,6 +30,9 @@ pub enum Error {
     /// A cgroup could not be made.
     #[error("make cgroup {0}")]
     Make(PathBuf, #[source] io::Error),
+    /// A cgroup that was made could not be marked as the agent's.
+    #[error("mark cgroup {0} as the agent's own (trusted.steer)")]
+    Mark(PathBuf, #[source] io::Error),
     /// A cgroup could not be removed.
     #[error("remove cgroup {0}")]
     Remove(PathBuf, #[source] io::Error),

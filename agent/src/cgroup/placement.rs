@@ -1,12 +1,18 @@
 //! Places for processes that `steer run` starts.
 
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use steer_core::ids::CgroupId;
 
 use super::{Error, Tree, id_of};
+
+/// Extended attribute of the directories that the agent made. `trusted.` only root can set, and cgroup2
+/// keeps it as long as the directory is there (kernfs, Linux 3.7).
+const MARK: &CStr = c"trusted.steer";
 
 /// A cgroup made for one command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,20 +43,21 @@ pub trait Placement {
     /// Somebody is still in it.
     fn remove(&mut self, directory: &Path) -> Result<(), Error>;
 
-    /// Every place that exists, also those an earlier agent made.
+    /// Every place that this or an earlier agent made and that exists still.
     ///
     /// # Errors
     /// The tree cannot be read.
     fn existing(&self) -> Result<Vec<Place>, Error>;
 
-    /// Removes what the placement itself made, if it is empty.
+    /// Removes what the placement itself made, unless somebody uses it.
     ///
     /// # Errors
-    /// Somebody is still in it.
+    /// The kernel refuses it.
     fn withdraw(&mut self) -> Result<(), Error>;
 }
 
-/// Cgroups of the agent's own, below `steer/` in the managed root.
+/// Cgroups of the agent's own, below `steer/` in the managed root. They bear a mark there: what others
+/// made is left alone.
 #[derive(Debug)]
 pub struct OwnCgroup {
     parent: PathBuf,
@@ -67,14 +74,12 @@ impl OwnCgroup {
 
 impl Placement for OwnCgroup {
     fn make(&mut self, label: &str) -> Result<Place, Error> {
-        match fs::create_dir(&self.parent) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(Error::Make(self.parent.clone(), e));
-            }
-            _ => {}
+        match make(&self.parent) {
+            Err(Error::Make(_, e)) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
         }
         let directory = self.parent.join(label);
-        fs::create_dir(&directory).map_err(|e| Error::Make(directory.clone(), e))?;
+        make(&directory)?;
         let id = id_of(&directory)?;
         Ok(Place { directory, id })
     }
@@ -104,7 +109,7 @@ impl Placement for OwnCgroup {
         let mut places = Vec::new();
         for entry in entries.flatten() {
             let directory = entry.path();
-            if let (true, Ok(id)) = (directory.is_dir(), id_of(&directory)) {
+            if let (true, Ok(id)) = (is_own(&directory), id_of(&directory)) {
                 places.push(Place { directory, id });
             }
         }
@@ -112,8 +117,63 @@ impl Placement for OwnCgroup {
     }
 
     fn withdraw(&mut self) -> Result<(), Error> {
-        remove_tree(&self.parent)
+        if !is_own(&self.parent) {
+            return Ok(());
+        }
+        match fs::remove_dir(&self.parent) {
+            // Others have cgroups or processes there.
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+            Err(e) => Err(Error::Remove(self.parent.clone(), e)),
+            Ok(()) => Ok(()),
+        }
     }
+}
+
+/// Makes a cgroup that bears the agent's mark.
+fn make(directory: &Path) -> Result<(), Error> {
+    fs::create_dir(directory).map_err(|e| Error::Make(directory.to_owned(), e))?;
+    if let Err(e) = mark(directory) {
+        // Without its mark no agent would ever remove it. The error that is told is the first.
+        let _left = fs::remove_dir(directory);
+        return Err(Error::Mark(directory.to_owned(), e));
+    }
+    Ok(())
+}
+
+fn mark(directory: &Path) -> io::Result<()> {
+    let path = c_path(directory)?;
+    let value = b"1";
+    // SAFETY: both strings end in zero and live until the call returns, which reads `value.len()`
+    // bytes of the value and writes nothing.
+    let result = unsafe {
+        libc::setxattr(
+            path.as_ptr(),
+            MARK.as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Whether a cgroup bears the agent's mark.
+fn is_own(directory: &Path) -> bool {
+    c_path(directory).is_ok_and(|path| {
+        // SAFETY: both strings end in zero and live until the call returns; a size of 0 asks for the
+        // length alone, and nothing is written.
+        let length =
+            unsafe { libc::getxattr(path.as_ptr(), MARK.as_ptr(), std::ptr::null_mut(), 0) };
+        length >= 0
+    })
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)
 }
 
 /// Removes a cgroup and those that a command made below it, deepest first. The kernel refuses if a

@@ -95,11 +95,9 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
         ..
     } = &policy.decision;
     let sources: Vec<String> = source4.iter().chain(source6).cloned().collect();
-    let priority = if policy.priority == 0 {
-        String::new()
-    } else {
-        policy.priority.to_string()
-    };
+    let priority = policy.priority.filter(|priority| *priority != 0);
+    let priority = priority.map(|priority| priority.to_string());
+    let otherwise = policy.otherwise.as_ref().map(word);
     let kept = if policy.saved {
         "in a file"
     } else {
@@ -110,14 +108,21 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
         ("policy", policy.name.as_str().into()),
         ("decision", Cell::new(&decision(policy), look(policy))),
         ("reason", reason.as_str().into()),
-        ("not in force", Cell::new(quarantined, Look::Bad)),
+        (
+            if policy.cgroups == 0 {
+                "not in force"
+            } else {
+                "not everywhere"
+            },
+            Cell::new(quarantined, Look::Bad),
+        ),
         ("sources", joined(&sources).into()),
         ("use", wish(policy).into()),
-        ("otherwise", word(&policy.otherwise).into()),
+        ("otherwise", otherwise.unwrap_or_default().into()),
         ("local networks", word(&policy.local_networks).into()),
         ("matches", matches(policy).into()),
         ("cgroups", policy.cgroups.to_string().into()),
-        ("priority", priority.into()),
+        ("priority", priority.unwrap_or_default().into()),
         ("origin", word(&policy.origin).into()),
         ("kept", kept.into()),
     ]);
@@ -142,7 +147,8 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
 
 /// The decision in a few words.
 fn decision(policy: &PolicyView) -> String {
-    if policy.quarantined.is_some() {
+    let not_everywhere = policy.quarantined.is_some();
+    if not_everywhere && policy.cgroups == 0 {
         return "not in force".to_owned();
     }
     let DecisionView {
@@ -151,7 +157,7 @@ fn decision(policy: &PolicyView) -> String {
         interface,
         ..
     } = &policy.decision;
-    match (verdict, domain, interface) {
+    let mut words = match (verdict, domain, interface) {
         (Verdict::Steer, Some(domain), Some(interface)) if domain != interface => {
             format!("steer by {domain} ({interface})")
         }
@@ -159,7 +165,11 @@ fn decision(policy: &PolicyView) -> String {
         (Verdict::Steer, None, _) => "steer".to_owned(),
         (Verdict::Block, ..) => "block".to_owned(),
         (Verdict::Pass, ..) => "pass".to_owned(),
+    };
+    if not_everywhere {
+        words.push_str(", not everywhere");
     }
+    words
 }
 
 fn look(policy: &PolicyView) -> Look {

@@ -77,6 +77,10 @@ fn page(status: &StatusView) -> Page {
     } else {
         policy::table(&mut page, &status.policies);
     }
+    // Which domains there are, and how they are, only an agent knows.
+    if !status.agent_running && status.domains.is_empty() {
+        return page;
+    }
     page.gap();
     if status.domains.is_empty() {
         page.line(domain::NONE, Look::Plain);

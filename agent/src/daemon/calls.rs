@@ -1,7 +1,5 @@
 //! Answers the API's calls.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use steer_core::config::{AgentConfig, policy_to_toml};
@@ -12,7 +10,8 @@ use steer_core::policy::{self, Match, Policy};
 use steer_core::state::Event;
 use tracing::info;
 
-use super::{Daemon, files, start};
+use super::files::{self, DropIn};
+use super::{Daemon, Look, start};
 use crate::api::error::ApiError;
 use crate::api::methods::{Reply, Request, SetPolicy, UnsetPolicy};
 use crate::api::server::Call;
@@ -66,15 +65,17 @@ impl Daemon {
         let mut policy = self.policy(name.clone(), &set)?;
         let undo = if save {
             policy.origin = policy::Origin::Admin;
-            self.save_policy(&policy)?;
-            None
+            self.save_policy(&policy)?
         } else {
             let before = self.engine.state().api_policies.get(&name).cloned();
             self.event(Event::SetPolicy(policy))
                 .map_err(|e| refused("name", &e))?;
-            Some(before.map_or(Event::UnsetPolicy(name.clone()), Event::SetPolicy))
+            Undo {
+                drop_in: None,
+                policy: Some(before.map_or(Event::UnsetPolicy(name.clone()), Event::SetPolicy)),
+            }
         };
-        self.commit_for_call(undo).await?;
+        self.converge_for(&name, undo).await?;
         info!(policy = %name, save, "set");
         self.show_policy(name.as_str())
     }
@@ -170,37 +171,52 @@ impl Daemon {
         };
         let name = policy.name.clone();
         let undo = if self.is_from_file(&name) {
-            self.unsave_policy(&name, unset.save.unwrap_or(false))?;
-            None
+            self.unsave_policy(&name, unset.save.unwrap_or(false))?
         } else {
             let before = policy.clone();
             self.event(Event::UnsetPolicy(name.clone()))
                 .map_err(|e| refused("name", &e))?;
-            Some(Event::SetPolicy(before))
+            Undo {
+                drop_in: None,
+                policy: Some(Event::SetPolicy(before)),
+            }
         };
-        self.commit_for_call(undo).await?;
+        self.converge_for(&name, undo).await?;
         info!(policy = %name, "unset");
         Ok(Reply::Done)
     }
 
-    /// Commits what a call asked for. What cannot be kept is not done either, since the next agent would
-    /// not know of it: `undo` takes it back.
-    async fn commit_for_call(&mut self, undo: Option<Event>) -> Result<(), ApiError> {
-        if let Err(error) = self.commit().await {
-            if let Some(undo) = undo {
-                self.fact(undo);
-                self.commit_and_log().await;
+    /// Brings what a call asked for into force. What cannot be kept is not done either, since the next
+    /// agent would not know of it: `undo` takes it back.
+    async fn converge_for(&mut self, name: &Name, undo: Undo) -> Result<(), ApiError> {
+        // Those that it had until now: what it is removed from may be refused, too.
+        let mut numbers = self.engine.numbers(name);
+        if let Err(error) = self.converge(Look::Nothing).await {
+            let mut reason = chain(&error);
+            if let Err(error) = self.undo(undo) {
+                reason.push_str(&format!("; and it could not be undone: {error}"));
             }
-            return Err(ApiError::Failed {
-                reason: chain(&error),
-            });
+            self.converge_and_log(Look::Nothing).await;
+            return Err(ApiError::Failed { reason });
         }
-        match self.reconciler.refused().first() {
+        numbers.extend(self.engine.numbers(name));
+        match self.refused_of(name, &numbers) {
             None => Ok(()),
-            Some((step, words)) => Err(ApiError::Failed {
-                reason: format!("the kernel refused {step:?}: {words}; it is tried again"),
+            Some(words) => Err(ApiError::Failed {
+                reason: format!("{words}; it is tried again"),
             }),
         }
+    }
+
+    fn undo(&mut self, undo: Undo) -> Result<(), ApiError> {
+        if let Some(drop_in) = &undo.drop_in {
+            drop_in.put_back()?;
+            self.reload()?;
+        }
+        if let Some(policy) = undo.policy {
+            self.fact(policy);
+        }
+        Ok(())
     }
 
     /// Where `save` writes a policy: a drop-in of its own.
@@ -214,32 +230,17 @@ impl Daemon {
 
     /// Writes a policy to its drop-in and reads the files again. If they are wrong then, the drop-in
     /// is as it was.
-    fn save_policy(&mut self, policy: &Policy) -> Result<(), ApiError> {
-        let path = self.drop_in(&policy.name);
+    fn save_policy(&mut self, policy: &Policy) -> Result<Undo, ApiError> {
+        let drop_in = DropIn::read(self.drop_in(&policy.name))?;
         let text = policy_to_toml(policy).map_err(|e| invalid("save", &e))?;
-        let failed = |e: io::Error| ApiError::Failed {
-            reason: format!("write {}: {e}", path.display()),
-        };
-        let before = match fs::read(&path) {
-            Ok(bytes) => Some(bytes),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(failed(e)),
-        };
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(failed)?;
-        }
-        replace(&path, text.as_bytes()).map_err(failed)?;
-        let result = self.reload();
-        if result.is_err() {
-            match before {
-                Some(bytes) => replace(&path, &bytes).map_err(failed)?,
-                None => fs::remove_file(&path).map_err(failed)?,
-            }
-        }
-        result
+        // The files take the place of a policy of that name that was set by command.
+        let set = self.engine.state().api_policies.get(&policy.name);
+        let set = set.cloned().map(Event::SetPolicy);
+        drop_in.replace(text.as_bytes())?;
+        self.reload_or_put_back(drop_in, set)
     }
 
-    fn unsave_policy(&mut self, name: &Name, save: bool) -> Result<(), ApiError> {
+    fn unsave_policy(&mut self, name: &Name, save: bool) -> Result<Undo, ApiError> {
         let path = self.drop_in(name);
         if !save || !path.exists() {
             return Err(ApiError::InvalidArgument {
@@ -254,10 +255,24 @@ impl Daemon {
                 },
             });
         }
-        fs::remove_file(&path).map_err(|e| ApiError::Failed {
-            reason: format!("remove {}: {e}", path.display()),
-        })?;
-        self.reload()
+        let drop_in = DropIn::read(path)?;
+        drop_in.remove()?;
+        self.reload_or_put_back(drop_in, None)
+    }
+
+    fn reload_or_put_back(
+        &mut self,
+        drop_in: DropIn,
+        policy: Option<Event>,
+    ) -> Result<Undo, ApiError> {
+        if let Err(wrong) = self.reload() {
+            drop_in.put_back()?;
+            return Err(wrong);
+        }
+        Ok(Undo {
+            drop_in: Some(drop_in),
+            policy,
+        })
     }
 
     /// Reads the files again; wrong ones change nothing.
@@ -288,10 +303,12 @@ impl Daemon {
     }
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let next = path.with_extension("next");
-    fs::write(&next, bytes)?;
-    fs::rename(&next, path)
+/// What a call changed, as it was before.
+struct Undo {
+    /// The drop-in that it wrote or removed.
+    drop_in: Option<DropIn>,
+    /// What gives the policy back that was set by command.
+    policy: Option<Event>,
 }
 
 pub(super) fn name(field: &str, text: &str) -> Result<Name, ApiError> {
@@ -311,6 +328,14 @@ pub(super) fn names(field: &str, texts: &[String]) -> Result<Vec<Name>, ApiError
 /// What the engine rejected.
 pub(super) fn refused(field: &str, rejected: &Rejected) -> ApiError {
     invalid(field, rejected)
+}
+
+impl From<files::Error> for ApiError {
+    fn from(error: files::Error) -> Self {
+        Self::Failed {
+            reason: chain(&error),
+        }
+    }
 }
 
 fn invalid(field: &str, error: &dyn std::error::Error) -> ApiError {

@@ -23,8 +23,8 @@ pub struct DetachReport {
 /// Removes programs, maps, rules, tables, changed settings, empty cgroups and the state, in that order:
 /// flows lose their decisions before they lose their ways.
 ///
-/// Rules and routes are known by the agent's protocol number. A call that was cut short is finished by
-/// the next one.
+/// No agent can start meanwhile. Rules and routes are known by the agent's protocol number, places of
+/// commands by their mark. A call that was cut short is finished by the next one.
 ///
 /// # Errors
 /// An agent runs, or the kernel refuses.
@@ -44,7 +44,8 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
         }
     };
 
-    let pins = datapath::detach(Path::new(PIN_ROOT))?;
+    let detached = datapath::detach(Path::new(PIN_ROOT))?;
+    let pins = detached.removed;
     if pins.directories > 0 {
         report.removed.push(format!(
             "{} attached programs, {} maps (pinned at {PIN_ROOT})",
@@ -102,9 +103,7 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
                 )),
             }
         }
-        if report.left.is_empty() {
-            placement.withdraw()?;
-        }
+        placement.withdraw()?;
     }
     if report.left.is_empty() || damaged {
         state_file.remove()?;
@@ -115,5 +114,7 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
             ..Saved::default()
         })?;
     }
+    // Only now an agent may start: it would have taken over half of what was there.
+    detached.finish()?;
     Ok(report)
 }

@@ -24,6 +24,12 @@ pub(super) enum Error {
     /// It is too large.
     #[error("{0} is larger than 1 MiB: split it into drop-ins in steer.d/")]
     TooLarge(PathBuf),
+    /// A drop-in could not be written.
+    #[error("write {0}")]
+    Write(PathBuf, #[source] io::Error),
+    /// A drop-in could not be removed.
+    #[error("remove {0}")]
+    Remove(PathBuf, #[source] io::Error),
 }
 
 /// The main file and its drop-ins (`steer.d/*.toml` beside it), in the order in which they count.
@@ -49,6 +55,64 @@ pub(super) fn read(named: Option<&Path>) -> Result<Vec<(String, String)>, Error>
 /// Directory of the drop-ins of a main file.
 pub(super) fn drop_in_directory(main: &Path) -> PathBuf {
     main.with_file_name("steer.d")
+}
+
+/// A drop-in that is about to be changed, as it was before.
+pub(super) struct DropIn {
+    path: PathBuf,
+    before: Option<Vec<u8>>,
+}
+
+impl DropIn {
+    /// Remembers what is there, if anything.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn read(path: PathBuf) -> Result<Self, Error> {
+        let before = match fs::read(&path) {
+            Ok(bytes) => Some(bytes),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(Error::Read(path, e)),
+        };
+        Ok(Self { path, before })
+    }
+
+    /// Writes it anew: a reader sees the old or the new.
+    ///
+    /// # Errors
+    /// The directory cannot be made or written.
+    pub(super) fn replace(&self, bytes: &[u8]) -> Result<(), Error> {
+        let next = self.path.with_extension("next");
+        let directory = self.path.parent().map_or(Ok(()), fs::create_dir_all);
+        directory
+            .and_then(|()| fs::write(&next, bytes))
+            .and_then(|()| fs::rename(&next, &self.path))
+            .map_err(|e| Error::Write(self.path.clone(), e))
+    }
+
+    /// Removes it. One that is gone already is fine.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        match fs::remove_file(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Remove(self.path.clone(), e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes it what it was.
+    ///
+    /// # Errors
+    /// The directory cannot be written.
+    pub(super) fn put_back(&self) -> Result<(), Error> {
+        match &self.before {
+            Some(bytes) => self.replace(bytes),
+            None => self.remove(),
+        }
+    }
 }
 
 fn drop_ins(main: &Path) -> Result<Vec<PathBuf>, Error> {
@@ -85,7 +149,25 @@ fn read_text(path: &Path) -> Result<String, Error> {
 mod tests {
     use std::fs;
 
-    use super::{Error, MAX_FILE, read};
+    use super::{DropIn, Error, MAX_FILE, read};
+
+    #[test]
+    fn a_drop_in_is_put_back_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("steer.d/50-x.toml");
+        let made = DropIn::read(path.clone()).unwrap();
+        made.replace(b"old").unwrap();
+        let changed = DropIn::read(path.clone()).unwrap();
+        changed.replace(b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        changed.put_back().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        changed.remove().unwrap();
+        changed.put_back().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        made.put_back().unwrap();
+        assert!(!path.exists());
+    }
 
     #[test]
     fn drop_ins_follow_the_main_file_in_order() {

@@ -1,7 +1,7 @@
 //! The agent: one loop, and data goes one way through it.
 //!
 //! `start` opens everything and takes over what an earlier agent left, `serve` turns what happens into
-//! events of the engine, and `Daemon::commit` brings the kernel to the plan.
+//! events of the engine, and [`Daemon::converge`] brings the kernel to the plan.
 
 mod calls;
 mod detach;
@@ -17,12 +17,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use steer_common::CgroupEntry;
 use steer_core::cgroups::{CgroupChange, CgroupTree};
 use steer_core::engine::Engine;
-use steer_core::ids::{CgroupId, DomainIndex, TableId};
+use steer_core::ids::{CgroupId, DomainIndex, PolicyId, TableId};
 use steer_core::memory::Memory;
 use steer_core::name::Name;
-use steer_core::plan::{Rule, RuleAction};
+use steer_core::plan::{Hook, Rule, RuleAction};
 use steer_core::policy::Policy;
 use steer_core::state::{Event, Object, State};
 use steer_core::steps::Step;
@@ -43,6 +44,10 @@ pub use offline::offline_status;
 /// often, until its flows have ended.
 const RETIRE_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_RETIRE_PAUSE: Duration = Duration::from_secs(30);
+
+/// Rounds of [`Daemon::converge`] before everything else has its turn. It takes three at most: what
+/// happened, what the kernel refused of it, and what was chosen instead.
+const ROUNDS: usize = 8;
 
 /// How an agent is started.
 #[derive(Clone, Debug)]
@@ -80,7 +85,7 @@ struct Saved {
 #[derive(Debug, PartialEq, Eq)]
 struct Kept {
     policies: u64,
-    numbers: (u64, u64),
+    numbers: (u64, u64, u64),
     indices: BTreeMap<Name, DomainIndex>,
     sysctls: BTreeMap<String, String>,
 }
@@ -104,8 +109,24 @@ struct Daemon {
     retire_pause: Duration,
     /// When the guard's drops of a kernel policy were told last.
     guard_told: HashMap<u32, Instant>,
-    /// Something happened that [`Daemon::commit`] has not seen.
+    /// Something happened that [`Daemon::converge`] has not seen.
     dirty: bool,
+    /// The cgroup tree is to be read anew: cgroups were made before the programs that tell of them were
+    /// attached, or events were lost.
+    rescan: bool,
+    /// Events of the kernel programs that had been lost when this was last looked at.
+    events_lost: u64,
+}
+
+/// What is read from the kernel before it is compared with the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// Nothing: it is as it was left.
+    Nothing,
+    /// Rules, tables and settings.
+    Routing,
+    /// Everything, the cgroup tree too.
+    Everything,
 }
 
 impl Daemon {
@@ -127,53 +148,137 @@ impl Daemon {
         }
     }
 
-    /// Selects and plans anew, keeps what must outlive the agent, and brings the kernel to the plan.
+    /// Selects and plans anew, keeps what must outlive the agent, brings the kernel to the plan, and
+    /// does so again for what came of that, until nothing does. The only way to the kernel once the agent
+    /// has started.
     ///
     /// # Errors
     /// The state could not be kept; the kernel was brought to the plan all the same.
-    async fn commit(&mut self) -> Result<(), statefile::Error> {
-        let mut kept = self.settle_and_apply().await;
-        if self.engine.needs_indices() {
-            // Only now no new socket gets the mark of a domain that is no longer used.
-            let in_use = self.indices_in_use().await;
-            self.fact(Event::IndicesInUse(in_use));
-            kept = kept.and(self.settle_and_apply().await);
-        }
-        if self.tell_outcomes() {
-            kept = kept.and(self.settle_and_apply().await);
-        }
-        // No command starts on a decision that is not in force, or that the next agent would not know.
-        let in_force = !self
-            .reconciler
-            .refused()
-            .iter()
-            .any(|(step, _)| decides(step));
-        if kept.is_ok() && in_force {
-            for place in self.runs.answer(&self.engine) {
-                self.watch_run(&place);
+    async fn converge(&mut self, look: Look) -> Result<(), statefile::Error> {
+        let mut look = Some(look);
+        self.rescan |= look == Some(Look::Everything);
+        let mut asked = false;
+        let mut kept = Ok(());
+        for _ in 0..ROUNDS {
+            if std::mem::take(&mut self.rescan) {
+                self.read_cgroups();
+            }
+            self.dirty = false;
+            kept = self.settle(look.take().unwrap_or(Look::Nothing)).await;
+            if self.engine.needs_indices() && !std::mem::replace(&mut asked, true) {
+                // Only now no new socket gets the mark of a domain that is no longer used.
+                let in_use = self.indices_in_use().await;
+                self.fact(Event::IndicesInUse(in_use));
+            }
+            self.tell_outcomes();
+            if !self.dirty && !self.rescan {
+                // No command starts on a decision that the next agent would not know.
+                if kept.is_ok() {
+                    self.answer_runs();
+                }
+                if !self.dirty {
+                    break;
+                }
             }
         }
         self.plan_retirement();
         kept
     }
 
-    async fn settle_and_apply(&mut self) -> Result<(), statefile::Error> {
-        self.dirty = false;
+    /// One round of [`Daemon::converge`].
+    async fn settle(&mut self, look: Look) -> Result<(), statefile::Error> {
         let mut changes = self.engine.settle();
         changes.cgroups.append(&mut self.made);
         self.reconciler.remember_settings(self.engine.plan());
-        // Numbers are kept before the kernel sees them: sockets remember them longer than an agent lives.
-        let numbers = self.keep();
-        let attached = self.reconciler.apply(self.engine.plan(), &changes).await;
-        let settings = self.keep();
-        if attached {
-            self.rescan().await;
+        // Numbers are kept before the kernel sees them: sockets remember them longer than an agent
+        // lives. What was not kept now is kept below, or told there.
+        let _told_below = self.keep();
+        let plan = self.engine.plan();
+        // What changed does not wait until everything was read.
+        self.rescan |= self.reconciler.apply(plan, &changes).await;
+        let applied = match look {
+            Look::Nothing => Ok(false),
+            Look::Routing => self.reconciler.apply_routing(plan).await,
+            Look::Everything => self.reconciler.apply_all(plan).await,
+        };
+        match applied {
+            Ok(attached) => self.rescan |= attached,
+            Err(error) => error!("{}", chain(&error)),
         }
-        numbers.and(settings)
+        self.keep()
     }
 
-    /// Tells the engine what the kernel refuses now, and what no longer. Says whether that is news.
-    fn tell_outcomes(&mut self) -> bool {
+    /// [`Daemon::converge`] where nobody waits for an answer.
+    async fn converge_and_log(&mut self, look: Look) {
+        if let Err(error) = self.converge(look).await {
+            error!("{}", chain(&error));
+        }
+    }
+
+    /// Reads the cgroup tree anew.
+    fn read_cgroups(&mut self) {
+        match scan(&self.tree) {
+            Ok(found) => self.fact(Event::Cgroups(CgroupChange::Dump(found))),
+            Err(error) => warn!("{}", chain(&error)),
+        }
+    }
+
+    /// Lets go the commands that wait for a decision which is in force now.
+    fn answer_runs(&mut self) {
+        for name in self.runs.waiting() {
+            if self
+                .refused_of(&name, &self.engine.numbers(&name))
+                .is_none()
+                && let Some(place) = self.runs.answer(&name, &self.engine)
+            {
+                self.watch_run(&place);
+            }
+        }
+    }
+
+    /// The kernel's words about a step that it refused and that a policy rests on. `numbers`: those that
+    /// it has, and those that it had before it was unset.
+    ///
+    /// What it refuses of a domain is not among these: selection is told of that, and chooses another or
+    /// gives the reason. Neither is what it refuses of other policies.
+    fn refused_of(&self, name: &Name, numbers: &[PolicyId]) -> Option<String> {
+        let mut refused = self.reconciler.refused().iter();
+        let (step, words) = refused.find(|(step, _)| self.rests_on(name, numbers, step))?;
+        Some(format!("the kernel refused {step:?}: {words}"))
+    }
+
+    fn rests_on(&self, name: &Name, numbers: &[PolicyId], step: &Step) -> bool {
+        let plan = self.engine.plan();
+        let is = self.reconciler.is();
+        let known = |entry: &CgroupEntry| numbers.contains(&PolicyId(entry.policy));
+        let strict = || {
+            let policy = self.engine.state().policy(name.as_str());
+            policy.is_some_and(|policy| policy.strict)
+        };
+        let chosen = || {
+            let decision = self.engine.decision(name.as_str())?;
+            let indices = &self.engine.state().memory.indices;
+            indices.get(decision.domain()?).copied()
+        };
+        match step {
+            Step::SetCgroup(id, entry) => known(entry) || is.cgroups.get(id).is_some_and(known),
+            Step::RemoveCgroup(id) => is.cgroups.get(id).is_some_and(known),
+            Step::SetName(named, entry) => known(entry) || is.names.get(named).is_some_and(known),
+            Step::RemoveName(named) => is.names.get(named).is_some_and(known),
+            Step::SetPolicy(id, _) => numbers.contains(id),
+            Step::SetChoice(id, _) => numbers.iter().any(|number| {
+                let policy = plan.policies.get(number);
+                policy.is_some_and(|policy| policy.choice == id.0)
+            }),
+            Step::SetDomain(index, _) | Step::AddSource(index, _) => chosen() == Some(*index),
+            Step::Attach(Hook::Setsockopt | Hook::Egress) => strict(),
+            Step::Attach(_) => plan.policies.keys().any(|id| numbers.contains(id)),
+            _ => false,
+        }
+    }
+
+    /// Tells the engine what the kernel refuses now, and what no longer, as far as that is news.
+    fn tell_outcomes(&mut self) {
         let state = self.engine.state();
         let mut refused = BTreeMap::new();
         for (step, words) in self.reconciler.refused() {
@@ -193,12 +298,9 @@ impl Daemon {
                 outcomes.push(Event::Outcome(object, Err(words)));
             }
         }
-        let news = !outcomes.is_empty();
         for outcome in outcomes {
             self.fact(outcome);
         }
-        self.dirty = false;
-        news
     }
 
     /// Gives up domains that no policy can choose and whose flows have ended: their tables and rules go.
@@ -221,7 +323,7 @@ impl Daemon {
             }
         }
         self.fact(Event::IndicesInUse(kept));
-        self.commit_and_log().await;
+        self.converge_and_log(Look::Nothing).await;
     }
 
     /// Sees to it that domains which no policy can choose are looked at.
@@ -257,57 +359,6 @@ impl Daemon {
         in_use
     }
 
-    /// [`Daemon::commit`] where nobody waits for an answer.
-    async fn commit_and_log(&mut self) {
-        if let Err(error) = self.commit().await {
-            error!("{}", chain(&error));
-        }
-    }
-
-    /// Reads what is from the kernel and brings all of it to the plan.
-    async fn check_all(&mut self) {
-        self.commit_and_log().await;
-        self.rescan().await;
-        match self.reconciler.apply_all(self.engine.plan()).await {
-            Ok(false) => {}
-            Ok(true) => self.rescan().await,
-            Err(error) => error!("{}", chain(&error)),
-        }
-        self.follow_outcomes().await;
-    }
-
-    /// Reads rules, tables and settings from the kernel and brings them to the plan.
-    async fn check_routing(&mut self) {
-        self.commit_and_log().await;
-        match self.reconciler.apply_routing(self.engine.plan()).await {
-            Ok(false) => {}
-            Ok(true) => self.rescan().await,
-            Err(error) => error!("{}", chain(&error)),
-        }
-        self.follow_outcomes().await;
-    }
-
-    /// Selects anew if the kernel refuses something else than before.
-    async fn follow_outcomes(&mut self) {
-        if self.tell_outcomes() {
-            self.commit_and_log().await;
-        }
-    }
-
-    /// Reads the cgroup tree anew: cgroups that were made before the programs that tell of them were
-    /// attached, or whose events were lost.
-    async fn rescan(&mut self) {
-        match scan(&self.tree) {
-            Ok(found) => {
-                self.fact(Event::Cgroups(CgroupChange::Dump(found)));
-                self.dirty = false;
-                let changes = self.engine.settle();
-                self.reconciler.apply(self.engine.plan(), &changes).await;
-            }
-            Err(error) => warn!("{}", chain(&error)),
-        }
-    }
-
     /// Writes what must outlive the agent, if it changed.
     fn keep(&mut self) -> Result<(), statefile::Error> {
         let state = self.engine.state();
@@ -329,19 +380,6 @@ impl Daemon {
         self.kept = Some(kept);
         Ok(())
     }
-}
-
-/// Whether a step is part of what puts a flow on its domain.
-fn decides(step: &Step) -> bool {
-    matches!(
-        step,
-        Step::SetCgroup(..)
-            | Step::SetPolicy(..)
-            | Step::SetChoice(..)
-            | Step::SetDomain(..)
-            | Step::AddSource(..)
-            | Step::Attach(_)
-    )
 }
 
 /// What selection must know to be refused, if `step` is.

@@ -1,17 +1,19 @@
 //! What is in force when no agent runs: read from the pins and the state file, changing nothing.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use anyhow::Context;
 use steer_common::{PolicyEntry, policy_flags, verdict};
-use steer_core::ids::PolicyId;
+use steer_core::ids::CgroupId;
+use steer_core::name::Name;
+use steer_core::policy;
 
-use super::views::counters_view;
-use super::{Saved, state_file};
-use crate::api::types::{
-    DecisionView, LocalNetworks, Origin, Otherwise, PolicyView, StatusView, Verdict,
-};
-use crate::datapath::{PIN_ROOT, Pinned, read_pinned};
+use super::views::{counters_view, local_networks, matches, nowhere, origin, otherwise};
+use super::{Saved, scan, state_file};
+use crate::api::types::{DecisionView, Origin, PolicyView, StatusView, Verdict};
+use crate::cgroup::Tree;
+use crate::datapath::{PIN_ROOT, Tables, read_pinned};
 
 /// The decisions that a dead agent left in force.
 ///
@@ -29,7 +31,7 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
         guards: Vec::new(),
         policies: Vec::new(),
         domains: Vec::new(),
-        counters: std::collections::BTreeMap::new(),
+        counters: BTreeMap::new(),
         warnings: Vec::new(),
     };
     let Some(pinned) = pinned else {
@@ -45,39 +47,77 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
         .iter()
         .map(|index| format!("index {index}"))
         .collect();
-    view.counters = counters_view(&pinned.maps.counters()?);
-    let cgroups = pinned.maps.cgroups.entries()?;
-    for (number, chain) in saved.memory.policies.iter() {
-        let Some(name) = chain.first() else { continue };
-        let entry = pinned.maps.policies.get(number)?;
-        let count = cgroups
-            .iter()
-            .filter(|(_, c)| PolicyId(c.policy) == PolicyId(number))
-            .count();
-        let written = saved.policies.iter().find(|policy| policy.name == *name);
+    let Some(maps) = pinned.maps else {
+        view.warnings.push(
+            "another version of steer put them in force: its own `steer status` can read them, and \
+             the next agent takes them over"
+                .to_owned(),
+        );
+        return Ok(view);
+    };
+    view.counters = counters_view(&maps.counters()?);
+    let mut uses = HashMap::<u32, u64>::new();
+    for (_, entry) in maps.cgroups.entries()? {
+        *uses.entry(entry.policy).or_default() += 1;
+    }
+    let tree = Tree::open(Some(&saved.cgroup_root)).and_then(|tree| scan(&tree));
+    let path = |id: CgroupId| match &tree {
+        Ok(tree) => tree.path(id),
+        Err(_) => Some(format!("(id {id})")),
+    };
+    let set = saved.policies.iter().map(|policy| (&policy.name, policy));
+    let set: BTreeMap<_, _> = set.collect();
+    let numbered = saved.memory.policies.iter();
+    let numbered = numbered.filter_map(|(_, chain)| chain.first());
+    for name in numbered.chain(set.keys().copied()).collect::<BTreeSet<_>>() {
+        // One for each chain of policies behind it.
+        let numbers: Vec<u32> = saved
+            .memory
+            .policies
+            .starting_with(name)
+            .map(|(number, _)| number)
+            .collect();
+        let entry = match numbers.first() {
+            Some(number) => maps.policies.get(*number)?,
+            None => PolicyEntry::default(),
+        };
+        let written = set.get(name).copied();
+        // What a choice was made of is kept with its number.
+        let wish = saved.memory.choices.key(entry.choice);
+        let wish = wish.and_then(|inputs| inputs.first());
+        let (cgroup, unit) = written.map_or_else(Default::default, |w| matches(w, path));
         view.policies.push(PolicyView {
             name: name.to_string(),
-            origin: if written.is_some() {
-                Origin::User
-            } else {
-                Origin::Admin
+            origin: match written {
+                Some(policy) => origin(policy.origin),
+                None if name.as_str() == Name::DEFAULT_POLICY => Origin::Default,
+                None => Origin::Admin,
             },
-            cgroup: Vec::new(),
-            unit: Vec::new(),
+            cgroup,
+            unit,
             use_: written
-                .map(|policy| policy.use_.iter().map(ToString::to_string).collect())
+                .map(|policy| &policy.use_)
+                .or(wish.map(|stage| &stage.use_))
+                .map(|names| names.iter().map(ToString::to_string).collect())
                 .unwrap_or_default(),
-            strict: entry.flags & policy_flags::STRICT != 0,
-            otherwise: Otherwise::Block,
-            local_networks: if entry.flags & policy_flags::LOCAL_PASS != 0 {
-                LocalNetworks::Pass
-            } else {
-                LocalNetworks::Steer
-            },
-            priority: written.map_or(0, |policy| i64::from(policy.priority)),
+            strict: written.map_or(entry.flags & policy_flags::STRICT != 0, |p| p.strict),
+            otherwise: written
+                .map(|policy| policy.otherwise)
+                .or(wish.map(|stage| stage.otherwise))
+                .map(otherwise),
+            local_networks: local_networks(match written {
+                Some(policy) => policy.local_networks,
+                None if entry.flags & policy_flags::LOCAL_PASS != 0 => policy::LocalNetworks::Pass,
+                None => policy::LocalNetworks::Steer,
+            }),
+            priority: written.map(|policy| i64::from(policy.priority)),
             saved: written.is_none(),
-            cgroups: count as u64,
-            decision: decision(&pinned, &saved, entry)?,
+            cgroups: numbers.iter().filter_map(|number| uses.get(number)).sum(),
+            decision: if numbers.is_empty() {
+                nowhere()
+            } else {
+                decision(&maps, &saved, entry)?
+            },
             quarantined: None,
         });
     }
@@ -85,12 +125,15 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
     Ok(view)
 }
 
-fn decision(pinned: &Pinned, saved: &Saved, entry: PolicyEntry) -> anyhow::Result<DecisionView> {
-    let choice = pinned.maps.choices.get(entry.choice)?;
+fn decision(maps: &Tables, saved: &Saved, entry: PolicyEntry) -> anyhow::Result<DecisionView> {
+    let choice = maps.choices.get(entry.choice)?;
     let mut view = DecisionView {
         verdict: match choice.verdict {
             verdict::STEER => Verdict::Steer,
-            verdict::PASS => Verdict::Pass,
+            // Without a choice a strict policy is closed.
+            verdict::PASS if entry.choice != 0 || entry.flags & policy_flags::STRICT == 0 => {
+                Verdict::Pass
+            }
             _ => Verdict::Block,
         },
         domain: None,
@@ -103,7 +146,7 @@ fn decision(pinned: &Pinned, saved: &Saved, entry: PolicyEntry) -> anyhow::Resul
     if view.verdict != Verdict::Steer {
         return Ok(view);
     }
-    let domain = pinned.maps.domains.get(choice.domain)?;
+    let domain = maps.domains.get(choice.domain)?;
     view.domain = saved
         .memory
         .indices

@@ -16,9 +16,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::Daemon;
 use super::calls::{names, refused};
 use super::views::candidates;
+use super::{Daemon, Look};
 use crate::api::error::ApiError;
 use crate::api::methods::{Reply, Run, RunReply};
 use crate::api::server::Caller;
@@ -69,31 +69,25 @@ impl Runs {
         self.waiting.values().filter_map(|w| w.deadline).min()
     }
 
-    /// Lets go every waiting call whose policy now has a domain. Returns their places, to be watched.
-    pub(super) fn answer(&mut self, engine: &Engine) -> Vec<PathBuf> {
-        let mut places = Vec::new();
-        let ready: Vec<Name> = self
-            .waiting
-            .keys()
-            .filter(|name| domain(engine, name).is_some())
-            .cloned()
-            .collect();
-        for name in ready {
-            let Some(waiting) = self.waiting.remove(&name) else {
-                continue;
-            };
-            let reply = self.enter(&waiting).map(|()| {
-                Reply::Run(RunReply {
-                    cgroup: waiting.path.clone(),
-                    policy: name.to_string(),
-                    domain: domain(engine, &name).map(|n| n.to_string()),
-                })
-            });
-            // A caller that has gone is not in its place, which is then found empty.
-            let _gone = waiting.answer.send(reply);
-            places.push(waiting.place.directory);
-        }
-        places
+    /// The policies of the calls that wait.
+    pub(super) fn waiting(&self) -> Vec<Name> {
+        self.waiting.keys().cloned().collect()
+    }
+
+    /// Lets a waiting call go if its policy now has a domain. Returns its place, to be watched.
+    pub(super) fn answer(&mut self, name: &Name, engine: &Engine) -> Option<PathBuf> {
+        let domain = domain(engine, name)?;
+        let waiting = self.waiting.remove(name)?;
+        let reply = self.enter(&waiting).map(|()| {
+            Reply::Run(RunReply {
+                cgroup: waiting.path.clone(),
+                policy: name.to_string(),
+                domain: Some(domain.to_string()),
+            })
+        });
+        // A caller that has gone is not in its place, which is then found empty.
+        let _gone = waiting.answer.send(reply);
+        Some(waiting.place.directory)
     }
 
     fn make(&mut self, pid: i32) -> Result<(Name, Place), ApiError> {
@@ -164,7 +158,7 @@ impl Daemon {
             answer,
         };
         self.runs.waiting.insert(name.clone(), waiting);
-        if let Err(error) = self.commit().await {
+        if let Err(error) = self.converge(Look::Nothing).await {
             self.fail_run(&name, failed(&error));
         }
         self.expire_runs();
@@ -221,13 +215,19 @@ impl Daemon {
             .map(|(name, _)| name.clone())
             .collect();
         for name in over {
-            let error = match self.engine.decision(name.as_str()) {
-                Some(decision) => ApiError::NoDomainFits {
+            let refused = self.refused_of(&name, &self.engine.numbers(&name));
+            let error = match (refused, self.engine.decision(name.as_str())) {
+                (Some(words), _) => ApiError::Failed { reason: words },
+                // None was looked at: a strict policy cannot be enforced, and the reason is the kernel's.
+                (None, Some(decision)) if decision.candidates.is_empty() => ApiError::Failed {
+                    reason: decision.reason,
+                },
+                (None, Some(decision)) => ApiError::NoDomainFits {
                     policy: None,
                     reason: decision.reason.clone(),
                     candidates: candidates(&decision),
                 },
-                None => ApiError::Failed {
+                (None, None) => ApiError::Failed {
                     reason: "another policy holds for the new cgroup".to_owned(),
                 },
             };

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{info, warn};
 
-use super::Daemon;
+use super::{Daemon, Look};
 use crate::api::server::Call;
 use crate::datapath::{self, EventStream};
 use crate::netlink::{Notification, Watcher};
@@ -34,6 +34,10 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// The guard's drops are told this often for each policy.
 const GUARD_PAUSE: Duration = Duration::from_secs(10);
+
+/// The cgroup tree is read anew for lost events this often at most: any process that makes cgroups fast
+/// enough can cause these.
+const LOST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Pause after netlink could not be read.
 const WATCHER_PAUSE: Duration = Duration::from_millis(50);
@@ -62,7 +66,11 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
     let mut gather: Option<Instant> = None;
     let (mut retry, mut retry_pause): (Option<Instant>, _) = (None, RETRY);
     let mut routing_touched = false;
+    let (mut scan, mut scanned): (Option<Instant>, Option<Instant>) = (None, None);
     loop {
+        if daemon.dirty && gather.is_none() {
+            gather = Some(Instant::now() + GATHER);
+        }
         if daemon.reconciler.refused().is_empty() {
             (retry, retry_pause) = (None, RETRY);
         } else if retry.is_none() {
@@ -76,12 +84,12 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
             _ = interrupt.recv() => break,
             () = at(gather) => {
                 gather = None;
-                if std::mem::take(&mut routing_touched) {
-                    daemon.check_routing().await;
+                let look = if std::mem::take(&mut routing_touched) {
+                    Look::Routing
                 } else {
-                    daemon.commit_and_log().await;
-                }
-                continue;
+                    Look::Nothing
+                };
+                daemon.converge_and_log(look).await;
             }
             batch = inputs.watcher.next() => {
                 let batch = match batch {
@@ -122,11 +130,16 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
             () = at(daemon.retire_at) => daemon.retire_domains().await,
             () = at(retry) => {
                 retry = None;
-                daemon.check_all().await;
+                daemon.converge_and_log(Look::Everything).await;
+            }
+            () = at(scan) => {
+                (scan, scanned) = (None, Some(Instant::now()));
+                daemon.check_root()?;
+                daemon.converge_and_log(Look::Everything).await;
             }
             _ = check.tick() => {
                 daemon.check_root()?;
-                daemon.check_all().await;
+                daemon.converge_and_log(Look::Everything).await;
             }
             // Last, because any process may cause these without end.
             event = inputs.events.next() => {
@@ -135,6 +148,10 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                     let Some(event) = inputs.events.try_next() else { break };
                     daemon.kernel_event(event);
                 }
+                if daemon.lost_events() && scan.is_none() {
+                    let now = Instant::now();
+                    scan = Some(scanned.map_or(now, |last| now.max(last + LOST_PAUSE)));
+                }
                 // A cgroup below a strict glob is closed until it is decided, and one that was removed
                 // may be made again at once: what is in the ring is burst enough.
                 if daemon.dirty {
@@ -142,9 +159,6 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                     gather = Some(Instant::now());
                 }
             }
-        }
-        if daemon.dirty && gather.is_none() {
-            gather = Some(Instant::now() + GATHER);
         }
     }
     inputs.server.abort();
@@ -201,6 +215,25 @@ impl Daemon {
             datapath::Event::Guard(event) => self.guard_dropped(&event),
         }
     }
+
+    /// Whether events were lost since this was asked last. Behind the last one that was lost there is
+    /// always one in the ring, which was full, so that asking after each turn misses none.
+    fn lost_events(&mut self) -> bool {
+        let lost = match self.reconciler.counters() {
+            Ok(counters) => counters.events_lost,
+            Err(error) => {
+                warn!("{}", chain(&error));
+                return false;
+            }
+        };
+        let more = lost.saturating_sub(self.events_lost);
+        if more > 0 {
+            warn!("{more} events of the kernel programs were lost: everything is read again");
+        }
+        self.events_lost = lost;
+        more > 0
+    }
+
     /// A cgroup is gone, and with it the policies that were set for it alone.
     fn cgroup_removed(&mut self, id: CgroupId) {
         let policies = self.engine.state().api_policies.values();

@@ -14,15 +14,16 @@ use steer_core::engine::Engine;
 use steer_core::plan::rules::offset;
 use steer_core::policy::{Match, Policy};
 use steer_core::state::{Event, State};
+use steer_core::steps::Step;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::runs::Runs;
 use super::serve::Inputs;
-use super::{Daemon, Options, RETIRE_PAUSE, Saved, files, scan, state_file};
+use super::{Daemon, Look, Options, RETIRE_PAUSE, Saved, files, scan, state_file};
 use crate::api::server::Server;
 use crate::cgroup::{EmptyWatch, OwnCgroup, Tree, id_of};
-use crate::datapath::{self, Datapath, PIN_ROOT};
+use crate::datapath::{self, Datapath, PIN_ROOT, Pinned};
 use crate::netlink::{Notification, OwnRange, Routing, Watcher};
 use crate::reconcile::{Reconciler, Sysctls, chain};
 use crate::statefile::{self, StateFile};
@@ -86,10 +87,13 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         retire_pause: RETIRE_PAUSE,
         guard_told: HashMap::new(),
         dirty: false,
+        rescan: false,
+        events_lost: 0,
     };
+    daemon.events_lost = daemon.reconciler.counters()?.events_lost;
     daemon.adopt_runs();
-    daemon.commit().await?;
-    daemon.check_all().await;
+    daemon.fill().await?;
+    daemon.converge(Look::Everything).await?;
     info!(
         cgroup_root = %daemon.tree.root().display(),
         policies = daemon.engine.state().policies().count(),
@@ -102,6 +106,52 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         server: tokio::task::spawn_local(server.run()),
     };
     Ok((daemon, inputs))
+}
+
+/// Rounds of [`Daemon::fill`]: each finds cgroups that were made during the one before.
+const FILL_ROUNDS: usize = 8;
+
+impl Daemon {
+    /// Writes all that the programs read before anything is attached or taken over.
+    ///
+    /// The programs of another version tell their own maps of new cgroups. So the first round attaches
+    /// those that tell the new maps, and the next ones find what was made before.
+    async fn fill(&mut self) -> anyhow::Result<()> {
+        for _ in 0..FILL_ROUNDS {
+            self.read_cgroups();
+            self.engine.settle();
+            self.reconciler.remember_settings(self.engine.plan());
+            self.keep()?;
+            if !self.reconciler.fill(self.engine.plan()).await? {
+                break;
+            }
+        }
+        let refused = self.reconciler.refused().iter();
+        let mut entries = refused.filter(|(step, _)| is_entry(step));
+        if self.reconciler.takes_over()?
+            && let Some((step, words)) = entries.next()
+        {
+            bail!(
+                "the kernel refused {step:?} ({words}): what another version of steer put in force \
+                 stays in force; start that version again, or give it up by `steer detach`"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Whether a step writes what programs read.
+fn is_entry(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::AddSource(..)
+            | Step::SetLocal(..)
+            | Step::SetDomain(..)
+            | Step::SetChoice(..)
+            | Step::SetPolicy(..)
+            | Step::SetName(..)
+            | Step::SetCgroup(..)
+    )
 }
 
 /// Reads and checks the files.
@@ -129,12 +179,16 @@ fn read_state(file: &StateFile, pin_root: &Path) -> anyhow::Result<Saved> {
         Err(error) => return Err(error.into()),
     };
     let strict = match datapath::read_pinned(pin_root)? {
-        Some(pinned) => {
-            let policies = pinned.maps.policies.entries()?;
+        Some(Pinned {
+            maps: Some(maps), ..
+        }) => {
+            let policies = maps.policies.entries()?;
             policies
                 .iter()
                 .any(|(_, policy)| policy.flags & policy_flags::STRICT != 0)
         }
+        // Another version's, which it alone can read.
+        Some(pinned) => !pinned.hooks.is_empty(),
         None => false,
     };
     if strict {

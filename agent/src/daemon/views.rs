@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use steer_core::domains::{Domain, DomainOrigin, DomainState};
-use steer_core::ids::{DomainIndex, IfIndex};
+use steer_core::ids::{CgroupId, DomainIndex, IfIndex, PolicyId};
 use steer_core::name::Name;
 use steer_core::network::LinkKind;
 use steer_core::plan::Family;
 use steer_core::policy::{self, Match, Policy};
 use steer_core::select::{self, Decision};
+use steer_core::steps::Step;
 
 use super::Daemon;
 use crate::api::types::{
@@ -23,22 +24,10 @@ impl Daemon {
     pub(super) fn policy_view(&self, policy: &Policy) -> PolicyView {
         let engine = &self.engine;
         let name = policy.name.as_str();
-        let mut cgroup = Vec::new();
-        let mut unit = Vec::new();
-        for m in &policy.matches {
-            match m {
-                Match::Cgroup(pattern) => cgroup.push(pattern.as_str().to_owned()),
-                Match::Unit(name) => unit.push(name.as_str().to_owned()),
-                Match::CgroupId(id) => cgroup.push(
-                    engine
-                        .state()
-                        .cgroups
-                        .path(*id)
-                        .unwrap_or_else(|| format!("(id {id}, gone)")),
-                ),
-            }
-        }
+        let (cgroup, unit) = matches(policy, |id| engine.state().cgroups.path(id));
         let decision = engine.decision(name);
+        let numbers = engine.numbers(&policy.name);
+        let refused = self.refused_of(&policy.name, &numbers);
         PolicyView {
             name: name.to_owned(),
             origin: origin(policy.origin),
@@ -46,37 +35,39 @@ impl Daemon {
             unit,
             use_: policy.use_.iter().map(ToString::to_string).collect(),
             strict: policy.strict,
-            otherwise: match policy.otherwise {
-                policy::Otherwise::Block => Otherwise::Block,
-                policy::Otherwise::Pass => Otherwise::Pass,
-                policy::Otherwise::Next => Otherwise::Next,
-            },
-            local_networks: match policy.local_networks {
-                policy::LocalNetworks::Pass => LocalNetworks::Pass,
-                policy::LocalNetworks::Steer => LocalNetworks::Steer,
-            },
-            priority: i64::from(policy.priority),
+            otherwise: Some(otherwise(policy.otherwise)),
+            local_networks: local_networks(policy.local_networks),
+            priority: Some(i64::from(policy.priority)),
             saved: engine.state().config.policies.contains_key(&policy.name),
-            cgroups: engine.cgroup_count(&policy.name) as u64,
+            cgroups: self.cgroups_in_force(policy, &numbers) as u64,
             decision: self.decision_view(decision.as_ref()),
             quarantined: engine
                 .conflicts_of(&policy.name)
                 .next()
-                .map(|w| w.to_string()),
+                .map(|w| w.to_string())
+                .or(refused),
         }
+    }
+
+    /// Cgroups that a policy is in force for, as far as the kernel took it.
+    fn cgroups_in_force(&self, policy: &Policy, numbers: &[PolicyId]) -> usize {
+        let mut count = self.engine.cgroup_count(&policy.name);
+        let refused = self.reconciler.refused().iter();
+        for (step, _) in refused.filter(|(step, _)| self.rests_on(&policy.name, numbers, step)) {
+            count = match step {
+                Step::SetCgroup(_, entry) if numbers.contains(&PolicyId(entry.policy)) => {
+                    count.saturating_sub(1)
+                }
+                Step::Attach(_) | Step::SetPolicy(..) => 0,
+                _ => count,
+            };
+        }
+        count
     }
 
     fn decision_view(&self, decision: Option<&Decision>) -> DecisionView {
         let Some(decision) = decision else {
-            return DecisionView {
-                verdict: Verdict::Pass,
-                domain: None,
-                interface: None,
-                source4: None,
-                source6: None,
-                reason: "it is in force for no cgroup".to_owned(),
-                candidates: Vec::new(),
-            };
+            return nowhere();
         };
         let domain = decision
             .domain()
@@ -203,6 +194,52 @@ impl Daemon {
     }
 }
 
+/// What a policy matches: cgroups, then units.
+pub(super) fn matches(
+    policy: &Policy,
+    path: impl Fn(CgroupId) -> Option<String>,
+) -> (Vec<String>, Vec<String>) {
+    let (mut cgroup, mut unit) = (Vec::new(), Vec::new());
+    for m in &policy.matches {
+        match m {
+            Match::Cgroup(pattern) => cgroup.push(pattern.as_str().to_owned()),
+            Match::Unit(name) => unit.push(name.as_str().to_owned()),
+            Match::CgroupId(id) => {
+                cgroup.push(path(*id).unwrap_or_else(|| format!("(id {id}, gone)")));
+            }
+        }
+    }
+    (cgroup, unit)
+}
+
+/// The decision for a policy that no cgroup has.
+pub(super) fn nowhere() -> DecisionView {
+    DecisionView {
+        verdict: Verdict::Pass,
+        domain: None,
+        interface: None,
+        source4: None,
+        source6: None,
+        reason: "it is in force for no cgroup".to_owned(),
+        candidates: Vec::new(),
+    }
+}
+
+pub(super) fn otherwise(otherwise: policy::Otherwise) -> Otherwise {
+    match otherwise {
+        policy::Otherwise::Block => Otherwise::Block,
+        policy::Otherwise::Pass => Otherwise::Pass,
+        policy::Otherwise::Next => Otherwise::Next,
+    }
+}
+
+pub(super) fn local_networks(local: policy::LocalNetworks) -> LocalNetworks {
+    match local {
+        policy::LocalNetworks::Pass => LocalNetworks::Pass,
+        policy::LocalNetworks::Steer => LocalNetworks::Steer,
+    }
+}
+
 pub(super) fn candidates(decision: &Decision) -> Vec<Candidate> {
     let view = |c: &select::Candidate| Candidate {
         domain: c.domain.to_string(),
@@ -228,7 +265,7 @@ pub(super) fn counters_view(counters: &Counters) -> BTreeMap<String, u64> {
     .into()
 }
 
-fn origin(origin: policy::Origin) -> Origin {
+pub(super) fn origin(origin: policy::Origin) -> Origin {
     match origin {
         policy::Origin::App => Origin::App,
         policy::Origin::User => Origin::User,

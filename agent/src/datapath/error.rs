@@ -5,6 +5,7 @@ use std::{io, path::PathBuf};
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
 use super::btf::BtfError;
+use crate::netlink::Refusal;
 
 /// An error of the datapath. Texts name the operation and its object; the cause is the source.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +49,17 @@ pub enum Error {
         /// Why it failed.
         #[source]
         source: io::Error,
+    },
+    /// A filter of a kernel without tcx was refused.
+    #[error("{operation} {object}")]
+    Filter {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        object: String,
+        /// Why it failed.
+        #[source]
+        source: Refusal,
     },
     /// The cookie of the network namespace is not to be had.
     #[error("read the cookie of the network namespace (SO_NETNS_COOKIE, Linux 5.14)")]
@@ -114,6 +126,19 @@ impl Error {
     ) -> impl FnOnce(io::Error) -> Self {
         let object = object.into();
         move |source| Self::Kernel {
+            operation,
+            object,
+            source,
+        }
+    }
+
+    /// For `map_err` on a request about a filter.
+    pub(super) fn filter(
+        operation: &'static str,
+        object: impl Into<String>,
+    ) -> impl FnOnce(Refusal) -> Self {
+        let object = object.into();
+        move |source| Self::Filter {
             operation,
             object,
             source,

@@ -1,18 +1,21 @@
 //! Attachments: made, pinned, taken over from an earlier agent, and removed.
 //!
-//! The pins are the record; nothing is kept in memory. A program is replaced without a gap: cgroup and
-//! tcx links by one atomic update, tracepoints by attaching the new program before the old one goes
-//! (both running for a moment, which they bear).
+//! The pins are the record; nothing is kept in memory. An attachment counts as made when its link runs a
+//! program of this agent: what an earlier agent left, of this layout or another, stays in force until it
+//! is asked for, and is then taken over without a gap. Cgroup and tcx links get the new program by one
+//! atomic update and move into this layout's directory, filters are replaced in place, and beside a
+//! tracepoint's program a new one is attached before the old one goes (both running for a moment, which
+//! they bear). Cut short anywhere, each hook runs the one program or the other.
 
 use std::{
     collections::BTreeSet,
     fs::{self, File},
     io,
     os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd as _, OwnedFd},
         unix::fs::MetadataExt as _,
     },
-    path::{Path, PathBuf},
+    path::Path,
     sync::Once,
 };
 
@@ -20,93 +23,18 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use steer_core::plan::Hook;
 
 use super::{
-    clsact::{self, Filters, Parent},
+    attachment::{Attachment, Side},
+    clsact::Filters,
     error::{Error, Result},
-    hook, pins,
-    program::{GUARD, INGRESS_MARK, Programs},
-    sys::{self, AttachType, LinkTarget},
+    hook,
+    pins::{self, Layout, Layouts},
+    program::Programs,
+    sys::{self, LinkTarget},
 };
 
-/// A side of an interface at which a packet program runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    /// The guard, at egress.
-    Guard,
-    /// The marking of arrivals, at ingress.
-    Ingress,
-}
-
-impl Side {
-    const ALL: [Self; 2] = [Self::Guard, Self::Ingress];
-
-    const fn prefix(self) -> &'static str {
-        match self {
-            Self::Guard => "guard-",
-            Self::Ingress => "ingress-",
-        }
-    }
-
-    const fn program(self) -> &'static str {
-        match self {
-            Self::Guard => GUARD,
-            Self::Ingress => INGRESS_MARK,
-        }
-    }
-
-    /// Where kernels without tcx have it.
-    const fn parent(self) -> Parent {
-        match self {
-            Self::Guard => clsact::EGRESS,
-            Self::Ingress => clsact::INGRESS,
-        }
-    }
-
-    /// `BPF_TCX_EGRESS` or `BPF_TCX_INGRESS`.
-    const fn attach_type(self) -> AttachType {
-        AttachType(match self {
-            Self::Ingress => 46,
-            Self::Guard => 47,
-        })
-    }
-}
-
-/// Something that can be attached, as its pin's name says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Attachment {
-    Hook(Hook),
-    Interface(Side, u32),
-}
-
-impl Attachment {
-    fn name(self) -> String {
-        match self {
-            Self::Hook(hook) => hook.name().to_owned(),
-            Self::Interface(side, ifindex) => format!("{}{ifindex}", side.prefix()),
-        }
-    }
-
-    fn from_name(name: &str) -> Option<Self> {
-        if let Some(hook) = Hook::from_name(name) {
-            return Some(Self::Hook(hook));
-        }
-        Side::ALL.into_iter().find_map(|side| {
-            let ifindex = name.strip_prefix(side.prefix())?.parse().ok()?;
-            Some(Self::Interface(side, ifindex))
-        })
-    }
-
-    const fn program(self) -> &'static str {
-        match self {
-            Self::Hook(hook) => hook::program(hook),
-            Self::Interface(side, _) => side.program(),
-        }
-    }
-}
-
-/// The pinned attachments of one layout.
+/// The attachments of this agent's layout, and those that other layouts left.
 pub(super) struct Links {
-    directory: PathBuf,
-    filters: PathBuf,
+    layouts: Layouts,
     cgroup: File,
     cgroup_id: u64,
     programs: Programs,
@@ -114,13 +42,8 @@ pub(super) struct Links {
 }
 
 impl Links {
-    /// Takes over every attachment in `directory`: those that stand get `programs`, those whose cgroup
-    /// or interface is gone, or is another than `cgroup_root`, are made anew or dropped.
-    pub(super) fn adopt(
-        directory: PathBuf,
-        cgroup_root: &Path,
-        programs: Programs,
-    ) -> Result<Self> {
+    /// For the attachments in `layouts`, with `programs`; hooks belong to `cgroup_root`.
+    pub(super) fn new(layouts: Layouts, cgroup_root: &Path, programs: Programs) -> Result<Self> {
         let not_cgroup = || Error::NotCgroup2 {
             path: cgroup_root.to_owned(),
         };
@@ -133,40 +56,39 @@ impl Links {
         if found.filesystem_type() != CGROUP2_SUPER_MAGIC || !metadata.is_dir() {
             return Err(not_cgroup());
         }
-        // The inode number of a cgroup's directory is the cgroup's id.
-        let links = Self {
-            filters: directory.with_file_name(pins::FILTERS),
-            directory,
+        Ok(Self {
+            layouts,
             cgroup,
+            // The inode number of a cgroup's directory is the cgroup's id.
             cgroup_id: metadata.ino(),
             programs,
             refusal_told: Once::new(),
-        };
-        for (name, path) in pins::list(&links.directory)? {
-            match Attachment::from_name(&name) {
-                Some(attachment) => links.renew(attachment)?,
-                None => remove_pin(&name, &path)?,
-            }
-        }
-        for (name, _) in pins::list(&links.filters)? {
-            match Attachment::from_name(&name) {
-                Some(Attachment::Interface(side, ifindex)) => {
-                    links.renew_filter(side, ifindex)?;
-                }
-                _ => continue,
-            }
-        }
-        Ok(links)
+        })
     }
 
-    /// The hooks that are attached.
+    /// The hooks at which a program of this agent runs.
     pub(super) fn hooks(&self) -> Result<BTreeSet<Hook>> {
-        hooks(&self.directory)
+        let mut hooks = BTreeSet::new();
+        for hook in Hook::ALL {
+            if self.runs(Attachment::Hook(hook))? {
+                hooks.insert(hook);
+            }
+        }
+        Ok(hooks)
     }
 
-    /// The interfaces at which a program is attached.
-    pub(super) fn interfaces(&self, side: Side) -> Result<BTreeSet<u32>> {
-        interfaces(&self.directory, side)
+    /// The interfaces at which a program of this agent runs.
+    pub(super) fn interfaces(&self, wanted: Side) -> Result<BTreeSet<u32>> {
+        let own = self.layouts.own();
+        let mut interfaces = own.interfaces(wanted)?;
+        let mut gone = Vec::new();
+        for ifindex in &interfaces {
+            if !self.runs(Attachment::Interface(wanted, *ifindex))? {
+                gone.push(*ifindex);
+            }
+        }
+        interfaces.retain(|ifindex| !gone.contains(ifindex));
+        Ok(interfaces)
     }
 
     /// Whether the kernel can have the hook.
@@ -194,89 +116,114 @@ impl Links {
         self.set(Attachment::Interface(side, ifindex), attached)
     }
 
-    fn set(&self, attachment: Attachment, attached: bool) -> Result<()> {
-        if !attached {
-            remove_pin(&attachment.name(), &self.path(attachment))?;
-            return match attachment {
-                Attachment::Interface(..) => remove_filter(&self.filters, &attachment.name()),
-                Attachment::Hook(_) => Ok(()),
+    /// Removes every attachment that does not run a program of this agent, then the layouts of other
+    /// versions.
+    ///
+    /// To be called when all that should be attached is.
+    pub(super) fn sweep(&self) -> Result<()> {
+        let own = self.layouts.own();
+        for (name, path) in pins::list(&own.links())? {
+            let runs = match Attachment::from_name(&name) {
+                Some(attachment) => self.runs(attachment)?,
+                None => false,
             };
+            if !runs {
+                remove_pin(&name, &path)?;
+            }
         }
-        if let Attachment::Interface(side, ifindex) = attachment
-            && self
-                .filters()
-                .interfaces(side.prefix(), side.parent())?
-                .contains(&ifindex)
-        {
-            return Ok(());
-        }
-        match self.pinned(attachment)? {
-            Some(link) if self.stands(attachment, link.as_fd())? => Ok(()),
-            _ => self.attach(attachment),
-        }
-    }
-
-    /// Puts this agent's program behind a pinned attachment.
-    fn renew(&self, attachment: Attachment) -> Result<()> {
-        let Some(link) = self.pinned(attachment)? else {
-            return Ok(());
+        let filters = own.filters();
+        let filters = Filters {
+            directory: &filters,
         };
-        if let Attachment::Hook(hook) = attachment
-            && !self.supports(hook)
-        {
-            return remove_pin(&attachment.name(), &self.path(attachment));
+        for side in Side::ALL {
+            for ifindex in filters.recorded(side)? {
+                if !self.runs(Attachment::Interface(side, ifindex))? {
+                    filters.detach(side, ifindex)?;
+                }
+            }
         }
-        let updatable = !matches!(sys::link_target(link.as_fd()), Ok(LinkTarget::Tracepoint));
-        if self.stands(attachment, link.as_fd())? && updatable {
-            let program = self.programs.get(attachment.program());
-            return sys::link_update(link.as_fd(), program)
-                .map_err(Error::kernel("replace the program of", attachment.name()));
+        for other in self.layouts.others()? {
+            let records = other.filters();
+            filters.inherit(&Filters {
+                directory: &records,
+            })?;
+            let removed = other.remove()?;
+            tracing::info!(
+                layout = %other,
+                links = removed.links,
+                "took over from another version of steer"
+            );
         }
-        match attachment {
-            Attachment::Hook(_) => self.attach(attachment),
-            // The interface is gone; its number may mean another one already.
-            Attachment::Interface(..) => pins::unlink(&self.path(attachment)),
-        }
+        Ok(())
     }
 
-    /// Puts this agent's program into a recorded filter.
-    fn renew_filter(&self, side: Side, ifindex: u32) -> Result<()> {
-        let name = Attachment::Interface(side, ifindex).name();
-        let filters = self.filters();
-        if filters
-            .interfaces(side.prefix(), side.parent())?
-            .contains(&ifindex)
-        {
-            filters.attach(
-                &name,
-                side.parent(),
-                ifindex,
-                self.programs.get(side.program()),
-            )
-        } else {
-            filters.detach(&name, side.parent(), ifindex)
+    fn set(&self, attachment: Attachment, attached: bool) -> Result<()> {
+        if attached {
+            return self.ensure(attachment);
         }
+        let name = attachment.name();
+        for layout in self.layouts.all()? {
+            remove_pin(&name, &layout.links().join(&name))?;
+            if let Attachment::Interface(side, ifindex) = attachment {
+                let filters = layout.filters();
+                Filters {
+                    directory: &filters,
+                }
+                .detach(side, ifindex)?;
+            }
+        }
+        Ok(())
     }
 
-    /// Makes and pins an attachment, then drops the one that was pinned there, if any.
-    fn attach(&self, attachment: Attachment) -> Result<()> {
-        let link = match (self.link(attachment), attachment) {
+    /// Has this agent's program run at `attachment`: taken over, or made.
+    fn ensure(&self, attachment: Attachment) -> Result<()> {
+        if self.runs(attachment)? {
+            return Ok(());
+        }
+        let name = attachment.name();
+        let program = self.programs.get(attachment.program());
+        let own = self.layouts.own().links().join(&name);
+        for layout in self.layouts.all()? {
+            if let Attachment::Interface(side, ifindex) = attachment
+                && layout.has_filter(side, ifindex)
+            {
+                return self.attach_filter(side, ifindex);
+            }
+            let path = layout.links().join(&name);
+            let Some(link) = open(&path)? else { continue };
+            let (_, target) = state(&name, &link)?;
+            if target == LinkTarget::Tracepoint || !attachment.is_at(target, self.cgroup_id) {
+                continue;
+            }
+            sys::link_update(link.as_fd(), program)
+                .map_err(Error::kernel("replace the program of", &name))?;
+            if path != own {
+                fs::rename(&path, &own).map_err(Error::file("take pin over as", own))?;
+            }
+            return Ok(());
+        }
+        match (self.link(attachment), attachment) {
             // What kernels without tcx say to its attach types.
             (Err(error), Attachment::Interface(side, ifindex))
                 if error.raw_os_error() == Some(libc::EINVAL) =>
             {
-                let program = self.programs.get(attachment.program());
-                return self
-                    .filters()
-                    .attach(&attachment.name(), side.parent(), ifindex, program);
+                self.attach_filter(side, ifindex)
             }
-            (link, _) => link.map_err(Error::kernel("attach", attachment.name()))?,
-        };
-        let path = self.path(attachment);
-        let fresh = self.directory.join(format!("{FRESH}{}", attachment.name()));
-        pins::unlink(&fresh)?;
-        sys::pin(link.as_fd(), &fresh).map_err(Error::file("pin", &fresh))?;
-        fs::rename(&fresh, &path).map_err(Error::file("publish pin", path))
+            (link, _) => {
+                let link = link.map_err(Error::kernel("attach", name))?;
+                // The one that was pinned there, if any, ends with its pin.
+                pins::replace(link.as_fd(), &own)
+            }
+        }
+    }
+
+    fn attach_filter(&self, side: Side, ifindex: u32) -> Result<()> {
+        let program = Attachment::Interface(side, ifindex).program();
+        let filters = self.layouts.own().filters();
+        Filters {
+            directory: &filters,
+        }
+        .attach(side, ifindex, self.programs.get(program))
     }
 
     fn link(&self, attachment: Attachment) -> io::Result<OwnedFd> {
@@ -292,91 +239,77 @@ impl Links {
         }
     }
 
-    fn filters(&self) -> Filters<'_> {
-        Filters {
-            directory: &self.filters,
-        }
-    }
-
-    fn path(&self, attachment: Attachment) -> PathBuf {
-        self.directory.join(attachment.name())
-    }
-
-    fn pinned(&self, attachment: Attachment) -> Result<Option<OwnedFd>> {
-        open(&self.path(attachment))
-    }
-
-    /// Whether a link is attached where it should be.
-    fn stands(&self, attachment: Attachment, link: BorrowedFd<'_>) -> Result<bool> {
-        let target = sys::link_target(link)
-            .map_err(Error::kernel("read the properties of", attachment.name()))?;
-        Ok(match (attachment, target) {
-            (Attachment::Hook(hook), LinkTarget::Cgroup { id, attach_type }) => {
-                id == self.cgroup_id && hook::attach_type(hook) == Some(attach_type)
+    /// Whether a program of this agent runs there, and this layout has the pin.
+    fn runs(&self, attachment: Attachment) -> Result<bool> {
+        let Some(wanted) = self.programs.id(attachment.program()) else {
+            return Ok(false);
+        };
+        let own = self.layouts.own();
+        if let Attachment::Interface(side, ifindex) = attachment {
+            let filters = own.filters();
+            let filters = Filters {
+                directory: &filters,
+            };
+            if filters.program(side, ifindex) == Some(wanted) {
+                return Ok(true);
             }
-            (Attachment::Hook(hook), LinkTarget::Tracepoint) => hook::attach_type(hook).is_none(),
-            (
-                Attachment::Interface(side, wanted),
-                LinkTarget::Tcx {
-                    ifindex,
-                    attach_type,
-                },
-            ) => ifindex == wanted && attach_type == side.attach_type(),
-            _ => false,
-        })
-    }
-}
-
-/// Prefix of a pin that is about to replace another.
-const FRESH: &str = "fresh-";
-
-/// The hooks that are pinned in `directory` and whose cgroup is there.
-pub(super) fn hooks(directory: &Path) -> Result<BTreeSet<Hook>> {
-    let mut hooks = BTreeSet::new();
-    for (name, path) in pins::list(directory)? {
-        let Some(Attachment::Hook(hook)) = Attachment::from_name(&name) else {
-            continue;
-        };
-        if !matches!(
-            target(&name, &path)?,
-            Some(LinkTarget::Cgroup { id: 0, .. }) | None
-        ) {
-            hooks.insert(hook);
         }
-    }
-    Ok(hooks)
-}
-
-/// The interfaces whose attachments are pinned in `directory` and that are there.
-pub(super) fn interfaces(directory: &Path, wanted: Side) -> Result<BTreeSet<u32>> {
-    let filters = directory.with_file_name(pins::FILTERS);
-    let mut interfaces = Filters {
-        directory: &filters,
-    }
-    .interfaces(wanted.prefix(), wanted.parent())?;
-    for (name, path) in pins::list(directory)? {
-        let Some(Attachment::Interface(side, ifindex)) = Attachment::from_name(&name) else {
-            continue;
+        let name = attachment.name();
+        let Some(link) = open(&own.links().join(&name))? else {
+            return Ok(false);
         };
-        if side == wanted
-            && !matches!(
-                target(&name, &path)?,
-                Some(LinkTarget::Tcx { ifindex: 0, .. }) | None
-            )
-        {
-            interfaces.insert(ifindex);
-        }
+        let (program, target) = state(&name, &link)?;
+        Ok(program == wanted && attachment.is_at(target, self.cgroup_id))
     }
-    Ok(interfaces)
 }
 
-fn target(name: &str, path: &Path) -> Result<Option<LinkTarget>> {
-    match open(path)? {
-        Some(link) => sys::link_target(link.as_fd())
-            .map(Some)
-            .map_err(Error::kernel("read the properties of", name)),
-        None => Ok(None),
+impl Layout {
+    /// The hooks that are pinned here and whose cgroup is there, whoever's program they run.
+    pub(super) fn hooks(&self) -> Result<BTreeSet<Hook>> {
+        let mut hooks = BTreeSet::new();
+        for (name, path) in pins::list(&self.links())? {
+            if let Some(Attachment::Hook(hook)) = Attachment::from_name(&name)
+                && let Some(link) = open(&path)?
+                && !matches!(state(&name, &link)?.1, LinkTarget::Cgroup { id: 0, .. })
+            {
+                hooks.insert(hook);
+            }
+        }
+        Ok(hooks)
     }
+
+    /// The interfaces whose attachments are pinned or recorded here and that are there, whoever's
+    /// program they run.
+    pub(super) fn interfaces(&self, wanted: Side) -> Result<BTreeSet<u32>> {
+        let filters = self.filters();
+        let filters = Filters {
+            directory: &filters,
+        };
+        let mut interfaces = filters.recorded(wanted)?;
+        interfaces.retain(|ifindex| filters.has(wanted, *ifindex));
+        for (name, path) in pins::list(&self.links())? {
+            if let Some(Attachment::Interface(side, ifindex)) = Attachment::from_name(&name)
+                && side == wanted
+                && let Some(link) = open(&path)?
+                && !matches!(state(&name, &link)?.1, LinkTarget::Tcx { ifindex: 0, .. })
+            {
+                interfaces.insert(ifindex);
+            }
+        }
+        Ok(interfaces)
+    }
+
+    fn has_filter(&self, side: Side, ifindex: u32) -> bool {
+        let filters = self.filters();
+        Filters {
+            directory: &filters,
+        }
+        .has(side, ifindex)
+    }
+}
+
+fn state(name: &str, link: &OwnedFd) -> Result<(u32, LinkTarget)> {
+    sys::link_state(link.as_fd()).map_err(Error::kernel("read the properties of", name))
 }
 
 fn open(path: &Path) -> Result<Option<OwnedFd>> {
@@ -393,11 +326,11 @@ pub(super) fn remove_pin(name: &str, path: &Path) -> Result<()> {
         match sys::link_detach(link.as_fd()) {
             Ok(()) => {}
             // Tracing links detach when their last user is gone; a link whose cgroup or interface is
-            // gone is detached already.
+            // gone is detached already; and what is no link has nothing to detach.
             Err(error)
                 if matches!(
                     error.raw_os_error(),
-                    Some(libc::EOPNOTSUPP | libc::ENOLINK | libc::ENODEV)
+                    Some(libc::EOPNOTSUPP | libc::ENOLINK | libc::ENODEV | libc::EINVAL)
                 ) => {}
             Err(error) => return Err(Error::kernel("detach", name)(error)),
         }
@@ -408,9 +341,7 @@ pub(super) fn remove_pin(name: &str, path: &Path) -> Result<()> {
 /// Detaches the filter that is recorded as `name` in `directory`, if it is.
 pub(super) fn remove_filter(directory: &Path, name: &str) -> Result<()> {
     match Attachment::from_name(name) {
-        Some(Attachment::Interface(side, ifindex)) => {
-            Filters { directory }.detach(name, side.parent(), ifindex)
-        }
+        Some(Attachment::Interface(side, ifindex)) => Filters { directory }.detach(side, ifindex),
         _ => pins::unlink(&directory.join(name)),
     }
 }

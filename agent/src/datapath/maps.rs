@@ -9,12 +9,13 @@ use std::{
 
 use bytemuck::Pod;
 use steer_common::{
-    CgroupEntry, ChoiceEntry, DomainEntry, EVENT_RING_BYTES, FlowState, LocalEntry, LocalKey4,
+    CgroupEntry, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, LocalEntry, LocalKey4,
     LocalKey6, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED, MAX_INGRESS, MAX_LOCALS,
-    MAX_POLICIES, MAX_SOURCES, PolicyEntry, SourceKey, counter,
+    MAX_NAMES, MAX_POLICIES, MAX_SOURCES, NameKey, PolicyEntry, SourceKey, counter,
 };
 
 use super::{
+    domains::Domains,
     error::{Error, Result},
     sys,
 };
@@ -46,23 +47,25 @@ const fn spec<K, V>(name: &'static str, kind: u32, max_entries: u32) -> MapSpec 
 }
 
 const CGROUPS: MapSpec = spec::<u64, CgroupEntry>("CGROUPS", HASH, MAX_CGROUPS);
+const NAMES: MapSpec = spec::<NameKey, CgroupEntry>("NAMES", HASH, MAX_NAMES);
 const POLICIES: MapSpec = spec::<u32, PolicyEntry>("POLICIES", ARRAY, MAX_POLICIES);
 const CHOICES: MapSpec = spec::<u32, ChoiceEntry>("CHOICES", ARRAY, MAX_CHOICES);
-const DOMAINS: MapSpec = spec::<u32, DomainEntry>("DOMAINS", ARRAY, MAX_DOMAINS);
+const DOMAINS: MapSpec = spec::<u32, DomainSlots>("DOMAINS", ARRAY, MAX_DOMAINS);
 const SOURCES: MapSpec = spec::<SourceKey, u8>("SOURCES", HASH, MAX_SOURCES);
 const LOCALS4: MapSpec = spec::<LocalKey4, LocalEntry>("LOCALS4", LPM_TRIE, MAX_LOCALS);
 const LOCALS6: MapSpec = spec::<LocalKey6, LocalEntry>("LOCALS6", LPM_TRIE, MAX_LOCALS);
 const INGRESS: MapSpec = spec::<u32, u32>("INGRESS", HASH, MAX_INGRESS);
 const GUARDED: MapSpec = spec::<u32, u8>("GUARDED", HASH, MAX_GUARDED);
 const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", PERCPU_ARRAY, counter::COUNT);
-const FLOWS: MapSpec = spec::<i32, FlowState>("FLOWS", SK_STORAGE, 0);
+/// What sockets remember.
+pub(super) const FLOWS: MapSpec = spec::<i32, FlowState>("FLOWS", SK_STORAGE, 0);
 /// The ring of events.
 pub(super) const EVENTS: MapSpec = spec::<(), ()>("EVENTS", RINGBUF, EVENT_RING_BYTES);
 
 /// Every map there is.
-pub(super) const MAPS: [MapSpec; 12] = [
-    CGROUPS, POLICIES, CHOICES, DOMAINS, SOURCES, LOCALS4, LOCALS6, INGRESS, GUARDED, COUNTERS,
-    FLOWS, EVENTS,
+pub(super) const MAPS: [MapSpec; 13] = [
+    CGROUPS, NAMES, POLICIES, CHOICES, DOMAINS, SOURCES, LOCALS4, LOCALS6, INGRESS, GUARDED,
+    COUNTERS, FLOWS, EVENTS,
 ];
 
 impl MapSpec {
@@ -297,12 +300,14 @@ fn entries<K: Pod, V: Pod>(map: &OwnedFd, name: &'static str) -> Result<Vec<(K, 
 pub struct Tables {
     /// Cgroup id -> the policy in force for it.
     pub cgroups: Table<u64, CgroupEntry>,
+    /// Name of a cgroup that policies name -> its entry when it is made.
+    pub names: Table<NameKey, CgroupEntry>,
     /// Policy -> choice.
     pub policies: Array<PolicyEntry>,
     /// Choice -> domain.
     pub choices: Array<ChoiceEntry>,
     /// Domain -> mark, interface, sources.
-    pub domains: Array<DomainEntry>,
+    pub domains: Domains,
     /// All addresses of every domain.
     pub sources: Table<SourceKey, u8>,
     /// On-link prefixes and own addresses, IPv4.
@@ -319,9 +324,10 @@ impl Tables {
     pub(super) fn open(directory: &Path) -> Result<Self> {
         Ok(Self {
             cgroups: Table::open(&CGROUPS, directory)?,
+            names: Table::open(&NAMES, directory)?,
             policies: Array::open(&POLICIES, directory)?,
             choices: Array::open(&CHOICES, directory)?,
-            domains: Array::open(&DOMAINS, directory)?,
+            domains: Domains::new(Array::open(&DOMAINS, directory)?),
             sources: Table::open(&SOURCES, directory)?,
             locals4: Table::open(&LOCALS4, directory)?,
             locals6: Table::open(&LOCALS6, directory)?,

@@ -4,8 +4,10 @@
 //! The kernel is the database. What is attached and what is in a map is asked from there, so that an
 //! agent takes over what another left, and dropping a [`Datapath`] changes nothing.
 
+mod attachment;
 mod btf;
 mod clsact;
+mod domains;
 mod error;
 mod events;
 mod hook;
@@ -15,19 +17,21 @@ mod pins;
 mod program;
 mod sys;
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, os::fd::AsFd as _, path::Path};
 
 use steer_common::MarkMask;
 
 pub use btf::BtfError;
+pub use domains::Domains;
 pub use error::{Error, Result};
 pub use events::{Event, EventStream};
 pub use maps::{Array, Counters, Table, Tables};
 pub use pins::{Removed, ensure_bpffs};
 pub use steer_core::plan::Hook;
 
-use links::{Links, Side};
-use pins::Pins;
+use attachment::Side;
+use links::Links;
+use pins::{Layouts, Pins};
 use program::Programs;
 
 /// Where pins live unless told otherwise.
@@ -53,29 +57,68 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs for this thread's network namespace and either makes maps, or adopts those
-    /// that are pinned and puts these programs behind every attachment there is, without a gap.
+    /// Loads the programs for this thread's network namespace, and makes maps, or adopts those that an
+    /// agent of the same layout pinned.
     ///
-    /// Nothing else is attached. An error leaves what was pinned in force.
+    /// Nothing is attached, and what an earlier agent attached stays in force: it counts as attached
+    /// when it was asked for ([`Self::set_hook`] and the like), which puts these programs behind it
+    /// without a gap. So the maps are filled first. What is not asked for goes by [`Self::sweep`].
     pub fn open(options: Options<'_>) -> Result<Self> {
         let pins = Pins::lock(options.pin_root)?;
-        let programs = if pins.is_published() {
-            pins.remove_unfinished()?;
+        pins.remove_unfinished()?;
+        let own = pins.layouts().own();
+        let others = pins.layouts().others()?;
+        if pins.layouts().others_in_force()? && !own.is_in_force()? {
+            // Maps that an agent left which got no further, perhaps long ago.
+            own.remove()?;
+        }
+        let programs = if own.exists() {
             for map in &maps::MAPS {
-                map.open(&pins.maps())?;
+                map.open(&own.maps())?;
             }
-            Programs::load(&pins.maps(), options.mark_mask)?
+            Programs::load(&own.maps(), options.mark_mask)?
         } else {
             let layout = pins.begin()?;
+            for other in &others {
+                // What sockets remember cannot be written anew.
+                if let Ok(Some(flows)) = maps::FLOWS.open(&other.maps()) {
+                    pins::replace(flows.as_fd(), &layout.maps().join(maps::FLOWS.name))?;
+                    break;
+                }
+            }
             let programs = Programs::load(&layout.maps(), options.mark_mask)?;
             layout.publish()?;
             programs
         };
-        let maps = Tables::open(&pins.maps())?;
-        let links = Links::adopt(pins.links(), options.cgroup_root, programs)?;
-        let datapath = Self { maps, links, pins };
-        datapath.guards()?;
-        Ok(datapath)
+        let maps = Tables::open(&own.maps())?;
+        let links = Links::new(pins.layouts().clone(), options.cgroup_root, programs)?;
+        Ok(Self { maps, links, pins })
+    }
+
+    /// Whether attachments of another version are in force: the maps must be filled without fail before
+    /// anything is attached.
+    pub fn takes_over(&self) -> Result<bool> {
+        self.pins.layouts().others_in_force()
+    }
+
+    /// Removes what earlier agents left and nobody asked for: attachments, what maps say of interfaces
+    /// that have none, and the pins of other versions.
+    ///
+    /// To be called when all that should be attached is.
+    pub fn sweep(&self) -> Result<()> {
+        let guards = self.links.interfaces(Side::Guard)?;
+        for (ifindex, _) in self.maps.guarded.entries()? {
+            if !guards.contains(&ifindex) {
+                self.maps.guarded.remove(&ifindex)?;
+            }
+        }
+        let marked = self.links.interfaces(Side::Ingress)?;
+        for (ifindex, _) in self.maps.ingress.entries()? {
+            if !marked.contains(&ifindex) {
+                self.maps.ingress.remove(&ifindex)?;
+            }
+        }
+        self.links.sweep()
     }
 
     /// Whether this kernel can have the hook. Only [`Hook::Egress`] may be missing: Linux
@@ -84,7 +127,7 @@ impl Datapath {
         self.links.supports(hook)
     }
 
-    /// The hooks that are attached.
+    /// The hooks that are attached, with the programs of this agent.
     pub fn hooks(&self) -> Result<BTreeSet<Hook>> {
         self.links.hooks()
     }
@@ -97,10 +140,8 @@ impl Datapath {
         self.links.set_hook(hook, attached)
     }
 
-    /// The interfaces that have a guard, of which the hook [`Hook::Egress`] is told, too: a guard goes
-    /// with its interface without a word.
+    /// The interfaces that have a guard of which the hook [`Hook::Egress`] is told.
     pub fn guards(&self) -> Result<BTreeSet<u32>> {
-        let guards = self.links.interfaces(Side::Guard)?;
         let told: BTreeSet<u32> = self
             .maps
             .guarded
@@ -108,13 +149,7 @@ impl Datapath {
             .into_iter()
             .map(|(ifindex, _)| ifindex)
             .collect();
-        for ifindex in told.difference(&guards) {
-            self.maps.guarded.remove(ifindex)?;
-        }
-        for ifindex in guards.difference(&told) {
-            self.maps.guarded.set(ifindex, &1)?;
-        }
-        Ok(guards)
+        Ok(&self.links.interfaces(Side::Guard)? & &told)
     }
 
     /// Attaches a guard to an interface, or detaches it. Not meant for the loopback interface, which
@@ -160,7 +195,7 @@ impl Datapath {
 
     /// What the programs tell. There is one stream; must be called within a Tokio runtime.
     pub fn events(&mut self) -> Result<EventStream> {
-        EventStream::open(&self.pins.maps())
+        EventStream::open(&self.pins.layouts().own().maps())
     }
 }
 
@@ -170,27 +205,56 @@ pub struct Pinned {
     pub hooks: BTreeSet<Hook>,
     /// The interfaces that have a guard.
     pub guards: BTreeSet<u32>,
-    /// The tables that the programs read.
-    pub maps: Tables,
+    /// The tables that the programs read. `None`: they are another version's, which alone knows what
+    /// they mean.
+    pub maps: Option<Tables>,
 }
 
-/// Looks at what is pinned below `pin_root`. `None`: nothing of this version is.
+/// Looks at what is pinned below `pin_root`, by any version. `None`: nothing is.
 pub fn read_pinned(pin_root: &Path) -> Result<Option<Pinned>> {
-    let Some((maps, links)) = pins::published(pin_root) else {
+    let layouts = Layouts::below(pin_root);
+    let own = layouts.own();
+    if !own.exists() && layouts.others()?.is_empty() {
         return Ok(None);
-    };
+    }
+    let (mut hooks, mut guards) = (BTreeSet::new(), BTreeSet::new());
+    for layout in layouts.all()? {
+        hooks.append(&mut layout.hooks()?);
+        guards.append(&mut layout.interfaces(Side::Guard)?);
+    }
+    let ours = own.exists() && (own.is_in_force()? || !layouts.others_in_force()?);
     Ok(Some(Pinned {
-        hooks: links::hooks(&links)?,
-        guards: links::interfaces(&links, Side::Guard)?,
-        maps: Tables::open(&maps)?,
+        hooks,
+        guards,
+        maps: ours.then(|| Tables::open(&own.maps())).transpose()?,
     }))
 }
 
-/// Detaches every program and removes every pin below `pin_root`, of any version, with `pin_root`
-/// itself. Needs no agent, and none may run. A removal that was interrupted is finished by the next.
-pub fn detach(pin_root: &Path) -> Result<Removed> {
-    if !pin_root.exists() {
-        return Ok(Removed::default());
+/// Programs are detached and pins removed; no agent starts until [`Self::finish`].
+pub struct Detached {
+    /// What was removed.
+    pub removed: Removed,
+    /// `None`: there is no BPF file system yet.
+    pins: Option<Pins>,
+}
+
+/// Detaches every program and removes every pin below `pin_root`, of any version. Needs no agent, and
+/// none may run. A removal that was interrupted is finished by the next.
+pub fn detach(pin_root: &Path) -> Result<Detached> {
+    let pins = match Pins::lock(pin_root) {
+        Ok(pins) => Some(pins),
+        Err(Error::NotBpffs { .. }) if !pin_root.exists() => None,
+        Err(error) => return Err(error),
+    };
+    let removed = pins
+        .as_ref()
+        .map_or(Ok(Removed::default()), Pins::remove_layouts)?;
+    Ok(Detached { removed, pins })
+}
+
+impl Detached {
+    /// Removes the root of the pins, and lets agents start again.
+    pub fn finish(self) -> Result<()> {
+        self.pins.map_or(Ok(()), Pins::remove_root)
     }
-    Pins::lock(pin_root)?.remove_all()
 }

@@ -2,10 +2,12 @@
 //!
 //! `<root>/v<layout>/maps/<MAP>` and `<root>/v<layout>/links/<link>`. A layout is made in a directory
 //! of another name and appears by one rename. Names have no dots: the BPF file system refuses them.
+//! While an agent takes over from one of another version, the layouts of both are there.
 
 use std::{
     fs::{self, File},
     io,
+    os::fd::BorrowedFd,
     path::{Path, PathBuf},
 };
 
@@ -18,12 +20,12 @@ use steer_common::LAYOUT_VERSION;
 
 use super::{
     error::{Error, Result},
-    links,
+    links, sys,
 };
 
 /// The directories of the pins, and the right to change them.
 pub(super) struct Pins {
-    root: PathBuf,
+    layouts: Layouts,
     _lock: Flock<File>,
 }
 
@@ -65,7 +67,7 @@ impl Pins {
         let directory = File::open(root).map_err(Error::file("open", root))?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self {
-                root: root.to_owned(),
+                layouts: Layouts::below(root),
                 _lock: lock,
             }),
             Err((_, nix::Error::EWOULDBLOCK)) => Err(Error::Locked {
@@ -75,26 +77,31 @@ impl Pins {
         }
     }
 
-    /// Whether a layout of this version is published.
-    pub(super) fn is_published(&self) -> bool {
-        layout(&self.root).is_dir()
+    /// The layouts that are there.
+    pub(super) const fn layouts(&self) -> &Layouts {
+        &self.layouts
     }
 
     /// Begins a layout of this version under another name.
-    pub(super) fn begin(&self) -> Result<Unpublished<'_>> {
-        self.remove_unfinished()?;
-        let path = self
-            .root
-            .join(format!("{UNFINISHED}{}", std::process::id()));
-        for directory in [maps(&path), links(&path)] {
+    pub(super) fn begin(&self) -> Result<Unpublished> {
+        let own = self.layouts.own();
+        let path = own
+            .0
+            .with_file_name(format!("{UNFINISHED}{}", std::process::id()));
+        let unpublished = Unpublished {
+            layout: Layout(path),
+            own,
+        };
+        let layout = &unpublished.layout;
+        for directory in [layout.maps(), layout.links()] {
             fs::create_dir_all(&directory).map_err(Error::file("make directory", directory))?;
         }
-        Ok(Unpublished { pins: self, path })
+        Ok(unpublished)
     }
 
     /// Removes what an agent that died in [`Self::begin`] left.
     pub(super) fn remove_unfinished(&self) -> Result<()> {
-        for (name, path) in list(&self.root)? {
+        for (name, path) in list(&self.layouts.root)? {
             if name.starts_with(UNFINISHED) {
                 remove(&path, &mut Removed::default())?;
             }
@@ -102,75 +109,151 @@ impl Pins {
         Ok(())
     }
 
-    /// Where maps are pinned.
-    pub(super) fn maps(&self) -> PathBuf {
-        maps(&layout(&self.root))
-    }
-
-    /// Where links are pinned.
-    pub(super) fn links(&self) -> PathBuf {
-        links(&layout(&self.root))
-    }
-
-    /// Removes every layout of any version, and the root.
-    pub(super) fn remove_all(self) -> Result<Removed> {
+    /// Removes every layout of any version. The root stays, and with it the lock.
+    pub(super) fn remove_layouts(&self) -> Result<Removed> {
         let mut removed = Removed::default();
-        remove(&self.root, &mut removed)?;
+        for (_, layout) in list(&self.layouts.root)? {
+            remove(&layout, &mut removed)?;
+        }
         Ok(removed)
+    }
+
+    /// Removes the root, and gives the lock up.
+    pub(super) fn remove_root(self) -> Result<()> {
+        remove(&self.layouts.root, &mut Removed::default())
     }
 }
 
 const UNFINISHED: &str = "new-";
 
 /// A layout that is not published yet; unless it is, dropping it removes it.
-pub(super) struct Unpublished<'a> {
-    pins: &'a Pins,
-    path: PathBuf,
+pub(super) struct Unpublished {
+    layout: Layout,
+    own: Layout,
 }
 
-impl Unpublished<'_> {
+impl Unpublished {
     /// Where its maps are pinned.
     pub(super) fn maps(&self) -> PathBuf {
-        maps(&self.path)
+        self.layout.maps()
     }
 
     /// Makes it the layout that agents and `status` see.
     pub(super) fn publish(self) -> Result<()> {
-        let target = layout(&self.pins.root);
-        fs::rename(&self.path, &target).map_err(Error::file("publish the pins as", target))
+        let target = &self.own.0;
+        fs::rename(&self.layout.0, target).map_err(Error::file("publish the pins as", target))
     }
 }
 
-impl Drop for Unpublished<'_> {
+impl Drop for Unpublished {
     fn drop(&mut self) {
         // After publishing there is nothing of that name; else the next agent removes what is left.
-        drop(remove(&self.path, &mut Removed::default()));
+        drop(self.layout.remove());
     }
 }
 
-/// The directory of this version's layout below `root`.
-fn layout(root: &Path) -> PathBuf {
-    root.join(format!("v{LAYOUT_VERSION}"))
+/// The layouts below the root of the pins.
+#[derive(Clone, Debug)]
+pub(super) struct Layouts {
+    root: PathBuf,
 }
 
-fn maps(layout: &Path) -> PathBuf {
-    layout.join("maps")
+impl Layouts {
+    /// Those below `root`, if it is there.
+    pub(super) fn below(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+        }
+    }
+
+    /// This version's.
+    pub(super) fn own(&self) -> Layout {
+        self.of(LAYOUT_VERSION)
+    }
+
+    /// Those of other versions that are there, the newest first.
+    pub(super) fn others(&self) -> Result<Vec<Layout>> {
+        let mut versions: Vec<u32> = list(&self.root)?
+            .into_iter()
+            .filter_map(|(name, _)| name.strip_prefix('v')?.parse().ok())
+            .filter(|version| *version != LAYOUT_VERSION)
+            .collect();
+        versions.sort_unstable_by(|one, other| other.cmp(one));
+        Ok(versions
+            .into_iter()
+            .map(|version| self.of(version))
+            .collect())
+    }
+
+    /// Whether anything is attached by another version's.
+    pub(super) fn others_in_force(&self) -> Result<bool> {
+        for other in self.others()? {
+            if other.is_in_force()? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// This version's, then the others.
+    pub(super) fn all(&self) -> Result<Vec<Layout>> {
+        let mut all = vec![self.own()];
+        all.append(&mut self.others()?);
+        Ok(all)
+    }
+
+    fn of(&self, version: u32) -> Layout {
+        Layout(self.root.join(format!("v{version}")))
+    }
 }
 
-fn links(layout: &Path) -> PathBuf {
-    layout.join(LINKS)
+/// The directory of one layout.
+#[derive(Clone, Debug)]
+pub(super) struct Layout(PathBuf);
+
+impl Layout {
+    /// Whether it is published.
+    pub(super) fn exists(&self) -> bool {
+        self.0.is_dir()
+    }
+
+    /// Where maps are pinned.
+    pub(super) fn maps(&self) -> PathBuf {
+        self.0.join("maps")
+    }
+
+    /// Where links are pinned.
+    pub(super) fn links(&self) -> PathBuf {
+        self.0.join(LINKS)
+    }
+
+    /// Where filters of kernels without tcx are recorded.
+    pub(super) fn filters(&self) -> PathBuf {
+        self.0.join(FILTERS)
+    }
+
+    /// Whether anything is attached by it, so that its maps say what is in force.
+    pub(super) fn is_in_force(&self) -> Result<bool> {
+        Ok(!list(&self.links())?.is_empty() || !list(&self.filters())?.is_empty())
+    }
+
+    /// Removes it, and detaches what is attached by it.
+    pub(super) fn remove(&self) -> Result<Removed> {
+        let mut removed = Removed::default();
+        remove(&self.0, &mut removed)?;
+        Ok(removed)
+    }
+}
+
+impl std::fmt::Display for Layout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = self.0.file_name().unwrap_or_default();
+        f.write_str(&name.to_string_lossy())
+    }
 }
 
 const LINKS: &str = "links";
-
-/// Name of the directory beside `links` where filters of kernels without tcx are recorded.
-pub(super) const FILTERS: &str = "filters";
-
-/// The directories of maps and links of this version below `root`, if published.
-pub(super) fn published(root: &Path) -> Option<(PathBuf, PathBuf)> {
-    let layout = layout(root);
-    layout.is_dir().then(|| (maps(&layout), links(&layout)))
-}
+const FILTERS: &str = "filters";
 
 /// What `detach` removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -249,3 +332,15 @@ pub(super) fn list(path: &Path) -> Result<Vec<(String, PathBuf)>> {
         })
         .collect()
 }
+
+/// Pins `object` at `path` in the place of what is pinned there, if anything.
+pub(super) fn replace(object: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let fresh = path.with_file_name(format!("{FRESH}{name}"));
+    unlink(&fresh)?;
+    sys::pin(object, &fresh).map_err(Error::file("pin", &fresh))?;
+    fs::rename(&fresh, path).map_err(Error::file("publish pin", path))
+}
+
+/// Prefix of a pin that is about to replace another.
+const FRESH: &str = "fresh-";

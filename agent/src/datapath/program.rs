@@ -19,6 +19,7 @@ use super::{
     error::{Error, Result},
     hook,
     maps::MAPS,
+    sys,
 };
 
 /// The program at tc egress.
@@ -28,8 +29,8 @@ pub(super) const INGRESS_MARK: &str = "ingress_mark";
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer-ebpf"));
 
-/// All programs, loaded and verified, attached nowhere.
-pub(super) struct Programs(BTreeMap<&'static str, ProgramFd>);
+/// All programs, loaded and verified, attached nowhere, with their ids.
+pub(super) struct Programs(BTreeMap<&'static str, (ProgramFd, u32)>);
 
 impl Programs {
     /// Loads the programs for this thread's network namespace. Maps are taken from `maps`, and made
@@ -68,13 +69,13 @@ impl Programs {
                     name,
                     source: Box::new(error),
                 })?;
-            programs.insert(name, program);
+            programs.insert(name, with_id(program)?);
         }
         for hook in Hook::ALL.into_iter().filter(|hook| !required(hook)) {
             let name = hook::program(hook);
             match load_one(&mut object, name, &kernel_types) {
                 Ok(program) => {
-                    programs.insert(name, program);
+                    programs.insert(name, with_id(program)?);
                 }
                 Err(error) => tracing::debug!(program = name, %error, "the kernel refuses it"),
             }
@@ -91,8 +92,19 @@ impl Programs {
 
     /// The program called `name`, which is there unless it is an optional hook's.
     pub(super) fn get(&self, name: &'static str) -> BorrowedFd<'_> {
-        self.0[name].as_fd()
+        self.0[name].0.as_fd()
     }
+
+    /// The kernel's id of the program called `name`, if the kernel took it.
+    pub(super) fn id(&self, name: &str) -> Option<u32> {
+        self.0.get(name).map(|(_, id)| *id)
+    }
+}
+
+fn with_id(program: ProgramFd) -> Result<(ProgramFd, u32)> {
+    let id = sys::program_id(program.as_fd())
+        .map_err(Error::kernel("read the properties of", "a program"))?;
+    Ok((program, id))
 }
 
 /// Gives back what the kernel's types took: some 20 MB that the C library would keep for later.

@@ -388,13 +388,18 @@ struct LinkInfo {
     target: [u32; 12],
 }
 
-/// What the kernel says of a link.
-pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
+/// What the kernel says of a link: the id of its program, and where it is attached.
+pub(super) fn link_state(link: BorrowedFd<'_>) -> io::Result<(u32, LinkTarget)> {
     const RAW_TRACEPOINT: u32 = 1;
     const CGROUP: u32 = 3;
     const TCX: u32 = 11;
-    let LinkInfo { kind, target, .. } = info(link)?;
-    Ok(match kind {
+    let LinkInfo {
+        kind,
+        program,
+        target,
+        ..
+    } = info(link)?;
+    let target = match kind {
         RAW_TRACEPOINT => LinkTarget::Tracepoint,
         CGROUP => LinkTarget::Cgroup {
             id: bytemuck::cast([target[0], target[1]]),
@@ -405,5 +410,35 @@ pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
             attach_type: AttachType(target[1]),
         },
         _ => LinkTarget::Other,
-    })
+    };
+    Ok((program, target))
+}
+
+/// The first fields of `struct bpf_prog_info`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ProgramInfo {
+    kind: u32,
+    id: u32,
+}
+
+/// The id of a program.
+pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    info::<ProgramInfo>(program).map(|info| info.id)
+}
+
+/// Returns when every program has ended that runs now. False: this kernel cannot tell (`nohz_full`).
+///
+/// Programs run inside RCU read-side sections, and this command of membarrier(2) is
+/// `synchronize_rcu()` (`kernel/sched/membarrier.c`).
+pub(super) fn wait_for_programs() -> io::Result<bool> {
+    // SAFETY: takes numbers.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        error => Err(error),
+    }
 }

@@ -10,13 +10,13 @@ use tokio::io::unix::AsyncFd;
 use super::wire::{Message, Request, attributes, messages, text, u32_at};
 
 /// The kernel packs dumps into datagrams of at most 32 KiB, whatever the reader offers beyond.
-const BUFFER: usize = 64 * 1024;
+pub(super) const BUFFER: usize = 64 * 1024;
 /// How often a dump is taken again that the kernel says was overtaken by a change.
 const DUMP_TRIES: u32 = 16;
 /// `NLMSG_ERROR`.
-const ERROR: u16 = 2;
+pub(super) const ERROR: u16 = 2;
 /// `NLMSG_DONE`.
-const DONE: u16 = 3;
+pub(super) const DONE: u16 = 3;
 /// `NLMSGERR_ATTR_MSG`.
 const EXTENDED_MESSAGE: u16 = 1;
 
@@ -206,7 +206,7 @@ async fn receive(socket: &AsyncFd<Socket>, buffer: &mut Vec<u8>) -> io::Result<(
 }
 
 /// What `NLMSG_DONE` or `NLMSG_ERROR` says.
-fn outcome(message: &Message<'_>) -> Result<(), Refusal> {
+pub(super) fn outcome(message: &Message<'_>) -> Result<(), Refusal> {
     let Some(code) = u32_at(message.payload, 0) else {
         // An NLMSG_DONE without a code, as dumps of old kernels end.
         return Ok(());

@@ -1,11 +1,12 @@
 //! The one module that knows netlink: what the kernel says of links, addresses, routes and rules
-//! ([`Watcher`]), the rules and routes that are the agent's own ([`Routing`]), and which sockets
-//! bear a mark ([`sockets_with_mark`]).
+//! ([`Watcher`]), the rules and routes that are the agent's own ([`Routing`]), which sockets bear
+//! a mark ([`sockets_with_mark`]), and packet filters on kernels without tcx ([`filter`]).
 //!
 //! Every socket is opened on the calling thread, in that thread's network namespace.
 
 mod address;
 mod connection;
+pub mod filter;
 mod link;
 mod mirror;
 mod route;

@@ -2,23 +2,26 @@
 //!
 //! On changes it compares the plan with what it wrote before. On the slow timer, and whenever a third
 //! party touched what is ours, it reads the kernel first: what was deleted comes back, what a dead
-//! agent left is adopted or removed.
+//! agent left is adopted or removed. What the kernel refuses keeps back the removals that rest on it
+//! ([`steer_core::steps::held`]).
 
 mod sysctl;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::CStr;
+use std::mem::discriminant;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::slice;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use steer_common::{
-    CgroupEntry, ChoiceEntry, DomainEntry, LocalEntry, LocalKey4, LocalKey6, PolicyEntry,
-    SourceKey, local_flags,
+    CgroupEntry, ChoiceEntry, DomainEntry, LocalEntry, LocalKey4, LocalKey6, NAME_LEN, NameKey,
+    PolicyEntry, SourceKey, local_flags,
 };
 use steer_core::engine::Changes;
-use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
-use steer_core::plan::{Hook, Local, Plan, TableRoute};
-use steer_core::steps::{Scope, Step, steps};
+use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PlaceId, PolicyId};
+use steer_core::plan::{Hook, Local, Named, Plan, TableRoute};
+use steer_core::steps::{Scope, Step, Steps, held, steps};
 use thiserror::Error;
 use tracing::{debug, warn};
 
@@ -57,6 +60,8 @@ pub struct Reconciler {
     is: Plan,
     /// Steps that the kernel refused and that were not tried again since, with its words.
     refused: Vec<(Step, String)>,
+    /// The same as of the check of everything before: what is refused still is no news.
+    told: Vec<(Step, String)>,
 }
 
 impl Reconciler {
@@ -75,6 +80,7 @@ impl Reconciler {
             sysctls,
             is: Plan::default(),
             refused: Vec::new(),
+            told: Vec::new(),
         };
         reconciler.read().await?;
         Ok(reconciler)
@@ -83,7 +89,7 @@ impl Reconciler {
     /// Brings what may have changed to the plan. Says whether new cgroups are told of only from now on.
     pub async fn apply(&mut self, plan: &Plan, changes: &Changes) -> bool {
         let todo = steps(&self.is, plan, Scope::Changed(changes));
-        self.run(&todo).await
+        self.run(plan, &todo).await
     }
 
     /// Reads what is, and brings all of it to the plan.
@@ -94,8 +100,55 @@ impl Reconciler {
         self.read().await?;
         let todo = steps(&self.is, plan, Scope::All);
         // What is refused still is among these.
+        self.told = std::mem::take(&mut self.refused);
+        let attached = self.run(plan, &todo).await;
+        self.sweep();
+        Ok(attached)
+    }
+
+    /// Reads what is, and writes all that the programs read: nothing is taken away, and of programs only
+    /// those are attached that tell of new cgroups. Says whether that changed what cgroups have, so that
+    /// others may have been made meanwhile without it.
+    ///
+    /// What an earlier agent left in force, perhaps on maps of its own, is taken over after that.
+    ///
+    /// # Errors
+    /// What is cannot be read.
+    pub async fn fill(&mut self, plan: &Plan) -> Result<bool, Error> {
+        self.read().await?;
+        let todo: Vec<Step> = steps(&self.is, plan, Scope::All)
+            .iter()
+            .filter(|step| fills(step))
+            .cloned()
+            .collect();
         self.refused.clear();
-        Ok(self.run(&todo).await)
+        self.take(&todo).await;
+        let cgroups = |step: &Step| matches!(step, Step::SetCgroup(..) | Step::Attach(_));
+        Ok(todo.iter().any(cgroups))
+    }
+
+    /// Whether what another version left is in force.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn takes_over(&self) -> Result<bool, Error> {
+        Ok(self.datapath.takes_over()?)
+    }
+
+    /// Removes what earlier agents left and no step names, unless something is still to be taken over.
+    fn sweep(&self) {
+        let awaited = |step: &Step| {
+            matches!(
+                step,
+                Step::Attach(_) | Step::Guard(_) | Step::MarkIngress(..)
+            )
+        };
+        if self.refused.iter().any(|(step, _)| awaited(step)) {
+            return;
+        }
+        if let Err(error) = self.datapath.sweep() {
+            warn!("{}", chain(&error));
+        }
     }
 
     /// Reads rules, routes and settings only, and brings them to the plan: the cheap answer to a third
@@ -119,6 +172,7 @@ impl Reconciler {
         let unknown = CgroupEntry {
             policy: u32::MAX,
             flags: u32::MAX,
+            place: u32::MAX,
         };
         self.is.cgroups.insert(id, unknown);
     }
@@ -155,12 +209,41 @@ impl Reconciler {
         self.sysctls.originals()
     }
 
-    async fn run(&mut self, todo: &[Step]) -> bool {
+    async fn run(&mut self, plan: &Plan, todo: &Steps) -> bool {
+        let attached = self.take(&todo.grow).await;
+        // A kind at a time, since what goes no longer leads to what goes after it.
+        for removals in todo
+            .shrink
+            .chunk_by(|a, b| discriminant(a) == discriminant(b))
+        {
+            if self.refused.is_empty() {
+                self.take(removals).await;
+                continue;
+            }
+            let refused: Vec<&Step> = self.refused.iter().map(|(step, _)| step).collect();
+            let waits = held(&self.is, plan, &refused, removals);
+            let mut going = Vec::with_capacity(removals.len());
+            for (step, waits) in removals.iter().zip(waits) {
+                if waits {
+                    debug!(?step, "waits for what the kernel refused");
+                } else {
+                    going.push(step.clone());
+                }
+            }
+            self.take(&going).await;
+        }
+        attached
+    }
+
+    /// Takes steps. Says whether new cgroups are told of only from now on.
+    async fn take(&mut self, steps: &[Step]) -> bool {
         let mut attached = false;
-        for batch in todo.chunk_by(same_change_of_routes) {
+        for batch in steps.chunk_by(go_together) {
             let outcomes = self.batch(batch).await;
             for (step, outcome) in batch.iter().zip(outcomes) {
-                self.refused.retain(|(refused, _)| refused != step);
+                if !self.refused.is_empty() {
+                    self.refused.retain(|(refused, _)| refused != step);
+                }
                 match outcome {
                     Ok(()) => {
                         debug!(?step, "done");
@@ -173,9 +256,14 @@ impl Reconciler {
                         }
                     }
                     Err(refusal) => {
-                        let words = chain(&refusal);
-                        warn!(?step, "the kernel refused: {words}");
-                        self.refused.push((step.clone(), words));
+                        let refused = (step.clone(), chain(&refusal));
+                        let words = &refused.1;
+                        if self.told.contains(&refused) {
+                            debug!(?step, "the kernel refused it again: {words}");
+                        } else {
+                            warn!(?step, "the kernel refused: {words}");
+                        }
+                        self.refused.push(refused);
                     }
                 }
             }
@@ -184,18 +272,21 @@ impl Reconciler {
     }
 
     /// Takes the steps of a batch; an outcome per step. Routes go together, so that what is there
-    /// is read once and not for each of them.
+    /// is read once and not for each of them, and entries of cgroups and policies, which are many.
     async fn batch(&mut self, batch: &[Step]) -> Vec<Result<(), Refusal>> {
-        let routes: Vec<TableRoute> = batch
-            .iter()
-            .filter_map(|step| match step {
+        let routes = || {
+            let routes = batch.iter().filter_map(|step| match step {
                 Step::AddRoute(route) | Step::DeleteRoute(route) => Some(*route),
                 _ => None,
-            })
-            .collect();
+            });
+            routes.collect::<Vec<TableRoute>>()
+        };
         let outcomes = match batch {
-            [Step::AddRoute(_), ..] => self.routing.add_routes(&routes).await,
-            [Step::DeleteRoute(_), ..] => self.routing.delete_routes(&routes).await,
+            [Step::AddRoute(_), ..] => self.routing.add_routes(&routes()).await,
+            [Step::DeleteRoute(_), ..] => self.routing.delete_routes(&routes()).await,
+            many if many.len() > 1 && self.set_all(many) => {
+                return many.iter().map(|_| Ok(())).collect();
+            }
             others => {
                 let mut outcomes = Vec::with_capacity(others.len());
                 for step in others {
@@ -206,6 +297,29 @@ impl Reconciler {
         };
         let outcomes = outcomes.into_iter();
         outcomes.map(|o| o.map_err(Refusal::from)).collect()
+    }
+
+    /// Writes entries of one kind at once. False: not all of them could be, and which is to be seen
+    /// one by one.
+    fn set_all(&self, batch: &[Step]) -> bool {
+        let maps = &self.datapath.maps;
+        match batch {
+            [Step::SetCgroup(..), ..] => {
+                let entries = batch.iter().filter_map(|step| match step {
+                    Step::SetCgroup(id, entry) => Some((id.0, *entry)),
+                    _ => None,
+                });
+                maps.cgroups.set_all(&entries.collect::<Vec<_>>()).is_ok()
+            }
+            [Step::SetPolicy(..), ..] => {
+                let entries = batch.iter().filter_map(|step| match step {
+                    Step::SetPolicy(id, entry) => Some((id.0, *entry)),
+                    _ => None,
+                });
+                maps.policies.set_all(&entries.collect::<Vec<_>>()).is_ok()
+            }
+            _ => false,
+        }
     }
 
     async fn step(&mut self, step: &Step) -> Result<(), Refusal> {
@@ -248,6 +362,10 @@ impl Reconciler {
             Step::ClearChoice(id) => maps.choices.set(id.0, &ChoiceEntry::default())?,
             Step::SetPolicy(id, entry) => maps.policies.set(id.0, entry)?,
             Step::ClearPolicy(id) => maps.policies.set(id.0, &PolicyEntry::default())?,
+            Step::SetName(named, entry) => maps.names.set(&name_key(named), entry)?,
+            Step::RemoveName(named) => {
+                maps.names.remove(&name_key(named))?;
+            }
             Step::SetCgroup(id, entry) => maps.cgroups.set(&id.0, entry)?,
             Step::RemoveCgroup(id) => {
                 maps.cgroups.remove(&id.0)?;
@@ -288,6 +406,12 @@ impl Reconciler {
             guards: self.datapath.guards()?.into_iter().map(IfIndex).collect(),
             ingress_marks: keyed(self.datapath.ingress()?, IfIndex),
             cgroups: keyed(maps.cgroups.entries()?, CgroupId),
+            names: maps
+                .names
+                .entries()?
+                .iter()
+                .filter_map(|(key, entry)| Some((named(key)?, *entry)))
+                .collect(),
             policies: keyed(maps.policies.entries()?, PolicyId),
             choices: keyed(maps.choices.entries()?, ChoiceId),
             domains: maps
@@ -311,11 +435,32 @@ impl Reconciler {
     }
 }
 
+/// Whether a step comes before programs are attached.
+fn fills(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::SetSysctl(..)
+            | Step::AddRoute(_)
+            | Step::AddRule(_)
+            | Step::AddSource(..)
+            | Step::SetLocal(..)
+            | Step::SetDomain(..)
+            | Step::SetChoice(..)
+            | Step::SetPolicy(..)
+            | Step::SetName(..)
+            | Step::SetCgroup(..)
+            | Step::Attach(Hook::CgroupMkdir | Hook::CgroupRmdir)
+    )
+}
+
 /// Whether two steps that follow each other are taken in one batch.
-fn same_change_of_routes(one: &Step, next: &Step) -> bool {
+fn go_together(one: &Step, next: &Step) -> bool {
     matches!(
         (one, next),
-        (Step::AddRoute(_), Step::AddRoute(_)) | (Step::DeleteRoute(_), Step::DeleteRoute(_))
+        (Step::AddRoute(_), Step::AddRoute(_))
+            | (Step::DeleteRoute(_), Step::DeleteRoute(_))
+            | (Step::SetCgroup(..), Step::SetCgroup(..))
+            | (Step::SetPolicy(..), Step::SetPolicy(..))
     )
 }
 
@@ -356,6 +501,27 @@ fn source_key(domain: DomainIndex, ip: IpAddr) -> SourceKey {
 fn source(key: &SourceKey) -> Option<(DomainIndex, IpAddr)> {
     let domain = DomainIndex(u16::try_from(key.domain).ok()?);
     Some((domain, Ipv6Addr::from(key.address).to_canonical()))
+}
+
+/// Names that no directory can have do not get here.
+fn name_key(named: &Named) -> NameKey {
+    let mut name = [0; NAME_LEN];
+    for (to, from) in name.iter_mut().zip(named.name.bytes()) {
+        *to = from;
+    }
+    NameKey {
+        place: named.place.0,
+        name,
+    }
+}
+
+/// `None`: not UTF-8, so none of ours.
+fn named(key: &NameKey) -> Option<Named> {
+    let name = CStr::from_bytes_until_nul(&key.name).ok()?;
+    Some(Named {
+        place: PlaceId(key.place),
+        name: name.to_str().ok()?.into(),
+    })
 }
 
 fn local_key4(net: Ipv4Net) -> LocalKey4 {

@@ -149,9 +149,9 @@ pub(crate) fn policy(name: &str) -> PolicyView {
         unit: Vec::new(),
         use_: vec!["wifi".to_owned(), "lte".to_owned()],
         strict: true,
-        otherwise: Otherwise::Block,
+        otherwise: Some(Otherwise::Block),
         local_networks: LocalNetworks::Steer,
-        priority: -3,
+        priority: Some(-3),
         saved: false,
         cgroups: 2,
         decision: DecisionView {

@@ -3,7 +3,7 @@
 use std::fs;
 
 use steer::datapath::Event;
-use steer_common::{CgroupEntry, cgroup_flags};
+use steer_common::{CgroupEntry, NAME_LEN, NameKey, cgroup_flags};
 
 use crate::{
     child::Child,
@@ -22,6 +22,7 @@ fn a_new_cgroup_has_its_parents_policy_before_its_first_process() {
         let expected = CgroupEntry {
             policy: 1,
             flags: 0,
+            place: 0,
         };
         assert_eq!(lab.maps().cgroups.get(&id(&deep)).unwrap(), Some(expected));
         let mut child = Child::start(&deep);
@@ -48,7 +49,13 @@ fn flags_say_what_children_inherit() {
     use cgroup_flags::{CHILDREN_UNDECIDED, DESCENDANTS_UNDECIDED, EXEMPT, UNDECIDED};
     on_a_new_host(|lab| {
         lab.attach_all();
-        let entry = |policy, flags| Some(CgroupEntry { policy, flags });
+        let entry = |policy, flags| {
+            Some(CgroupEntry {
+                policy,
+                flags,
+                place: 0,
+            })
+        };
         for (name, parent, child, grandchild) in [
             ("plain", (1, 0), entry(1, 0), entry(1, 0)),
             ("exempt", (1, EXEMPT), None, None),
@@ -87,6 +94,57 @@ fn flags_say_what_children_inherit() {
             lab.maps().cgroups.get(&id(&path.join("c"))).unwrap(),
             entry(3, 0)
         );
+    });
+}
+
+#[test]
+fn a_new_cgroup_gets_the_entry_of_its_name_or_its_parents() {
+    use cgroup_flags::{UNDECIDED, UNITS_UNDECIDED};
+    on_a_new_host(|lab| {
+        lab.attach_all();
+        let entry = |policy, flags, place| CgroupEntry {
+            policy,
+            flags,
+            place,
+        };
+        let longest = "n".repeat(255);
+        let names = [
+            (1, "known", entry(7, 0, 2)),
+            (2, "deep", entry(8, 0, 0)),
+            (1, &longest, entry(9, 0, 0)),
+            (0, "unit.service", entry(0, UNDECIDED, 0)),
+        ];
+        for (place, name, entry) in names {
+            let mut key = NameKey {
+                place,
+                name: [0; NAME_LEN],
+            };
+            key.name[..name.len()].copy_from_slice(name.as_bytes());
+            lab.maps().names.set(&key, &entry).unwrap();
+        }
+        let top = lab.group("top", 0);
+        let parent = entry(1, UNITS_UNDECIDED, 1);
+        lab.maps().cgroups.set(&id(&top), &parent).unwrap();
+        let inherited = entry(1, UNITS_UNDECIDED, 0);
+        let closed = entry(1, UNITS_UNDECIDED | UNDECIDED, 0);
+        for (path, expected) in [
+            ("known", entry(7, 0, 2)),
+            ("known/deep", entry(8, 0, 0)),
+            ("known/deep/deep", entry(8, 0, 0)),
+            ("known/known", entry(7, 0, 0)),
+            (&longest, entry(9, 0, 0)),
+            ("know", inherited),
+            ("knowns", inherited),
+            ("deep", inherited),
+            ("other/known", inherited),
+            ("other/unit.service", closed),
+            ("unit.service", closed),
+        ] {
+            let path = top.join(path);
+            fs::create_dir_all(&path).unwrap();
+            let found = lab.maps().cgroups.get(&id(&path)).unwrap();
+            assert_eq!(found, Some(expected), "{}", path.display());
+        }
     });
 }
 

@@ -100,6 +100,7 @@ fn measure() {
                     CgroupEntry {
                         policy: index,
                         flags: 0,
+                        place: 0,
                     },
                 )
             })

@@ -124,6 +124,7 @@ fn a_guards_number_is_forgotten_with_its_interface() {
         lab.datapath().set_guard(index, true).unwrap();
         ip("link del h1");
         assert!(!lab.datapath().guards().unwrap().contains(&index));
+        lab.datapath().sweep().unwrap();
         ip(&format!("link add h3 index {index} type veth peer name q3"));
         ip("addr add 10.0.3.2/24 dev h3");
         ip("link set h3 up");

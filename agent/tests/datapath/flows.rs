@@ -192,12 +192,12 @@ fn a_domain_without_interface_or_family_refuses() {
     steered(|lab, child| {
         let mut entry = lab.maps().domains.get(TWO).unwrap();
         entry.flags = steer_common::domain_flags::IPV4;
-        lab.maps().domains.set(TWO, &entry).unwrap();
+        lab.datapath().maps.domains.set(TWO, &entry).unwrap();
         child.must(&["open s inet6 dgram"]);
         assert_eq!(child.ask(&format!("connect s [{SERVER6}]:9")), "errno 101");
         assert_eq!(child.ask(&format!("send s [{SERVER6}]:9 x")), "errno 101");
         entry.ifindex = 0;
-        lab.maps().domains.set(TWO, &entry).unwrap();
+        lab.datapath().maps.domains.set(TWO, &entry).unwrap();
         child.must(&["open s inet dgram"]);
         assert_eq!(child.ask(&format!("connect s {SERVER4}:9")), "errno 101");
         assert_eq!(child.ask(&format!("send s {SERVER4}:9 x")), "errno 101");

@@ -252,7 +252,7 @@ fn the_carrier_of_the_domains_tunnel_lets_pass_what_the_tunnel_let_pass() {
         });
         let mut entry = lab.maps().domains.get(TWO).unwrap();
         entry.source4 = [10, 0, 7, 2];
-        lab.maps().domains.set(TWO, &entry).unwrap();
+        lab.datapath().maps.domains.set(TWO, &entry).unwrap();
         on_interface(lab, "x2");
         let server = Udp::new(lab);
         child.must(&[
@@ -271,6 +271,6 @@ fn the_carrier_of_the_domains_tunnel_lets_pass_what_the_tunnel_let_pass() {
 fn on_interface(lab: &mut Lab, name: &str) {
     let mut entry = lab.maps().domains.get(TWO).unwrap();
     entry.ifindex = ifindex(name);
-    lab.maps().domains.set(TWO, &entry).unwrap();
+    lab.datapath().maps.domains.set(TWO, &entry).unwrap();
     lab.datapath().set_guard(ifindex(name), true).unwrap();
 }

@@ -18,7 +18,8 @@ use nix::{
 };
 use steer::datapath::{Datapath, Hook, Options, Tables, ensure_bpffs};
 use steer_common::{
-    CgroupEntry, ChoiceEntry, DomainEntry, MarkMask, PolicyEntry, SourceKey, domain_flags, verdict,
+    CgroupEntry, ChoiceEntry, DomainEntry, LAYOUT_VERSION, MarkMask, PolicyEntry, SourceKey,
+    domain_flags, verdict,
 };
 
 /// Index of the domain on `h1`.
@@ -236,6 +237,20 @@ impl Lab {
         }
     }
 
+    /// Lets go of everything, and has what is pinned look like another version's, in the directory that
+    /// is returned.
+    pub(crate) fn leave_as_another_version(&mut self) -> PathBuf {
+        self.kill_agent();
+        let (own, other) = (self.layout(), self.pins.join("v7777"));
+        fs::rename(own, &other).unwrap();
+        other
+    }
+
+    /// The directory of this version's pins.
+    pub(crate) fn layout(&self) -> PathBuf {
+        self.pins.join(format!("v{LAYOUT_VERSION}"))
+    }
+
     /// Every hook that this kernel can have.
     pub(crate) fn hooks(&mut self) -> BTreeSet<Hook> {
         let datapath = self.datapath();
@@ -244,8 +259,8 @@ impl Lab {
     }
 
     /// Writes both domains, choices 1 and 2 that steer to them, and choice 3 that blocks.
-    pub(crate) fn write_domains(&self) {
-        let maps = self.maps();
+    pub(crate) fn write_domains(&mut self) {
+        let maps = &mut self.datapath().maps;
         for domain in [ONE, TWO] {
             let octet = u8::try_from(domain).unwrap();
             let mut source6 = [0; 16];
@@ -324,7 +339,14 @@ impl Lab {
     pub(crate) fn give(&self, cgroup: &Path, policy: u32, flags: u32) {
         self.maps()
             .cgroups
-            .set(&id(cgroup), &CgroupEntry { policy, flags })
+            .set(
+                &id(cgroup),
+                &CgroupEntry {
+                    policy,
+                    flags,
+                    place: 0,
+                },
+            )
             .unwrap();
     }
 }

@@ -35,8 +35,18 @@ fn a_dead_agent_leaves_everything_in_force_and_the_next_adopts_it() {
         let pinned = datapath::read_pinned(&lab.pins).unwrap().unwrap();
         assert_eq!(pinned.hooks, hooks);
         assert_eq!(pinned.guards, [one].into());
-        assert_eq!(pinned.maps.policies.entries().unwrap().len(), 1);
+        assert_eq!(pinned.maps.unwrap().policies.entries().unwrap().len(), 1);
         lab.start_agent();
+        // Its own programs are nowhere yet.
+        assert!(lab.datapath().hooks().unwrap().is_empty());
+        assert!(lab.datapath().guards().unwrap().is_empty());
+        assert!(lab.datapath().ingress().unwrap().is_empty());
+        child.must(&["open s inet stream"]);
+        assert_eq!(child.mark("s"), mark(TWO));
+        lab.attach_all();
+        lab.datapath().set_guard(one, true).unwrap();
+        lab.datapath().set_ingress(one, Some(mark(TWO))).unwrap();
+        lab.datapath().sweep().unwrap();
         assert_eq!(lab.datapath().hooks().unwrap(), hooks);
         assert_eq!(lab.datapath().guards().unwrap(), [one].into());
         assert_eq!(lab.datapath().ingress().unwrap(), [(one, mark(TWO))]);
@@ -67,6 +77,8 @@ fn programs_are_replaced_without_a_gap() {
             for _ in 0..5 {
                 lab.kill_agent();
                 lab.start_agent();
+                lab.attach_all();
+                lab.datapath().sweep().unwrap();
             }
             done.store(true, std::sync::atomic::Ordering::Relaxed);
             worker.join().unwrap()
@@ -98,7 +110,8 @@ fn a_guard_ends_with_its_interface() {
         assert!(lab.datapath().guards().unwrap().is_empty());
         lab.kill_agent();
         lab.start_agent();
-        assert!(!lab.pins.join(format!("v1/links/guard-{index}")).exists());
+        lab.datapath().sweep().unwrap();
+        assert!(!lab.layout().join(format!("links/guard-{index}")).exists());
         assert!(lab.datapath().set_guard(index, true).is_err());
     });
 }
@@ -112,13 +125,18 @@ fn another_cgroup_root_is_attached_anew() {
         let root = lab.group("root", 1);
         let hooks = lab.hooks();
         lab.kill_agent();
-        let datapath = open(&lab.pins, &root).unwrap();
+        let mut datapath = open(&lab.pins, &root).unwrap();
+        for hook in &hooks {
+            datapath.set_hook(*hook, true).unwrap();
+        }
+        datapath.sweep().unwrap();
         assert_eq!(datapath.hooks().unwrap(), hooks);
         let outside = lab.cgroup.join("outside");
         fs::create_dir(&outside).unwrap();
         let policy = CgroupEntry {
             policy: 1,
             flags: 0,
+            place: 0,
         };
         datapath
             .maps
@@ -156,19 +174,25 @@ fn detach_leaves_nothing() {
         lab.datapath().set_guard(ifindex("h1"), true).unwrap();
         let mut child = Child::start(&lab.group("app", 1));
         let links = lab.hooks().len() + 1;
+        let maps = fs::read_dir(lab.layout().join("maps")).unwrap().count();
         lab.kill_agent();
         // Another version's directory, and what is left of an agent that died while beginning.
         fs::create_dir_all(lab.pins.join("v7/links")).unwrap();
         fs::create_dir_all(lab.pins.join("new-1/maps")).unwrap();
-        let removed = datapath::detach(&lab.pins).unwrap();
-        assert_eq!((removed.links, removed.maps), (links, 12));
+        let detached = datapath::detach(&lab.pins).unwrap();
+        let removed = detached.removed;
+        assert_eq!((removed.links, removed.maps), (links, maps));
+        assert!(matches!(
+            open(&lab.pins, &lab.cgroup),
+            Err(Error::Locked { .. })
+        ));
+        detached.finish().unwrap();
         assert!(!lab.pins.exists());
         child.must(&["open s inet stream"]);
         assert_eq!(child.mark("s"), 0);
-        assert_eq!(
-            datapath::detach(&lab.pins).unwrap(),
-            datapath::Removed::default()
-        );
+        let again = datapath::detach(&lab.pins).unwrap();
+        assert_eq!(again.removed, datapath::Removed::default());
+        again.finish().unwrap();
         assert!(datapath::read_pinned(&lab.pins).unwrap().is_none());
     });
 }
@@ -177,7 +201,7 @@ fn detach_leaves_nothing() {
 fn maps_of_another_build_are_refused() {
     on_a_new_host(|lab| {
         lab.kill_agent();
-        let maps = lab.pins.join("v1/maps");
+        let maps = lab.layout().join("maps");
         fs::remove_file(maps.join("POLICIES")).unwrap();
         let other = aya::maps::MapData::from_pin(maps.join("DOMAINS")).unwrap();
         other.pin(maps.join("POLICIES")).unwrap();
@@ -185,7 +209,7 @@ fn maps_of_another_build_are_refused() {
             open(&lab.pins, &lab.cgroup),
             Err(Error::MapDiffers { .. })
         ));
-        datapath::detach(&lab.pins).unwrap();
+        datapath::detach(&lab.pins).unwrap().finish().unwrap();
         lab.start_agent();
     });
 }
@@ -227,6 +251,7 @@ fn a_hundred_thousand_policies_are_written_and_read_back() {
                     CgroupEntry {
                         policy: index,
                         flags: 0,
+                        place: 0,
                     },
                 )
             })

@@ -12,6 +12,7 @@ mod lab;
 mod life;
 mod peer;
 mod strict;
+mod versions;
 mod whose;
 
 /// What `child::Child` runs, in a process of its own.

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::awaited::{Awaited, levels};
+use super::awaited::{Awaited, is_below, levels, split};
 use crate::cgroups::CgroupTree;
 use crate::ids::CgroupId;
 use crate::name::Name;
@@ -23,7 +23,8 @@ pub(super) struct PolicyIndex {
     default: Option<Name>,
     acting: usize,
     strict: usize,
-    strict_units: BTreeSet<Name>,
+    /// Units that strict policies name, and how often.
+    strict_units: BTreeMap<Box<str>, u32>,
 }
 
 /// What decides between policies.
@@ -50,7 +51,7 @@ pub(super) struct Found {
     pub(super) order: Vec<Name>,
     /// Policies that lose at this very cgroup.
     pub(super) conflicts: Vec<Conflict>,
-    /// What new cgroups below could mean for strict policies.
+    /// What new cgroups below could mean for patterns of strict policies.
     pub(super) reach: Reach,
 }
 
@@ -60,8 +61,9 @@ impl PolicyIndex {
     pub(super) fn new<'a>(policies: impl Iterator<Item = &'a Policy>, tree: &CgroupTree) -> Self {
         let mut index = Self::default();
         for policy in policies {
-            index.insert(policy, tree);
+            index.add(policy);
         }
+        index.await_all(tree);
         index
     }
 
@@ -75,7 +77,108 @@ impl PolicyIndex {
         self.strict > 0
     }
 
+    /// What policies name.
+    pub(super) fn awaited(&self) -> &Awaited {
+        &self.awaited
+    }
+
+    /// Units that strict policies name.
+    pub(super) fn strict_units(&self) -> impl Iterator<Item = &str> {
+        self.strict_units.keys().map(|unit| &**unit)
+    }
+
+    /// Whether a policy holds for exactly this cgroup.
+    pub(super) fn by_id(&self, id: CgroupId) -> bool {
+        self.ids.contains_key(&id)
+    }
+
     pub(super) fn insert(&mut self, policy: &Policy, tree: &CgroupTree) {
+        for wanted in &policy.matches {
+            self.each_path(wanted, policy.strict, tree, Awaited::insert);
+        }
+        self.add(policy);
+    }
+
+    pub(super) fn remove(&mut self, policy: &Policy, tree: &CgroupTree) {
+        for wanted in &policy.matches {
+            self.each_path(wanted, policy.strict, tree, Awaited::remove);
+        }
+        self.take(policy);
+    }
+
+    /// The paths that a match names: a unit's are the usual one and where it is now, a strict pattern's
+    /// the one below which new cgroups start closed.
+    fn each_path(
+        &mut self,
+        wanted: &Match,
+        strict: bool,
+        tree: &CgroupTree,
+        act: fn(&mut Awaited, &str),
+    ) {
+        match wanted {
+            Match::Cgroup(pattern) => {
+                if strict || pattern.exact().is_some() {
+                    act(&mut self.awaited, pattern.literal());
+                }
+            }
+            Match::Unit(unit) => {
+                act(&mut self.awaited, &usual_path(unit.as_str()));
+                for id in tree
+                    .ids()
+                    .filter(|id| tree.name(*id) == Some(unit.as_str()))
+                {
+                    let path = tree.path(id);
+                    path.iter().for_each(|path| act(&mut self.awaited, path));
+                }
+            }
+            Match::CgroupId(_) => {}
+        }
+    }
+
+    /// The tree is another.
+    pub(super) fn await_all(&mut self, tree: &CgroupTree) {
+        self.awaited = Awaited::default();
+        for (path, names) in &self.paths {
+            names.iter().for_each(|_| self.awaited.insert(path));
+        }
+        for (name, patterns) in &self.globs {
+            if self.policies.get(name).is_some_and(|policy| policy.strict) {
+                let paths = patterns.iter().map(CgroupPattern::literal);
+                paths.for_each(|path| self.awaited.insert(path));
+            }
+        }
+        for (unit, names) in &self.units {
+            let path = usual_path(unit);
+            names.iter().for_each(|_| self.awaited.insert(&path));
+        }
+        if self.units.is_empty() {
+            return;
+        }
+        for id in tree.ids() {
+            let names = tree.name(id).and_then(|name| self.units.get(name));
+            if let (Some(names), Some(path)) = (names, tree.path(id)) {
+                names.iter().for_each(|_| self.awaited.insert(&path));
+            }
+        }
+    }
+
+    /// A cgroup was made. Says whether other paths are awaited now.
+    pub(super) fn made(&mut self, path: &str) -> bool {
+        self.count(path, Awaited::insert)
+    }
+
+    /// A cgroup is gone. Says whether other paths are awaited now.
+    pub(super) fn gone(&mut self, path: &str) -> bool {
+        self.count(path, Awaited::remove)
+    }
+
+    fn count(&mut self, path: &str, act: fn(&mut Awaited, &str)) -> bool {
+        let units = self.units.get(split(path).1).map_or(0, Vec::len);
+        (0..units).for_each(|_| act(&mut self.awaited, path));
+        units > 0
+    }
+
+    fn add(&mut self, policy: &Policy) {
         let name = &policy.name;
         self.acting += usize::from(policy.acts());
         self.strict += usize::from(policy.strict);
@@ -91,12 +194,7 @@ impl PolicyIndex {
         for wanted in &policy.matches {
             match wanted {
                 Match::Cgroup(pattern) => match pattern.exact() {
-                    Some(path) => {
-                        add(&mut self.paths, path, name);
-                        if policy.strict {
-                            self.awaited.insert(path, tree);
-                        }
-                    }
+                    Some(path) => add(&mut self.paths, path, name),
                     None => self
                         .globs
                         .entry(name.clone())
@@ -105,7 +203,7 @@ impl PolicyIndex {
                 },
                 Match::Unit(unit) => {
                     if policy.strict {
-                        self.strict_units.insert(name.clone());
+                        *self.strict_units.entry(unit.as_str().into()).or_default() += 1;
                     }
                     add(&mut self.units, unit.as_str(), name);
                 }
@@ -113,8 +211,7 @@ impl PolicyIndex {
             }
         }
     }
-
-    pub(super) fn remove(&mut self, policy: &Policy, tree: &CgroupTree) {
+    fn take(&mut self, policy: &Policy) {
         let name = &policy.name;
         self.acting -= usize::from(policy.acts());
         self.strict -= usize::from(policy.strict);
@@ -125,39 +222,25 @@ impl PolicyIndex {
         for wanted in &policy.matches {
             match wanted {
                 Match::Cgroup(pattern) => match pattern.exact() {
-                    Some(path) => {
-                        take(&mut self.paths, path, name);
-                        if policy.strict {
-                            self.awaited.remove(path, tree);
-                        }
-                    }
+                    Some(path) => take(&mut self.paths, path, name),
                     None => {
                         self.globs.remove(name);
                     }
                 },
                 Match::Unit(unit) => {
-                    self.strict_units.remove(name);
+                    if policy.strict
+                        && let Some(count) = self.strict_units.get_mut(unit.as_str())
+                    {
+                        *count -= 1;
+                        if *count == 0 {
+                            self.strict_units.remove(unit.as_str());
+                        }
+                    }
                     take(&mut self.units, unit.as_str(), name);
                 }
                 Match::CgroupId(id) => take(&mut self.ids, id, name),
             }
         }
-    }
-
-    /// A cgroup was made.
-    pub(super) fn made(&mut self, parent: &str, name: &str) {
-        self.awaited
-            .count(parent, name, |missing| missing.saturating_sub(1));
-    }
-
-    /// A cgroup is gone.
-    pub(super) fn gone(&mut self, parent: &str, name: &str) {
-        self.awaited.count(parent, name, |missing| missing + 1);
-    }
-
-    /// The tree is another.
-    pub(super) fn recount(&mut self, tree: &CgroupTree) {
-        self.awaited.recount(tree);
     }
 
     /// Another policy of the same origin and priority that names one of the same cgroups.
@@ -192,12 +275,11 @@ impl PolicyIndex {
                 Match::Unit(_) => return None,
             };
             let globs = self.match_globs(&path, &mut Vec::new());
-            let above = levels(&path).flat_map(|(parent, name)| {
-                let end = parent.len() + usize::from(!parent.is_empty()) + name.len();
-                let by_path = self.paths.get(&path[..end]).into_iter().flatten();
-                let node = tree.find(&path[..end]);
+            let above = levels(&path).flat_map(|(_, here)| {
+                let by_path = self.paths.get(here).into_iter().flatten();
+                let node = tree.find(here);
                 let by_id = node.and_then(|id| self.ids.get(&id)).into_iter().flatten();
-                let by_unit = self.units.get(name).into_iter().flatten();
+                let by_unit = self.units.get(split(here).1).into_iter().flatten();
                 by_path.chain(by_id).chain(by_unit)
             });
             above
@@ -211,72 +293,55 @@ impl PolicyIndex {
         })
     }
 
-    /// What holds for the cgroup `id`, which is in `tree`. Ancestors above an exempt cgroup do not
-    /// count, and neither does the default policy below one.
+    /// What holds for the cgroup at `path`, whose levels are the cgroups `nodes` from the root on, as
+    /// far as they exist. An exempt cgroup and those above it do not count, and neither does the
+    /// default policy below one.
     pub(super) fn find(
         &self,
-        id: CgroupId,
-        tree: &CgroupTree,
+        path: &str,
+        nodes: &[Option<CgroupId>],
         exempt: &BTreeSet<CgroupId>,
     ) -> Found {
-        let mut nodes: Vec<CgroupId> = tree.ancestors(id).collect();
-        nodes.reverse();
-        let path = tree.path(id).unwrap_or_default();
         let first = nodes
             .iter()
-            .rposition(|node| exempt.contains(node))
-            .unwrap_or(0);
+            .rposition(|node| node.is_some_and(|node| exempt.contains(&node)))
+            .map_or(0, |exempt| exempt + 1);
 
         let mut found = Found::default();
         let mut reaches = Vec::new();
-        let globs = self.match_globs(&path, &mut reaches);
-        let mut ends = path
-            .match_indices('/')
-            .map(|(at, _)| at)
-            .chain([path.len()]);
-        let mut levels: Vec<Vec<(Key, &Name)>> = Vec::new();
-        for (depth, node) in nodes.iter().enumerate() {
-            if depth == 0 {
-                continue;
-            }
-            let end = ends.next().unwrap_or(path.len());
+        let globs = self.match_globs(path, &mut reaches);
+        let mut ranked: Vec<Vec<(Key, &Name)>> = Vec::new();
+        let below_root = nodes.iter().enumerate().skip(1);
+        for ((depth, node), (_, here)) in below_root.zip(levels(path)) {
             if depth < first {
                 continue;
             }
             let last = depth + 1 == nodes.len();
-            let mut here = self.at(*node, &path[..end], tree);
+            let mut matched = self.at(*node, here);
             let bit = 1u64
                 .checked_shl(u32::try_from(depth - 1).unwrap_or(u32::MAX))
                 .unwrap_or(0);
-            here.extend(
+            matched.extend(
                 globs
                     .iter()
                     .filter(|(_, bits)| bits & bit != 0)
                     .map(|(name, _)| (*name, false)),
             );
-            levels.push(self.rank(here, last.then_some(&mut found.conflicts)));
+            ranked.push(self.rank(matched, last.then_some(&mut found.conflicts)));
         }
-        found.order = self.order(&levels);
+        found.order = self.order(&ranked);
         if first == 0 {
             found.order.extend(self.default.clone());
         }
         // A new child of a cgroup where a strict policy is in force gets it from its parent in the
         // kernel, so that one need not be awaited.
         let in_force = found.order.first();
-        let units = self
-            .strict_units
-            .iter()
-            .map(|name| (name, Reach::Descendants));
         found.reach = reaches
             .into_iter()
-            .chain(units)
             .filter(|(name, _)| Some(*name) != in_force)
             .map(|(_, reach)| reach)
             .max()
             .unwrap_or_default();
-        if self.awaited.below(&path) {
-            found.reach = found.reach.max(Reach::Child);
-        }
         found
     }
 
@@ -293,7 +358,8 @@ impl PolicyIndex {
             for pattern in patterns {
                 let along = pattern.along(path);
                 levels |= along.levels;
-                if strict {
+                // Where a pattern has no wildcards yet, names say what is closed.
+                if strict && is_below(path, pattern.literal()) {
                     reaches.push((name, along.reach));
                 }
             }
@@ -305,21 +371,14 @@ impl PolicyIndex {
     }
 
     /// Policies that match a cgroup by path, id or unit, and whether exactly.
-    fn at(&self, node: CgroupId, path: &str, tree: &CgroupTree) -> Vec<(&Name, bool)> {
-        let unit = tree.name(node).unwrap_or_default();
-        let exact = [self.paths.get(path), self.ids.get(&node)];
+    fn at(&self, node: Option<CgroupId>, path: &str) -> Vec<(&Name, bool)> {
+        let by_path = self.paths.get(path);
+        let by_id = node.and_then(|node| self.ids.get(&node));
+        let exact = by_path.into_iter().chain(by_id).flatten();
+        let by_unit = self.units.get(split(path).1).into_iter().flatten();
         exact
-            .into_iter()
-            .flatten()
-            .flatten()
             .map(|name| (name, true))
-            .chain(
-                self.units
-                    .get(unit)
-                    .into_iter()
-                    .flatten()
-                    .map(|name| (name, false)),
-            )
+            .chain(by_unit.map(|name| (name, false)))
             .collect()
     }
 
@@ -380,6 +439,11 @@ impl PolicyIndex {
         }
         kept.into_iter().rev().flatten().collect()
     }
+}
+
+/// Where systemd puts a unit that says nothing else.
+fn usual_path(unit: &str) -> String {
+    format!("system.slice/{unit}")
 }
 
 fn add(map: &mut HashMap<Box<str>, Vec<Name>>, key: &str, name: &Name) {

@@ -5,6 +5,7 @@
 
 mod awaited;
 mod index;
+mod names;
 mod rejected;
 mod report;
 mod settle;
@@ -20,7 +21,7 @@ use crate::config::Config;
 use crate::domains::Domains;
 use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId};
 use crate::name::Name;
-use crate::plan::Plan;
+use crate::plan::{Named, Plan};
 use crate::policy::{Match, Policy};
 use crate::select::World;
 use crate::state::{Event, Object, State};
@@ -35,8 +36,8 @@ pub struct Engine {
     index: PolicyIndex,
     /// How often each name is in a `use`.
     uses: BTreeMap<Name, usize>,
-    /// Cgroups in which each kernel policy is in force.
-    policy_uses: HashMap<PolicyId, usize>,
+    /// Where each kernel policy is in force, or would be.
+    policy_uses: HashMap<PolicyId, Uses>,
     /// Kernel policies with each choice.
     choice_uses: HashMap<ChoiceId, usize>,
     /// Choices that a domain of this name or alias could change.
@@ -49,7 +50,24 @@ pub struct Engine {
     conflicts: BTreeMap<CgroupId, Vec<Conflict>>,
     /// Cgroups for whose policy no number was left.
     unnumbered: BTreeSet<CgroupId>,
+    /// Named cgroups for which the kernel map has no room.
+    unplaced: BTreeSet<Box<str>>,
     dirty: Dirty,
+}
+
+/// Entries with one kernel policy.
+#[derive(Clone, Copy, Debug, Default)]
+struct Uses {
+    /// Of cgroups.
+    cgroups: u32,
+    /// Of cgroups that policies name.
+    names: u32,
+}
+
+impl Uses {
+    const fn any(&self) -> bool {
+        self.cgroups + self.names > 0
+    }
 }
 
 /// What events touched since the plan was last brought up to date.
@@ -59,6 +77,8 @@ struct Dirty {
     all_cgroups: bool,
     /// These cgroups.
     cgroups: BTreeSet<CgroupId>,
+    /// Paths that policies name or named.
+    paths: BTreeSet<Box<str>>,
     /// The domains, and what follows from them.
     network: bool,
     /// Every choice, since names may mean something else.
@@ -78,6 +98,8 @@ struct Dirty {
 pub struct Changes {
     /// Entries of `cgroups` that changed, came or went.
     pub cgroups: BTreeSet<CgroupId>,
+    /// Likewise of `names`.
+    pub names: BTreeSet<Named>,
     /// Likewise of `policies`.
     pub policies: BTreeSet<PolicyId>,
     /// Likewise of `choices`.
@@ -95,6 +117,7 @@ impl Changes {
     /// Adds what another settling changed.
     pub fn merge(&mut self, other: Self) {
         self.cgroups.extend(other.cgroups);
+        self.names.extend(other.names);
         self.policies.extend(other.policies);
         self.choices.extend(other.choices);
         self.network |= other.network;
@@ -120,6 +143,7 @@ impl Engine {
             unmarked: BTreeSet::new(),
             conflicts: BTreeMap::new(),
             unnumbered: BTreeSet::new(),
+            unplaced: BTreeSet::new(),
             dirty: Dirty {
                 all_cgroups: true,
                 network: true,
@@ -149,7 +173,6 @@ impl Engine {
     /// Takes an event in. Only what a user asks for can be refused.
     pub fn apply(&mut self, event: Event) -> Result<(), Rejected> {
         match event {
-            Event::Now(now) => self.state.now = now,
             Event::Network(change) => {
                 self.state.network.apply(change);
                 self.dirty.network = true;
@@ -240,9 +263,10 @@ impl Engine {
     }
 
     fn forget(&mut self, policy: &Policy) {
+        // Paths that nothing names any more are touched too.
+        self.touch_matches(policy);
         self.index.remove(policy, &self.state.cgroups);
         self.count_use(policy, false);
-        self.touch_matches(policy);
     }
 
     fn take_outcome(&mut self, object: Object, words: Option<String>) {
@@ -296,15 +320,18 @@ impl Engine {
                     .into_iter()
                     .for_each(|older| self.remove_cgroup(older));
                 self.state.cgroups.made(id, parent, &name);
-                if let Some(path) = self.state.cgroups.path(parent) {
-                    self.index.made(&path, &name);
+                self.dirty.cgroups.insert(id);
+                if let Some(path) = self.state.cgroups.path(id) {
+                    self.touch_identity(id, &path);
+                    if self.index.made(&path) {
+                        self.touch_path(&path);
+                    }
                 }
-                self.dirty.cgroups.extend([id, parent]);
             }
             CgroupChange::Removed(id) => self.remove_cgroup(id),
             CgroupChange::Dump(tree) => {
                 self.state.cgroups = tree;
-                self.index.recount(&self.state.cgroups);
+                self.index.await_all(&self.state.cgroups);
                 self.dirty.all_cgroups = true;
             }
         }
@@ -315,47 +342,68 @@ impl Engine {
         if id == tree.root() {
             return;
         }
-        for gone in tree.subtree(id) {
-            let parent = tree.parent(gone);
-            let path = parent.and_then(|parent| tree.path(parent));
-            if let (Some(path), Some(name)) = (path, tree.name(gone)) {
-                self.index.gone(&path, name);
+        let gone: Vec<CgroupId> = tree.subtree(id).collect();
+        for id in gone {
+            self.dirty.cgroups.insert(id);
+            let Some(path) = self.state.cgroups.path(id) else {
+                continue;
+            };
+            self.touch_identity(id, &path);
+            if self.index.gone(&path) {
+                self.touch_path(&path);
             }
-            self.dirty.cgroups.insert(gone);
-            self.dirty.cgroups.extend(parent);
         }
         self.state.cgroups.removed(id);
     }
 
-    /// Notes the cgroups that a policy can matter to.
+    /// Notes a path that came to be named, or is named no more, with the cgroups that lead to it.
+    fn touch_path(&mut self, path: &str) {
+        for (parent, here) in awaited::levels(path).filter(|(_, here)| !here.is_empty()) {
+            self.dirty.paths.insert(here.into());
+            self.dirty.cgroups.extend(self.state.cgroups.find(parent));
+        }
+    }
+
+    /// Notes what is named below a cgroup that comes or goes, if it is one by its id.
+    fn touch_identity(&mut self, id: CgroupId, path: &str) {
+        let state = &self.state;
+        if self.index.by_id(id) || state.exempt.contains(&id) || state.cgroup_root == id {
+            self.touch_below(path);
+        }
+    }
+
+    /// Notes the paths that are named at and below one.
+    fn touch_below(&mut self, path: &str) {
+        let paths = self.index.awaited().subtree(path);
+        self.dirty.paths.extend(paths.map(Box::from));
+    }
+
+    /// Notes the cgroups and paths that a policy can matter to.
     fn touch_matches(&mut self, policy: &Policy) {
-        let tree = &self.state.cgroups;
         if policy.matches.is_empty() {
             self.dirty.all_cgroups = true;
         }
         for wanted in &policy.matches {
             let pattern = match wanted {
-                Match::Cgroup(pattern) => pattern.as_str(),
+                Match::Cgroup(pattern) => pattern,
                 Match::Unit(_) => {
                     self.dirty.all_cgroups = true;
                     return;
                 }
                 Match::CgroupId(id) => {
+                    let tree = &self.state.cgroups;
                     self.dirty.cgroups.extend(tree.subtree(*id));
+                    if let Some(path) = tree.path(*id) {
+                        self.touch_below(&path);
+                    }
                     continue;
                 }
             };
-            // What is below the levels without wildcards, and on the way there cgroups that await
-            // new ones.
-            let mut at = Some(tree.root());
-            for level in pattern.split('/').take_while(|level| !level.contains('*')) {
-                let Some(id) = at else { break };
-                if policy.strict {
-                    self.dirty.cgroups.insert(id);
-                }
-                at = tree.child(id, level);
-            }
-            if let Some(id) = at {
+            let literal = pattern.literal();
+            self.touch_path(literal);
+            self.touch_below(literal);
+            let tree = &self.state.cgroups;
+            if let Some(id) = tree.find(literal) {
                 self.dirty.cgroups.extend(tree.subtree(id));
             }
         }

@@ -38,6 +38,8 @@ pub enum Warning {
     },
     /// The mask has no index left for a domain.
     NoMark(Name),
+    /// The kernel map has no room for this many cgroups that policies name.
+    NoRoom(usize),
     /// No number was left for policies of this many cgroups.
     NoNumber(usize),
     /// A name in the files means nothing for now.
@@ -102,6 +104,7 @@ impl Engine {
         let numbers = self.state.memory.policies.starting_with(name);
         numbers
             .filter_map(|(number, _)| self.policy_uses.get(&PolicyId(number)))
+            .map(|uses| uses.cgroups as usize)
             .sum()
     }
 
@@ -117,16 +120,6 @@ impl Engine {
                 conflict: conflict.clone(),
             })
         })
-    }
-
-    /// Cgroups in which a policy is in force. Looks at every cgroup.
-    pub fn cgroups_of(&self, name: &Name) -> Vec<CgroupId> {
-        let numbers = self.numbers(name);
-        let entries = self.plan.cgroups.iter();
-        entries
-            .filter(|(_, entry)| numbers.contains(&PolicyId(entry.policy)))
-            .map(|(id, _)| *id)
-            .collect()
     }
 
     /// Whether a domain waits for an index: ask the kernel which indices sockets bear, and say so by
@@ -165,6 +158,9 @@ impl Engine {
         warnings.extend(self.unmarked.iter().cloned().map(Warning::NoMark));
         if !self.unnumbered.is_empty() {
             warnings.push(Warning::NoNumber(self.unnumbered.len()));
+        }
+        if !self.unplaced.is_empty() {
+            warnings.push(Warning::NoRoom(self.unplaced.len()));
         }
         warnings.extend(
             state
@@ -265,6 +261,11 @@ impl fmt::Display for Warning {
                 f,
                 "the kernel map has no room for the policies of {cgroups} cgroups: strict ones are \
                  closed, others do not apply"
+            ),
+            Self::NoRoom(names) => write!(
+                f,
+                "the kernel map has no room for {names} cgroups that policies name: new cgroups beside \
+                 them are closed until the agent has decided"
             ),
             Self::Unknown(error) => error.fmt(f),
             Self::Overlap { address, domains } => {

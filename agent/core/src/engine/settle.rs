@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use steer_common::{CgroupEntry, ChoiceEntry, PolicyEntry, cgroup_flags, policy_flags, verdict};
 
-use super::{Changes, Engine};
+use super::awaited::split;
+use super::index::Found;
+use super::{Changes, Engine, Uses};
 use crate::domains::Domains;
 use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId};
 use crate::name::Name;
@@ -28,7 +30,9 @@ impl Engine {
         if self.dirty.network {
             self.settle_domains();
         }
-        let touched = self.settle_cgroups(&mut changes);
+        // A cgroup's entry says whether names below it have room.
+        let mut touched = self.settle_names(&mut changes);
+        touched.extend(self.settle_cgroups(&mut changes));
         for policy in touched {
             self.settle_policy(policy, &mut changes);
         }
@@ -85,7 +89,11 @@ impl Engine {
             .collect()
     }
 
-    fn settle_cgroup(&mut self, id: CgroupId, changes: &mut Changes) -> Vec<PolicyId> {
+    fn settle_cgroup(
+        &mut self,
+        id: CgroupId,
+        changes: &mut Changes,
+    ) -> impl Iterator<Item = PolicyId> + use<> {
         let new = self.decide_cgroup(id);
         let old = match new {
             Some(entry) => self.plan.cgroups.insert(id, entry),
@@ -94,19 +102,30 @@ impl Engine {
         if new != old {
             changes.cgroups.insert(id);
         }
+        self.count_policy(new, old, |uses| &mut uses.cgroups)
+    }
+
+    /// Counts that an entry took the place of another; returns their policies.
+    pub(super) fn count_policy(
+        &mut self,
+        new: Option<CgroupEntry>,
+        old: Option<CgroupEntry>,
+        kind: fn(&mut Uses) -> &mut u32,
+    ) -> impl Iterator<Item = PolicyId> + use<> {
         let policy = |entry: Option<CgroupEntry>| {
             entry
                 .map(|entry| entry.policy)
                 .filter(|policy| *policy != 0)
                 .map(PolicyId)
         };
-        if let Some(new) = policy(new) {
-            *self.policy_uses.entry(new).or_default() += 1;
+        let (new, old) = (policy(new), policy(old));
+        if let Some(new) = new {
+            *kind(self.policy_uses.entry(new).or_default()) += 1;
         }
-        if let Some(old) = policy(old) {
-            release(self.policy_uses.get_mut(&old));
+        if let Some(uses) = old.and_then(|old| self.policy_uses.get_mut(&old)) {
+            *kind(uses) -= 1;
         }
-        policy(new).into_iter().chain(policy(old)).collect()
+        new.into_iter().chain(old)
     }
 
     fn decide_cgroup(&mut self, id: CgroupId) -> Option<CgroupEntry> {
@@ -120,39 +139,64 @@ impl Engine {
             return Some(CgroupEntry {
                 policy: 0,
                 flags: cgroup_flags::EXEMPT,
+                place: 0,
             });
         }
-        let found = self.index.find(id, tree, &self.state.exempt);
+        let path = tree.path(id).unwrap_or_default();
+        let mut nodes: Vec<Option<CgroupId>> = tree.ancestors(id).map(Some).collect();
+        nodes.reverse();
+        let found = self.index.find(&path, &nodes, &self.state.exempt);
         if !found.conflicts.is_empty() {
-            self.conflicts.insert(id, found.conflicts);
+            self.conflicts.insert(id, found.conflicts.clone());
         }
-        let mut flags = match found.reach {
-            Reach::None => 0,
-            Reach::Child => cgroup_flags::CHILDREN_UNDECIDED,
-            Reach::Descendants => cgroup_flags::DESCENDANTS_UNDECIDED,
-        };
-        let chain = self.chain(found.order);
-        let mut policy = 0;
-        if !chain.is_empty() {
-            match self.state.memory.policies.give(&chain) {
-                Some(number) => policy = number,
-                None => {
-                    self.unnumbered.insert(id);
-                    // A strict policy that cannot be enforced is closed, not open.
-                    if chain.iter().any(|name| self.is_strict(name)) {
-                        flags |= cgroup_flags::UNDECIDED;
-                    }
-                }
-            }
+        let (mut entry, numbered) = self.entry(&path, found);
+        if !numbered {
+            self.unnumbered.insert(id);
         }
-        if policy == 0 && flags == 0 {
+        if entry == CgroupEntry::default() {
             return None;
         }
         // A policy on the real root itself would catch packets that the kernel makes.
         if id == self.state.cgroups.root() {
-            flags |= cgroup_flags::INHERIT_ONLY;
+            entry.flags |= cgroup_flags::INHERIT_ONLY;
         }
-        Some(CgroupEntry { policy, flags })
+        Some(entry)
+    }
+
+    /// The entry for what was found at a path, and whether there was a number for its policy.
+    pub(super) fn entry(&mut self, path: &str, found: Found) -> (CgroupEntry, bool) {
+        let mut entry = CgroupEntry {
+            policy: 0,
+            flags: match found.reach {
+                Reach::None => 0,
+                Reach::Child => cgroup_flags::CHILDREN_UNDECIDED,
+                Reach::Descendants => cgroup_flags::DESCENDANTS_UNDECIDED,
+            },
+            place: 0,
+        };
+        if self.index.strict_units().next().is_some() {
+            entry.flags |= cgroup_flags::UNITS_UNDECIDED;
+        }
+        if self.index.awaited().below(path) {
+            entry.place = self.place(path).map_or(0, |place| place.0);
+            if self.unplaced.iter().any(|other| split(other).0 == path) {
+                entry.flags |= cgroup_flags::CHILDREN_UNDECIDED;
+            }
+        }
+        let chain = self.chain(found.order);
+        if chain.is_empty() {
+            return (entry, true);
+        }
+        let number = self.state.memory.policies.give(&chain);
+        match number {
+            Some(number) => entry.policy = number,
+            // A strict policy that cannot be enforced is closed, not open.
+            None if chain.iter().any(|name| self.is_strict(name)) => {
+                entry.flags |= cgroup_flags::UNDECIDED;
+            }
+            None => {}
+        }
+        (entry, number.is_some())
     }
 
     pub(super) fn is_strict(&self, name: &Name) -> bool {
@@ -201,7 +245,7 @@ impl Engine {
     }
 
     fn settle_policy(&mut self, id: PolicyId, changes: &mut Changes) {
-        let used = self.policy_uses.get(&id).is_some_and(|count| *count > 0);
+        let used = self.policy_uses.get(&id).is_some_and(Uses::any);
         let chain = self
             .state
             .memory
@@ -448,6 +492,7 @@ impl Engine {
         };
         let mut new = Plan {
             cgroups: std::mem::take(&mut self.plan.cgroups),
+            names: std::mem::take(&mut self.plan.names),
             policies: std::mem::take(&mut self.plan.policies),
             choices: std::mem::take(&mut self.plan.choices),
             ..Plan::default()

@@ -32,7 +32,7 @@ const NEXT: u32 = if cfg!(feature = "next-layout") { 1 } else { 0 };
 
 /// Cgroups that may have an entry at one time (`CGROUPS`).
 pub const MAX_CGROUPS: u32 = 262_144;
-/// Cgroups that policies name (`NAMES`).
+/// Cgroups that strict policies name (`NAMES`).
 pub const MAX_NAMES: u32 = 262_144;
 /// Kernel policies, index 0 unused (`POLICIES`).
 pub const MAX_POLICIES: u32 = 131_072;

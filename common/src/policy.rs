@@ -23,7 +23,7 @@ pub struct CgroupEntry {
     pub place: u32,
 }
 
-/// Key of `NAMES` (hash; value: [`CgroupEntry`]): a cgroup that policies name, whether it exists or
+/// Key of `NAMES` (hash; value: [`CgroupEntry`]): a cgroup that strict policies name, whether it exists or
 /// not, so that it has its entry when it is made, also while no agent runs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
@@ -94,24 +94,33 @@ pub mod verdict {
     pub const BLOCK: u32 = 2;
 }
 
-/// Value of `DOMAINS` (array): a domain's entry, and room for its next.
+/// Value of `DOMAINS` (array): a domain's entry, and room for its next ones.
 ///
 /// An element of an array is written in place while programs read it, so an entry that is in use is
-/// never written: the agent writes the other one and then changes `current`, a word that is read once.
+/// never written: the agent writes another one and then changes `current`, a word that is read once.
 /// Before an entry is written again, no program may be left that began when it was in use.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct DomainSlots {
-    /// Which entry is in use; its lowest bit counts.
+    /// Which entry is in use, modulo their number.
     pub current: u32,
     /// The entries.
-    pub entries: [DomainEntry; 2],
+    pub entries: [DomainEntry; DomainSlots::COUNT],
 }
 
 impl DomainSlots {
+    /// Entries of one domain; a power of two. Enough that policies which come and go one after the other
+    /// seldom wait for programs to end.
+    pub const COUNT: usize = 8;
+
     /// The entry in use.
     pub const fn entry(&self) -> &DomainEntry {
-        &self.entries[(self.current & 1) as usize]
+        &self.entries[Self::slot(self.current)]
+    }
+
+    /// The place in `entries` that `current` means.
+    pub const fn slot(current: u32) -> usize {
+        current as usize & (Self::COUNT - 1)
     }
 }
 
@@ -239,7 +248,7 @@ const _: () = {
     assert!(size_of::<PolicyEntry>() == 8);
     assert!(size_of::<ChoiceEntry>() == 8);
     assert!(size_of::<DomainEntry>() == 48);
-    assert!(size_of::<DomainSlots>() == 100);
+    assert!(size_of::<DomainSlots>() == 388);
     assert!(size_of::<SourceKey>() == 20);
     assert!(size_of::<LocalKey4>() == 8);
     assert!(size_of::<LocalKey6>() == 20);

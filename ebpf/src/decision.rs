@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::generated::bpf_set_retval;
 use steer_common::{
-    DomainEntry, ERRNO_NO_DOMAIN, ERRNO_NOT_ALLOWED, LocalEntry, counter, domain_flags,
+    DomainEntry, DomainSlots, ERRNO_NO_DOMAIN, ERRNO_NOT_ALLOWED, LocalEntry, counter, domain_flags,
     local_flags, verdict,
 };
 
@@ -86,7 +86,7 @@ fn entry_in_use(index: u32) -> Option<&'static DomainEntry> {
     let slots = DOMAINS.get(index)?;
     // SAFETY: a valid, aligned word. It may change while the program runs, so it is read once.
     let current = unsafe { (&raw const slots.current).read_volatile() };
-    slots.entries.get((current & 1) as usize)
+    slots.entries.get(DomainSlots::slot(current))
 }
 
 /// Decides for `owner` and `destination`; `bound_device` is the interface that the application bound

@@ -17,7 +17,7 @@ const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 #[btf_map]
 pub static CGROUPS: HashMap<u64, CgroupEntry, { MAX_CGROUPS as usize }, ON_DEMAND> = HashMap::new();
 
-/// Name of a cgroup that policies name -> its entry when it is made.
+/// Name of a cgroup that strict policies name -> its entry when it is made.
 #[btf_map]
 pub static NAMES: HashMap<NameKey, CgroupEntry, { MAX_NAMES as usize }, ON_DEMAND> = HashMap::new();
 

@@ -263,7 +263,7 @@ fn a_removed_cgroup_leaves_nothing_and_its_name_can_come_back() -> Result<()> {
 }
 
 #[test]
-fn a_new_cgroup_that_a_policy_names_has_it_from_its_first_packet() -> Result<()> {
+fn a_new_cgroup_that_a_strict_policy_names_has_it_from_its_first_packet() -> Result<()> {
     let lab = Lab::new()?;
     let _agent = lab.start_agent()?;
     let parent = lab.cgroup().child("slice")?;
@@ -286,7 +286,7 @@ fn a_new_cgroup_that_a_policy_names_has_it_from_its_first_packet() -> Result<()>
 }
 
 #[test]
-fn a_service_that_restarts_while_no_agent_runs_has_its_policy() -> Result<()> {
+fn a_strict_service_that_restarts_while_no_agent_runs_has_its_policy() -> Result<()> {
     let lab = Lab::new()?;
     let mut agent = lab.start_agent()?;
     let slice = lab.cgroup().child("slice")?;
@@ -301,13 +301,6 @@ fn a_service_that_restarts_while_no_agent_runs_has_its_policy() -> Result<()> {
             "wlan0",
             "--strict",
         ][..],
-        &[
-            "web",
-            "--cgroup",
-            &format!("{top}/web.service"),
-            "--via",
-            "wwan0",
-        ],
         &[
             "deep",
             "--cgroup",
@@ -330,7 +323,6 @@ fn a_service_that_restarts_while_no_agent_runs_has_its_policy() -> Result<()> {
     unit.remove()?;
     for (name, uplink) in [
         ("vault.service", "wlan0"),
-        ("web.service", "wwan0"),
         ("db.service", "wwan0"),
         ("not/yet/there", "wlan0"),
         ("not/yet/other", "eth0"),

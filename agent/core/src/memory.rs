@@ -23,7 +23,7 @@ pub struct Memory {
     pub policies: Numbers<Name>,
     /// Choices, by their inputs.
     pub choices: Numbers<Stage>,
-    /// Cgroups below which policies name others, by the levels of their path.
+    /// Cgroups below which strict policies name others, by the levels of their path.
     pub places: Numbers<String>,
 }
 

@@ -30,7 +30,7 @@ pub struct Plan {
     pub ingress_marks: BTreeMap<IfIndex, u32>,
     /// Policy in force for each cgroup.
     pub cgroups: BTreeMap<CgroupId, CgroupEntry>,
-    /// Entries of cgroups that policies name, whether they exist or not.
+    /// Entries of cgroups that strict policies name, whether they exist or not.
     pub names: BTreeMap<Named, CgroupEntry>,
     /// Kernel policies.
     pub policies: BTreeMap<PolicyId, PolicyEntry>,

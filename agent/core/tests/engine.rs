@@ -75,14 +75,20 @@ fn a_policy_holds_for_its_cgroup_and_everything_below() {
     assert_eq!(changes.cgroups, BTreeSet::from([CgroupId(12)]));
     assert!(!changes.network);
     apply(&mut engine, removed(10));
-    // What is left is to know it again.
+    assert_eq!(engine.plan().cgroups.len() + engine.plan().names.len(), 0);
+    assert!(engine.plan().policies.is_empty());
+}
+
+#[test]
+fn a_strict_policy_whose_cgroup_is_gone_is_known_until_it_is_unset() {
+    let mut engine = engine();
+    set(&mut engine, strict(policy("p", "a", &["wlan0"])));
+    apply(&mut engine, removed(10));
     let ids: Vec<_> = engine.plan().cgroups.keys().collect();
-    assert_eq!(ids, [&CgroupId(1)]);
+    assert_eq!(ids, [&CgroupId(1)], "the way to it");
     let entry = named(&engine, "", "a").unwrap();
-    assert_eq!(
-        engine.plan().policies.keys().collect::<Vec<_>>(),
-        [&PolicyId(entry.policy)]
-    );
+    let policies: Vec<_> = engine.plan().policies.keys().collect();
+    assert_eq!(policies, [&PolicyId(entry.policy)]);
     assert_eq!(engine.cgroup_count(&name("p")), 0);
     apply(&mut engine, Event::UnsetPolicy(name("p")));
     assert!(engine.plan().names.is_empty() && engine.plan().policies.is_empty());
@@ -352,7 +358,7 @@ fn a_cgroup_that_a_policy_names_is_known_before_it_is_made() {
 }
 
 #[test]
-fn a_unit_is_known_at_its_usual_place_and_where_it_is_and_closed_elsewhere_if_strict() {
+fn a_strict_unit_is_known_at_its_usual_place_and_where_it_is_and_closed_elsewhere() {
     let mut engine = engine();
     let unit = UnitName::new("web.service").unwrap();
     let web = Policy {
@@ -360,15 +366,16 @@ fn a_unit_is_known_at_its_usual_place_and_where_it_is_and_closed_elsewhere_if_st
         ..policy("web", "a", &["wlan0"])
     };
     set(&mut engine, web.clone());
+    assert!(engine.plan().names.is_empty());
+    set(&mut engine, strict(web));
     let usual = named(&engine, "system.slice", "web.service").unwrap();
     assert_ne!(usual.policy, 0);
     assert_eq!(named(&engine, "a", "web.service"), None);
     apply(&mut engine, made(12, 10, "web.service"));
     assert_eq!(named(&engine, "a", "web.service"), Some(usual));
-    assert_eq!(flags(&engine, 10), 0);
-
-    set(&mut engine, strict(web));
-    assert_eq!(flags(&engine, 20), cgroup_flags::UNITS_UNDECIDED);
+    for cgroup in [10, 20] {
+        assert_eq!(flags(&engine, cgroup), cgroup_flags::UNITS_UNDECIDED);
+    }
     let anywhere = Named {
         place: PlaceId(0),
         name: "web.service".into(),
@@ -377,8 +384,7 @@ fn a_unit_is_known_at_its_usual_place_and_where_it_is_and_closed_elsewhere_if_st
         engine.plan().names[&anywhere].flags,
         cgroup_flags::UNDECIDED
     );
-    let here = named(&engine, "a", "web.service").unwrap();
-    assert_eq!(here.flags & cgroup_flags::UNDECIDED, 0);
+    assert_eq!(usual.flags & cgroup_flags::UNDECIDED, 0);
     apply(&mut engine, removed(12));
     assert_eq!(named(&engine, "a", "web.service"), None);
 }

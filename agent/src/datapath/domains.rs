@@ -21,8 +21,10 @@ const OUT_OF_USE: Duration = Duration::from_secs(1);
 /// Domain -> mark, interface, sources.
 pub struct Domains {
     slots: Array<DomainSlots>,
-    /// When entries that this agent wrote went out of use.
-    replaced: BTreeMap<u32, Instant>,
+    /// When each entry that this agent replaced went out of use.
+    replaced: BTreeMap<(u32, usize), Instant>,
+    /// No program is left that began before.
+    ended: Option<Instant>,
 }
 
 impl Domains {
@@ -30,6 +32,7 @@ impl Domains {
         Self {
             slots,
             replaced: BTreeMap::new(),
+            ended: None,
         }
     }
 
@@ -45,19 +48,30 @@ impl Domains {
         if slots.entry() == entry {
             return Ok(());
         }
-        if let Some(replaced) = self.replaced.get(&index)
-            && replaced.elapsed() < OUT_OF_USE
-        {
-            // Where the kernel cannot wait, what lies between two changes of a domain has to do.
-            let _waited = sys::wait_for_programs()
-                .map_err(Error::kernel("wait for the readers of", "DOMAINS"))?;
+        let next = DomainSlots::slot(slots.current.wrapping_add(1));
+        self.wait_for_readers(index, next)?;
+        slots.entries[next] = *entry;
+        self.slots.set(index, &slots)?;
+        let last = DomainSlots::slot(slots.current);
+        slots.current = u32::try_from(next).expect("a few entries");
+        self.slots.set(index, &slots)?;
+        self.replaced.insert((index, last), Instant::now());
+        Ok(())
+    }
+
+    /// Waits until no program is left that may read an entry that is not in use any more.
+    fn wait_for_readers(&mut self, index: u32, slot: usize) -> Result<()> {
+        let Some(replaced) = self.replaced.remove(&(index, slot)) else {
+            return Ok(());
+        };
+        if replaced.elapsed() > OUT_OF_USE || self.ended > Some(replaced) {
+            return Ok(());
         }
-        let next = slots.current & 1 ^ 1;
-        slots.entries[next as usize] = *entry;
-        self.slots.set(index, &slots)?;
-        slots.current = next;
-        self.slots.set(index, &slots)?;
-        self.replaced.insert(index, Instant::now());
+        let begun = Instant::now();
+        // Where the kernel cannot wait, what lies between so many changes of a domain has to do.
+        let _waited = sys::wait_for_programs()
+            .map_err(Error::kernel("wait for the readers of", "DOMAINS"))?;
+        self.ended = Some(begun);
         Ok(())
     }
 

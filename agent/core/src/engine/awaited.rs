@@ -1,5 +1,8 @@
-//! Cgroups that policies name by path or unit, whether they exist or not: the kernel knows their names,
-//! so that each has its policy when it is made (again), also while no agent runs.
+//! Cgroups that strict policies name by path or unit, whether they exist or not: the kernel knows their
+//! names, so that each has its policy when it is made (again), also while no agent runs.
+//!
+//! Others are not among them: the agent gives them their policy within milliseconds, and a name costs it
+//! a number that must be kept.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;

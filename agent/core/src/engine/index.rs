@@ -93,34 +93,28 @@ impl PolicyIndex {
     }
 
     pub(super) fn insert(&mut self, policy: &Policy, tree: &CgroupTree) {
-        for wanted in &policy.matches {
-            self.each_path(wanted, policy.strict, tree, Awaited::insert);
+        if policy.strict {
+            for wanted in &policy.matches {
+                self.each_path(wanted, tree, Awaited::insert);
+            }
         }
         self.add(policy);
     }
 
     pub(super) fn remove(&mut self, policy: &Policy, tree: &CgroupTree) {
-        for wanted in &policy.matches {
-            self.each_path(wanted, policy.strict, tree, Awaited::remove);
+        if policy.strict {
+            for wanted in &policy.matches {
+                self.each_path(wanted, tree, Awaited::remove);
+            }
         }
         self.take(policy);
     }
 
-    /// The paths that a match names: a unit's are the usual one and where it is now, a strict pattern's
-    /// the one below which new cgroups start closed.
-    fn each_path(
-        &mut self,
-        wanted: &Match,
-        strict: bool,
-        tree: &CgroupTree,
-        act: fn(&mut Awaited, &str),
-    ) {
+    /// The paths that a match of a strict policy names: a unit's are the usual one and where it is now, a
+    /// pattern's the one below which new cgroups start closed.
+    fn each_path(&mut self, wanted: &Match, tree: &CgroupTree, act: fn(&mut Awaited, &str)) {
         match wanted {
-            Match::Cgroup(pattern) => {
-                if strict || pattern.exact().is_some() {
-                    act(&mut self.awaited, pattern.literal());
-                }
-            }
+            Match::Cgroup(pattern) => act(&mut self.awaited, pattern.literal()),
             Match::Unit(unit) => {
                 act(&mut self.awaited, &usual_path(unit.as_str()));
                 for id in tree
@@ -137,29 +131,31 @@ impl PolicyIndex {
 
     /// The tree is another.
     pub(super) fn await_all(&mut self, tree: &CgroupTree) {
-        self.awaited = Awaited::default();
+        let strict = |name: &Name| self.policies.get(name).is_some_and(|policy| policy.strict);
+        let mut awaited = Awaited::default();
         for (path, names) in &self.paths {
-            names.iter().for_each(|_| self.awaited.insert(path));
+            let names = names.iter().filter(|name| strict(name));
+            names.for_each(|_| awaited.insert(path));
         }
         for (name, patterns) in &self.globs {
-            if self.policies.get(name).is_some_and(|policy| policy.strict) {
+            if strict(name) {
                 let paths = patterns.iter().map(CgroupPattern::literal);
-                paths.for_each(|path| self.awaited.insert(path));
+                paths.for_each(|path| awaited.insert(path));
             }
         }
-        for (unit, names) in &self.units {
+        for (unit, count) in &self.strict_units {
             let path = usual_path(unit);
-            names.iter().for_each(|_| self.awaited.insert(&path));
+            (0..*count).for_each(|_| awaited.insert(&path));
         }
-        if self.units.is_empty() {
-            return;
-        }
-        for id in tree.ids() {
-            let names = tree.name(id).and_then(|name| self.units.get(name));
-            if let (Some(names), Some(path)) = (names, tree.path(id)) {
-                names.iter().for_each(|_| self.awaited.insert(&path));
+        if !self.strict_units.is_empty() {
+            for id in tree.ids() {
+                let count = tree.name(id).and_then(|name| self.strict_units.get(name));
+                if let (Some(count), Some(path)) = (count, tree.path(id)) {
+                    (0..*count).for_each(|_| awaited.insert(&path));
+                }
             }
         }
+        self.awaited = awaited;
     }
 
     /// A cgroup was made. Says whether other paths are awaited now.
@@ -173,9 +169,9 @@ impl PolicyIndex {
     }
 
     fn count(&mut self, path: &str, act: fn(&mut Awaited, &str)) -> bool {
-        let units = self.units.get(split(path).1).map_or(0, Vec::len);
-        (0..units).for_each(|_| act(&mut self.awaited, path));
-        units > 0
+        let count = self.strict_units.get(split(path).1).copied().unwrap_or(0);
+        (0..count).for_each(|_| act(&mut self.awaited, path));
+        count > 0
     }
 
     fn add(&mut self, policy: &Policy) {

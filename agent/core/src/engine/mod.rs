@@ -77,7 +77,7 @@ struct Dirty {
     all_cgroups: bool,
     /// These cgroups.
     cgroups: BTreeSet<CgroupId>,
-    /// Paths that policies name or named.
+    /// Paths that strict policies name or named.
     paths: BTreeSet<Box<str>>,
     /// The domains, and what follows from them.
     network: bool,
@@ -400,7 +400,9 @@ impl Engine {
                 }
             };
             let literal = pattern.literal();
-            self.touch_path(literal);
+            if policy.strict {
+                self.touch_path(literal);
+            }
             self.touch_below(literal);
             let tree = &self.state.cgroups;
             if let Some(id) = tree.find(literal) {

@@ -1,4 +1,4 @@
-//! Bringing the part of the plan up to date that says what cgroups named by policies get when they are
+//! Bringing the part of the plan up to date that says what cgroups named by strict policies get when they are
 //! made: the kernel looks them up by their parent's number and their name.
 
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use crate::ids::{PlaceId, PolicyId};
 use crate::plan::Named;
 
 impl Engine {
-    /// Decides cgroups that policies name, whether they exist or not; returns the kernel policies that
+    /// Decides cgroups that strict policies name, whether they exist or not; returns the kernel policies that
     /// they had and have.
     pub(super) fn settle_names(&mut self, changes: &mut Changes) -> BTreeSet<PolicyId> {
         let mut paths = std::mem::take(&mut self.dirty.paths);

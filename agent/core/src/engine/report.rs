@@ -38,7 +38,7 @@ pub enum Warning {
     },
     /// The mask has no index left for a domain.
     NoMark(Name),
-    /// The kernel map has no room for this many cgroups that policies name.
+    /// The kernel map has no room for this many cgroups that strict policies name.
     NoRoom(usize),
     /// No number was left for policies of this many cgroups.
     NoNumber(usize),
@@ -264,7 +264,7 @@ impl fmt::Display for Warning {
             ),
             Self::NoRoom(names) => write!(
                 f,
-                "the kernel map has no room for {names} cgroups that policies name: new cgroups beside \
+                "the kernel map has no room for {names} cgroups that strict policies name: new cgroups beside \
                  them are closed until the agent has decided"
             ),
             Self::Unknown(error) => error.fmt(f),

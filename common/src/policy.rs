@@ -97,30 +97,29 @@ pub mod verdict {
 /// Value of `DOMAINS` (array): a domain's entry, and room for its next ones.
 ///
 /// An element of an array is written in place while programs read it, so an entry that is in use is
-/// never written: the agent writes another one and then changes `current`, a word that is read once.
-/// Before an entry is written again, no program may be left that began when it was in use.
+/// never written: the agent writes the next one and then counts the change. A reader that finds so many
+/// changes more behind its copy than before that its entry may have been written again drops the copy.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct DomainSlots {
-    /// Which entry is in use, modulo their number.
-    pub current: u32,
+    /// Changes so far, wrapping: modulo the number of entries, which one is in use.
+    pub changes: u32,
     /// The entries.
     pub entries: [DomainEntry; DomainSlots::COUNT],
 }
 
 impl DomainSlots {
-    /// Entries of one domain; a power of two. Enough that policies which come and go one after the other
-    /// seldom wait for programs to end.
-    pub const COUNT: usize = 8;
+    /// Entries of one domain; a power of two.
+    pub const COUNT: usize = 4;
 
     /// The entry in use.
     pub const fn entry(&self) -> &DomainEntry {
-        &self.entries[Self::slot(self.current)]
+        &self.entries[Self::slot(self.changes)]
     }
 
-    /// The place in `entries` that `current` means.
-    pub const fn slot(current: u32) -> usize {
-        current as usize & (Self::COUNT - 1)
+    /// The place in `entries` that is in use after so many changes.
+    pub const fn slot(changes: u32) -> usize {
+        changes as usize & (Self::COUNT - 1)
     }
 }
 
@@ -248,7 +247,7 @@ const _: () = {
     assert!(size_of::<PolicyEntry>() == 8);
     assert!(size_of::<ChoiceEntry>() == 8);
     assert!(size_of::<DomainEntry>() == 48);
-    assert!(size_of::<DomainSlots>() == 388);
+    assert!(size_of::<DomainSlots>() == 196);
     assert!(size_of::<SourceKey>() == 20);
     assert!(size_of::<LocalKey4>() == 8);
     assert!(size_of::<LocalKey6>() == 20);

@@ -31,8 +31,10 @@ pub enum Decision {
 pub struct Domain {
     /// Index into `DOMAINS`, not 0.
     pub index: u32,
-    /// Its entry, which does not change while a program runs.
-    pub entry: &'static DomainEntry,
+    /// A copy of its entry.
+    pub entry: DomainEntry,
+    /// What was copied.
+    place: &'static DomainEntry,
 }
 
 impl Domain {
@@ -42,8 +44,12 @@ impl Domain {
         if index == 0 {
             return None;
         }
-        let entry = entry_in_use(index)?;
-        (entry.ifindex != 0).then_some(Self { index, entry })
+        let (entry, place) = entry_in_use(index)?;
+        (entry.ifindex != 0).then_some(Self {
+            index,
+            entry,
+            place,
+        })
     }
 
     /// The mark of domain `index`, also while it has no interface.
@@ -52,7 +58,7 @@ impl Domain {
         if index == 0 {
             return None;
         }
-        Some(entry_in_use(index)?.mark)
+        Some(entry_in_use(index)?.0.mark)
     }
 
     /// Whether it has a source and a table for the family.
@@ -73,6 +79,13 @@ impl Domain {
         Address(unsafe { *(&raw const self.entry.source6).cast::<[u32; 4]>() })
     }
 
+    /// A byte of its interface's name. Read in place, since the verifier takes no index into the stack
+    /// that it does not know; a name that changes meanwhile is refused, or is the next one.
+    #[inline(always)]
+    pub fn name_byte(&self, at: usize) -> u8 {
+        self.place.ifname.get(at).copied().unwrap_or(0)
+    }
+
     /// Its IPv4 source as the kernel wants it.
     #[inline(always)]
     pub fn source4(&self) -> u32 {
@@ -80,13 +93,19 @@ impl Domain {
     }
 }
 
-/// The entry of domain `index` that is in use now.
+/// A copy of the entry of domain `index` that is in use now. `None` also if the agent wrote the same
+/// place again while it was copied, which takes it [`DomainSlots::COUNT`] changes of the domain.
 #[inline(always)]
-fn entry_in_use(index: u32) -> Option<&'static DomainEntry> {
+fn entry_in_use(index: u32) -> Option<(DomainEntry, &'static DomainEntry)> {
     let slots = DOMAINS.get(index)?;
-    // SAFETY: a valid, aligned word. It may change while the program runs, so it is read once.
-    let current = unsafe { (&raw const slots.current).read_volatile() };
-    slots.entries.get(DomainSlots::slot(current))
+    // SAFETY: valid, aligned words, which may change while they are read.
+    let changes = || unsafe { (&raw const slots.changes).read_volatile() };
+    let begun = changes();
+    let place = slots.entries.get(DomainSlots::slot(begun))?;
+    // SAFETY: as above; what was read is used only if it was not written meanwhile.
+    let entry = unsafe { core::ptr::from_ref(place).read_volatile() };
+    let meanwhile = changes().wrapping_sub(begun);
+    (meanwhile < DomainSlots::COUNT as u32 - 1).then_some((entry, place))
 }
 
 /// Decides for `owner` and `destination`; `bound_device` is the interface that the application bound

@@ -97,7 +97,7 @@ fn names_interface(ctx: *mut bpf_sockopt, domain: Option<Domain>) -> bool {
             unsafe { *((start + index) as *const u8) }
         };
         let expected = match domain {
-            Some(domain) => domain.entry.ifname[index],
+            Some(domain) => domain.name_byte(index),
             None => 0,
         };
         if byte == 0 && (index == 0 || expected == 0) {

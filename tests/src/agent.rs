@@ -26,6 +26,8 @@ const STOPPED: Duration = Duration::from_secs(10);
 pub struct Agent<'lab> {
     lab: &'lab Lab,
     program: PathBuf,
+    /// Where it is started; a cgroup of its own by default.
+    cgroup: LabCgroup,
     child: Option<Child>,
     /// Without a name, so that it goes with the last process that has it open.
     log: fs::File,
@@ -146,6 +148,7 @@ impl Lab {
         Ok(Agent {
             lab: self,
             program: executable::steer()?,
+            cgroup: self.cgroup().child("agent")?,
             child: None,
             log,
         })
@@ -223,6 +226,11 @@ impl Agent<'_> {
         Ok(())
     }
 
+    /// Has it start in the managed cgroup itself from now on.
+    pub fn place_in_managed_cgroup(&mut self) {
+        self.cgroup = self.lab.cgroup().share();
+    }
+
     /// Whether it has ended by itself.
     ///
     /// # Errors
@@ -248,9 +256,8 @@ impl Agent<'_> {
     /// If it cannot be started.
     pub fn spawn(&mut self) -> Result<()> {
         let log = self.log.try_clone().context("share the agent's log")?;
-        let cgroup = self.lab.cgroup().child("agent")?;
         let mut command = self.lab.host().command(&self.program);
-        cgroup.place(&mut command)?;
+        self.cgroup.place(&mut command)?;
         let child = command
             .arg("agent")
             .env_remove("NOTIFY_SOCKET")

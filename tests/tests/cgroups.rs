@@ -349,3 +349,17 @@ fn a_strict_service_that_restarts_while_no_agent_runs_has_its_policy() -> Result
     lab.flow_leaves_by(&elsewhere, "wwan0", Kind::Tcp, Family::V4)?;
     Ok(())
 }
+
+#[test]
+fn an_agent_in_the_managed_cgroup_manages_what_is_below() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.configure("[policy.default]\nuse = \"wlan0\"\n")?;
+    let mut agent = lab.agent()?;
+    agent.place_in_managed_cgroup();
+    agent.start()?;
+    let app = lab.cgroup().child("app")?;
+    lab.flow_leaves_by(&app, "wlan0", Kind::Tcp, Family::V4)?;
+    let below = app.child("below")?;
+    lab.flow_leaves_by(&below, "wlan0", Kind::Tcp, Family::V4)?;
+    Ok(())
+}

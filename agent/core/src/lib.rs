@@ -19,4 +19,4 @@ pub mod policy;
 pub mod select;
 pub mod state;
 pub mod steps;
-mod suggest;
+pub mod suggest;

@@ -5,7 +5,7 @@
 const MOST: usize = 2_000;
 
 /// The known word nearest to `word`, if one is near enough to be meant.
-pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Words longer than any name are typing accidents of another kind, and the distance is quadratic.
     if word.len() > 64 {
         return None;

@@ -426,19 +426,3 @@ struct ProgramInfo {
 pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     info::<ProgramInfo>(program).map(|info| info.id)
 }
-
-/// Returns when every program has ended that runs now. False: this kernel cannot tell (`nohz_full`).
-///
-/// Programs run inside RCU read-side sections, and this command of membarrier(2) is
-/// `synchronize_rcu()` (`kernel/sched/membarrier.c`).
-pub(super) fn wait_for_programs() -> io::Result<bool> {
-    // SAFETY: takes numbers.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result == 0 {
-        return Ok(true);
-    }
-    match io::Error::last_os_error() {
-        error if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
-        error => Err(error),
-    }
-}

@@ -1,6 +1,7 @@
 //! What the other end of the uplinks sees.
 
 use std::{
+    io::ErrorKind,
     net::{IpAddr, TcpListener, UdpSocket},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     time::Instant,
@@ -26,7 +27,13 @@ impl Udp {
     /// Text and source of the next datagram.
     pub(crate) fn next(&self) -> (String, IpAddr) {
         let mut buffer = [0; 64];
-        let (length, from) = self.socket.recv_from(&mut buffer).expect("a datagram");
+        let (length, from) = loop {
+            match self.socket.recv_from(&mut buffer) {
+                // A socket with a time limit does not go on by itself after a signal.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                received => break received.expect("a datagram"),
+            }
+        };
         let text = String::from_utf8(buffer[..length].to_vec()).unwrap();
         (text, from.ip().to_canonical())
     }

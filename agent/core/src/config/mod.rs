@@ -1,6 +1,7 @@
 //! The configuration: what the files say.
 
 mod error;
+pub mod keys;
 mod parse;
 mod print;
 mod read;

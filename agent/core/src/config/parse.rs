@@ -8,7 +8,7 @@ use toml::de::DeTable;
 use super::error::{ConfigError, MAX_FILE_BYTES, Note, Source};
 use super::read::{Reader, Table};
 use super::sections::interface;
-use super::{AgentConfig, Awaited, Config, DomainConfig};
+use super::{AgentConfig, Awaited, Config, DomainConfig, keys};
 use crate::name::Name;
 use crate::policy::{Match, Policy};
 use crate::suggest::nearest;
@@ -84,7 +84,7 @@ impl Merged {
             span_end: reader.source.text.len(),
             title: "the file",
         };
-        reader.known_keys(top, &["agent", "domain", "group", "policy"]);
+        reader.known_keys(top, keys::FILE);
         if let Some(value) = top.entries.get("agent")
             && let Some(table) = reader.table("[agent]", value)
         {

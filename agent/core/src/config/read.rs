@@ -7,6 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Source};
+use super::keys::Keys;
 use crate::name::{Name, Shown};
 use crate::suggest::nearest;
 
@@ -56,7 +57,8 @@ impl Reader<'_> {
     }
 
     /// Refuses keys of `table` that are not `known`.
-    pub(super) fn known_keys(&mut self, table: Table<'_>, known: &[&str]) {
+    pub(super) fn known_keys(&mut self, table: Table<'_>, known: Keys) {
+        let known = known.keys;
         for key in table.entries.keys() {
             let name = key.get_ref().as_ref();
             if !known.contains(&name) {

@@ -9,7 +9,7 @@ use toml::de::DeValue;
 
 use super::parse::{Merged, PolicyAt, place};
 use super::read::{Reader, Table, Value};
-use super::{Discover, DomainConfig, DomainMatch};
+use super::{Discover, DomainConfig, DomainMatch, keys};
 use crate::name::{Name, Shown};
 use crate::network::LinkKind;
 use crate::pattern::{CgroupPattern, UnitName};
@@ -26,14 +26,7 @@ const KINDS: [(&str, LinkKind); 5] = [
 
 impl Merged {
     pub(super) fn read_agent(&mut self, reader: &mut Reader<'_>, table: Table<'_>) {
-        let keys = [
-            "cgroup-root",
-            "mark-mask",
-            "table-base",
-            "rule-base",
-            "discover",
-        ];
-        reader.known_keys(table, &keys);
+        reader.known_keys(table, keys::AGENT);
         let root = reader.string(table, "cgroup-root", |text| {
             let relative = text.trim_start_matches('/');
             let fits = relative
@@ -82,7 +75,7 @@ impl Merged {
     }
 
     pub(super) fn read_domain(&mut self, reader: &mut Reader<'_>, name: Name, table: Table<'_>) {
-        reader.known_keys(table, &["match", "kind", "sources", "gateways"]);
+        reader.known_keys(table, keys::DOMAIN);
         let mut domain = DomainConfig::default();
         if let Some(value) = table.entries.get("match") {
             let title = format!("`match` of {}", table.title);
@@ -108,7 +101,7 @@ impl Merged {
     }
 
     pub(super) fn read_group(&mut self, reader: &mut Reader<'_>, name: Name, table: Table<'_>) {
-        reader.known_keys(table, &["domains"]);
+        reader.known_keys(table, keys::GROUP);
         if !table.entries.contains_key("domains") {
             let message = format!("{} has no `domains`", table.title);
             reader.error(table.span(), message, None);
@@ -126,12 +119,13 @@ impl Merged {
     }
 
     pub(super) fn read_policy(&mut self, reader: &mut Reader<'_>, name: Name, table: Table<'_>) {
-        let mut keys = vec!["use", "strict", "otherwise", "local-networks"];
         let default = name.as_str() == Name::DEFAULT_POLICY;
-        if !default {
-            keys.extend(["match", "priority"]);
-        }
-        reader.known_keys(table, &keys);
+        let known = if default {
+            keys::DEFAULT_POLICY
+        } else {
+            keys::POLICY
+        };
+        reader.known_keys(table, known);
         let matches = match table.entries.get("match") {
             Some(value) if !default => read_policy_match(reader, table, value),
             _ => Vec::new(),
@@ -263,7 +257,7 @@ pub(super) fn interface(text: &str, pattern: bool) -> Result<String, String> {
 }
 
 fn read_match(reader: &mut Reader<'_>, table: Table<'_>) -> DomainMatch {
-    reader.known_keys(table, &["interface", "mac", "kind"]);
+    reader.known_keys(table, keys::DOMAIN_MATCH);
     if table.entries.is_empty() {
         reader.error(table.span(), format!("{} is empty", table.title), None);
     }
@@ -306,7 +300,7 @@ fn read_policy_match(
     let Some(table) = reader.table(&title, value) else {
         return Vec::new();
     };
-    reader.known_keys(table, &["cgroup", "unit"]);
+    reader.known_keys(table, keys::POLICY_MATCH);
     if table.entries.is_empty() {
         reader.error(policy.span(), format!("{title} is empty"), None);
     }

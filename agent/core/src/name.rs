@@ -167,6 +167,20 @@ impl<'de> Deserialize<'de> for Name {
     }
 }
 
+/// The name of an interface (`dev_valid_name` of the kernel), or a pattern of it.
+pub(crate) fn interface_name(text: &str, pattern: bool) -> Result<String, String> {
+    let foreign = |c: char| {
+        c.is_whitespace() || c.is_control() || matches!(c, '/' | ':') || (!pattern && c == '*')
+    };
+    if text.is_empty() || text.len() > 15 || matches!(text, "." | "..") || text.contains(foreign) {
+        return Err(format!(
+            "{} cannot be the name of an interface",
+            Shown::new(text)
+        ));
+    }
+    Ok(text.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Name, NameError};

@@ -12,12 +12,14 @@ use serde::Serialize;
 use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, IFNAME_LEN, PolicyEntry};
 
 pub(crate) mod foreign;
+pub(crate) mod inputs;
 pub(crate) mod maps;
 pub(crate) mod network;
 pub mod rules;
 pub(crate) mod tables;
 
 use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PlaceId, PolicyId, TableId};
+use crate::name::Name;
 
 /// What should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -139,6 +141,17 @@ impl fmt::Display for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// Something that the kernel can refuse.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Object {
+    /// Rules and routes of a domain.
+    Domain(Name),
+    /// A program.
+    Hook(Hook),
+    /// The guard, anywhere.
+    Guard,
 }
 
 /// An on-link prefix, or an address of the host itself.

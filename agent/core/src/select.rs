@@ -11,8 +11,8 @@ use crate::domains::{DomainState, Domains};
 use crate::ids::DomainIndex;
 use crate::name::Name;
 use crate::network::Network;
+use crate::plan::Object;
 use crate::policy::{Otherwise, Policy};
-use crate::state::Object;
 
 /// Inputs to selection: what a policy wants, then what those want that hold if it does not. Policies
 /// with equal inputs share a choice.

@@ -8,7 +8,7 @@ use crate::ids::{CgroupId, DomainIndex};
 use crate::memory::Memory;
 use crate::name::Name;
 use crate::network::{Network, NetworkChange};
-use crate::plan::Hook;
+use crate::plan::Object;
 use crate::policy::Policy;
 
 /// Everything that is known. A plan is a function of it alone.
@@ -30,17 +30,6 @@ pub struct State {
     pub refused: BTreeMap<Object, String>,
     /// Numbers given out.
     pub memory: Memory,
-}
-
-/// Something that the kernel can refuse.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Object {
-    /// Rules and routes of a domain.
-    Domain(Name),
-    /// A program.
-    Hook(Hook),
-    /// The guard, anywhere.
-    Guard,
 }
 
 /// Something that happened.

@@ -81,6 +81,22 @@ pub enum Step {
     RemoveCgroup(CgroupId),
 }
 
+impl Step {
+    /// Whether it writes what programs read.
+    pub const fn is_entry(&self) -> bool {
+        matches!(
+            self,
+            Self::AddSource(..)
+                | Self::SetLocal(..)
+                | Self::SetDomain(..)
+                | Self::SetChoice(..)
+                | Self::SetPolicy(..)
+                | Self::SetName(..)
+                | Self::SetCgroup(..)
+        )
+    }
+}
+
 /// What a comparison looks at.
 #[derive(Clone, Copy, Debug)]
 pub enum Scope<'a> {

@@ -9,10 +9,11 @@ use steer_core::engine::{Engine, Rejected, Warning, plan};
 use steer_core::ids::{CgroupId, DomainIndex, IfIndex, PlaceId, PolicyId};
 use steer_core::network::NetworkChange;
 use steer_core::pattern::UnitName;
+use steer_core::plan::Object;
 use steer_core::plan::{Hook, Named, Plan};
 use steer_core::policy::{LocalNetworks, Match, Origin, Otherwise, Policy};
 use steer_core::select::Verdict;
-use steer_core::state::{Event, Object};
+use steer_core::state::Event;
 use support::{
     add_uplink, apply, carrier, config, engine, engine_with, made, name, policy, removed, strict,
 };

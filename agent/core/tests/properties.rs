@@ -13,10 +13,11 @@ use steer_core::engine::{Engine, plan};
 use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, PlaceId, PolicyId, TableId};
 use steer_core::name::Name;
 use steer_core::network::NetworkChange;
+use steer_core::plan::Object;
 use steer_core::plan::rules::offset;
 use steer_core::plan::{Family, Named, Plan, RuleAction};
 use steer_core::policy::{Match, Policy};
-use steer_core::state::{Event, Object, State};
+use steer_core::state::{Event, State};
 use support::strategies::{FILES, events, policies, start};
 use support::{config, name, two_uplinks};
 

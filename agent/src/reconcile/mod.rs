@@ -5,26 +5,25 @@
 //! agent left is adopted or removed. What the kernel refuses keeps back the removals that rest on it
 //! ([`steer_core::steps::held`]).
 
+mod entries;
 mod sysctl;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::CStr;
 use std::mem::discriminant;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::slice;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use steer_common::{
-    CgroupEntry, ChoiceEntry, DomainEntry, LocalEntry, LocalKey4, LocalKey6, NAME_LEN, NameKey,
-    PolicyEntry, SourceKey, local_flags,
-};
+use ipnet::IpNet;
+use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, PolicyEntry};
 use steer_core::engine::Changes;
-use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PlaceId, PolicyId};
-use steer_core::plan::{Hook, Local, Named, Plan, TableRoute};
+use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
+use steer_core::plan::{Hook, Plan, TableRoute};
 use steer_core::steps::{Scope, Step, Steps, held, steps};
 use thiserror::Error;
 use tracing::{debug, warn};
 
+use self::entries::{
+    local, local_entry, local_key4, local_key6, name_key, named, net4, net6, source, source_key,
+};
 use crate::datapath::{self, Counters, Datapath};
 use crate::netlink::{self, Routing};
 
@@ -386,19 +385,13 @@ impl Reconciler {
         let maps = &self.datapath.maps;
         let mut locals = BTreeMap::new();
         for (key, entry) in maps.locals4.entries()? {
-            let address = Ipv4Addr::from(key.address);
-            if let Some(net) =
-                prefix_len(key.prefix_len).and_then(|l| Ipv4Net::new(address, l).ok())
-            {
-                locals.insert(IpNet::V4(net), local(&entry, false));
+            if let Some(net) = net4(&key) {
+                locals.insert(net, local(&entry, false));
             }
         }
         for (key, entry) in maps.locals6.entries()? {
-            let address = Ipv6Addr::from(key.address);
-            if let Some(net) =
-                prefix_len(key.prefix_len).and_then(|l| Ipv6Net::new(address, l).ok())
-            {
-                locals.insert(IpNet::V6(net), local(&entry, true));
+            if let Some(net) = net6(&key) {
+                locals.insert(net, local(&entry, true));
             }
         }
         self.is = Plan {
@@ -437,20 +430,14 @@ impl Reconciler {
 
 /// Whether a step comes before programs are attached.
 fn fills(step: &Step) -> bool {
-    matches!(
-        step,
-        Step::SetSysctl(..)
-            | Step::AddRoute(_)
-            | Step::AddRule(_)
-            | Step::AddSource(..)
-            | Step::SetLocal(..)
-            | Step::SetDomain(..)
-            | Step::SetChoice(..)
-            | Step::SetPolicy(..)
-            | Step::SetName(..)
-            | Step::SetCgroup(..)
-            | Step::Attach(Hook::CgroupMkdir | Hook::CgroupRmdir)
-    )
+    step.is_entry()
+        || matches!(
+            step,
+            Step::SetSysctl(..)
+                | Step::AddRoute(_)
+                | Step::AddRule(_)
+                | Step::Attach(Hook::CgroupMkdir | Hook::CgroupRmdir)
+        )
 }
 
 /// Whether two steps that follow each other are taken in one batch.
@@ -481,89 +468,4 @@ fn keyed<K: Ord, N, V>(
     key: fn(N) -> K,
 ) -> BTreeMap<K, V> {
     entries.into_iter().map(|(n, v)| (key(n), v)).collect()
-}
-
-fn prefix_len(bits: u32) -> Option<u8> {
-    u8::try_from(bits).ok()
-}
-
-fn source_key(domain: DomainIndex, ip: IpAddr) -> SourceKey {
-    let address = match ip {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-        IpAddr::V6(ip) => ip,
-    };
-    SourceKey {
-        domain: u32::from(domain.0),
-        address: address.octets(),
-    }
-}
-
-fn source(key: &SourceKey) -> Option<(DomainIndex, IpAddr)> {
-    let domain = DomainIndex(u16::try_from(key.domain).ok()?);
-    Some((domain, Ipv6Addr::from(key.address).to_canonical()))
-}
-
-/// Names that no directory can have do not get here.
-fn name_key(named: &Named) -> NameKey {
-    let mut name = [0; NAME_LEN];
-    for (to, from) in name.iter_mut().zip(named.name.bytes()) {
-        *to = from;
-    }
-    NameKey {
-        place: named.place.0,
-        name,
-    }
-}
-
-/// `None`: not UTF-8, so none of ours.
-fn named(key: &NameKey) -> Option<Named> {
-    let name = CStr::from_bytes_until_nul(&key.name).ok()?;
-    Some(Named {
-        place: PlaceId(key.place),
-        name: name.to_str().ok()?.into(),
-    })
-}
-
-fn local_key4(net: Ipv4Net) -> LocalKey4 {
-    LocalKey4 {
-        prefix_len: u32::from(net.prefix_len()),
-        address: net.network().octets(),
-    }
-}
-
-fn local_key6(net: Ipv6Net) -> LocalKey6 {
-    LocalKey6 {
-        prefix_len: u32::from(net.prefix_len()),
-        address: net.network().octets(),
-    }
-}
-
-fn local_entry(local: &Local) -> LocalEntry {
-    let mut source = [0; 16];
-    match local.source {
-        Some(IpAddr::V4(ip)) => source[..4].copy_from_slice(&ip.octets()),
-        Some(IpAddr::V6(ip)) => source = ip.octets(),
-        None => {}
-    }
-    LocalEntry {
-        domains: local.domains,
-        flags: if local.host { local_flags::HOST } else { 0 },
-        source,
-    }
-}
-
-fn local(entry: &LocalEntry, v6: bool) -> Local {
-    let [a, b, c, d, ..] = entry.source;
-    let source = if entry.source == [0; 16] {
-        None
-    } else if v6 {
-        Some(IpAddr::V6(entry.source.into()))
-    } else {
-        Some(IpAddr::V4([a, b, c, d].into()))
-    };
-    Local {
-        host: entry.flags & local_flags::HOST != 0,
-        domains: entry.domains,
-        source,
-    }
 }

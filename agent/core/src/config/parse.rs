@@ -7,9 +7,8 @@ use toml::de::DeTable;
 
 use super::error::{ConfigError, MAX_FILE_BYTES, Note, Source};
 use super::read::{Reader, Table};
-use super::sections::interface;
 use super::{AgentConfig, Awaited, Config, DomainConfig, keys};
-use crate::name::Name;
+use crate::name::{Name, interface_name};
 use crate::policy::{Match, Policy};
 use crate::suggest::nearest;
 
@@ -205,8 +204,8 @@ impl Merged {
         };
         let message = format!("unknown domain `{name}` in {title}");
         let error = say(place, message, Some(help));
-        let may_come =
-            self.agent.discover.covers(name.as_str()) && interface(name.as_str(), false).is_ok();
+        let may_come = self.agent.discover.covers(name.as_str())
+            && interface_name(name.as_str(), false).is_ok();
         if alias || may_come {
             let awaits = Awaited {
                 name: name.clone(),

@@ -10,7 +10,7 @@ use toml::de::DeValue;
 use super::parse::{Merged, PolicyAt, place};
 use super::read::{Reader, Table, Value};
 use super::{Discover, DomainConfig, DomainMatch, keys};
-use crate::name::{Name, Shown};
+use crate::name::{Name, Shown, interface_name};
 use crate::network::LinkKind;
 use crate::pattern::{CgroupPattern, UnitName};
 use crate::plan::rules::offset;
@@ -62,7 +62,7 @@ impl Merged {
                 self.agent.discover = if *all { Discover::All } else { Discover::None };
             }
             Some(DeValue::Array(_) | DeValue::String(_)) => {
-                let globs = reader.strings(table, "discover", |text| interface(text, true));
+                let globs = reader.strings(table, "discover", |text| interface_name(text, true));
                 let globs = globs.unwrap_or_default().into_iter().map(|(glob, _)| glob);
                 self.agent.discover = Discover::Globs(globs.collect());
             }
@@ -242,27 +242,13 @@ fn mark_mask(reader: &mut Reader<'_>, table: Table<'_>) -> Option<MarkMask> {
         .ok()
 }
 
-/// The name of an interface (`dev_valid_name` of the kernel), or a pattern of it.
-pub(super) fn interface(text: &str, pattern: bool) -> Result<String, String> {
-    let foreign = |c: char| {
-        c.is_whitespace() || c.is_control() || matches!(c, '/' | ':') || (!pattern && c == '*')
-    };
-    if text.is_empty() || text.len() > 15 || matches!(text, "." | "..") || text.contains(foreign) {
-        return Err(format!(
-            "{} cannot be the name of an interface",
-            Shown::new(text)
-        ));
-    }
-    Ok(text.to_owned())
-}
-
 fn read_match(reader: &mut Reader<'_>, table: Table<'_>) -> DomainMatch {
     reader.known_keys(table, keys::DOMAIN_MATCH);
     if table.entries.is_empty() {
         reader.error(table.span(), format!("{} is empty", table.title), None);
     }
     DomainMatch {
-        interface: reader.string(table, "interface", |text| interface(text, false)),
+        interface: reader.string(table, "interface", |text| interface_name(text, false)),
         mac: reader.string(table, "mac", mac),
         kind: reader.word(table, "kind", &KINDS),
     }

@@ -21,10 +21,11 @@ use crate::config::Config;
 use crate::domains::Domains;
 use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId};
 use crate::name::Name;
+use crate::plan::Object;
 use crate::plan::{Named, Plan};
 use crate::policy::{Match, Policy};
 use crate::select::World;
-use crate::state::{Event, Object, State};
+use crate::state::{Event, State};
 use crate::suggest::nearest;
 
 /// Keeps a plan in step with a state.

@@ -9,9 +9,9 @@ use crate::domains::Domain;
 use crate::ids::{CgroupId, PolicyId};
 use crate::name::Name;
 use crate::network::ForeignRule;
+use crate::plan::Object;
 use crate::plan::{Family, foreign};
 use crate::select::{Decision, Verdict, select};
-use crate::state::Object;
 
 /// What holds for a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use crate::domains::Domains;
 use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId};
 use crate::name::Name;
 use crate::pattern::Reach;
-use crate::plan::{Plan, network};
+use crate::plan::{Plan, inputs, network};
 use crate::policy::{LocalNetworks, Otherwise};
 use crate::select::{Inputs, Stage, Verdict, select};
 
@@ -481,7 +481,7 @@ impl Engine {
 
     /// Makes the network part again; returns whether it is different.
     fn settle_network(&mut self) -> bool {
-        let inputs = network::Inputs {
+        let inputs = inputs::Inputs {
             config: &self.state.config,
             network: &self.state.network,
             domains: &self.domains,

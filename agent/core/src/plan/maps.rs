@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use steer_common::{DomainEntry, DomainSet, IFNAME_LEN, domain_flags};
 
-use super::network::{Inputs, Installed};
+use super::inputs::{Inputs, Installed};
 use super::{Family, Local, Plan};
 use crate::domains::{never_steered, on_link};
 use crate::network::{Address, Route};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::network::Installed;
+use super::inputs::Installed;
 use super::{Family, TableRoute};
 use crate::domains::Domain;
 use crate::network::Route;

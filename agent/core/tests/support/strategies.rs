@@ -8,8 +8,9 @@ use steer_core::engine::Engine;
 use steer_core::ids::{CgroupId, DomainIndex, IfIndex, TableId};
 use steer_core::network::{Address, ForeignRule, Link, LinkKind, NetworkChange, Route};
 use steer_core::pattern::{CgroupPattern, UnitName};
+use steer_core::plan::Object;
 use steer_core::policy::{LocalNetworks, Match, Origin, Otherwise, Policy};
-use steer_core::state::{Event, Object, State};
+use steer_core::state::{Event, State};
 
 use super::{config, ip, name, two_uplinks};
 

@@ -12,7 +12,12 @@ pub(crate) fn run() -> Result<()> {
     setup::for_running()?;
     let built = build::run()?;
     progress::step("building the demo");
-    let demo = cargo::build_binary(cargo::command(), "demo", &["--package", "steer-tests"])?;
+    // The probe is what sends the demo's traffic; the demo finds it beside itself.
+    let demo = cargo::build_binary(
+        cargo::command(),
+        "demo",
+        &["--package", "steer-tests", "--bin", "steer-probe"],
+    )?;
     progress::step("demo");
     let mut command = Command::new(&demo);
     command.env("STEER_BIN", &built.binary);

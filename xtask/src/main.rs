@@ -8,6 +8,7 @@ mod cargo;
 mod conformance;
 mod demo;
 mod lint;
+mod outcome;
 mod process;
 mod progress;
 mod setup;

@@ -1,13 +1,17 @@
 //! `cargo xtask test`: every test on the real kernel, then `docs/conformance.md` from those that
 //! ran.
 
+use std::env;
 use std::ffi::OsString;
-use std::fs;
-use std::path::PathBuf;
-use std::{env, io};
+use std::fs::{self, File};
+use std::io::{self, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::outcome::Outcome;
 use crate::{build, cargo, conformance, process, progress, setup};
 
 /// Where the rows that the tests proved are written down.
@@ -27,7 +31,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let built = build::run()?;
     let next = build::next_layout(&built.toolchain)?;
 
-    let rows = RowsDir::new()?;
+    let rows = RowsDir::beside(&built.binary)?;
     let mut command = cargo::with_kernel_toolchain(&built.toolchain)?;
     command.arg("test");
     if !names_packages(&args.args) {
@@ -43,16 +47,49 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .env("STEER_BIN_NEXT", &next)
         .env("STEER_CONFORMANCE_DIR", &rows.path);
     progress::step(process::line(&command));
-    process::show(&mut command)?;
+    let start = Instant::now();
+    let (status, outcome) = counted(&mut command)?;
+    let summary = format!("{outcome}, {:.0} s", start.elapsed().as_secs_f64());
+    if !status.success() {
+        let names: Vec<_> = outcome.failed.iter().map(String::as_str).collect();
+        match names.as_slice() {
+            [] => bail!("`{}` failed: {status}; {summary}", process::line(&command)),
+            names => bail!("{summary}: {} failed", names.join(", ")),
+        }
+    }
+    if outcome.programs > 0 && outcome.tests() == 0 {
+        bail!("no test matches: `{}` ran none", process::line(&command));
+    }
 
     if args.args.is_empty() {
-        write_conformance(&rows)
+        write_conformance(&rows)?;
     } else {
         progress::step(format_args!(
             "a part of the tests ran: {CONFORMANCE} is left"
         ));
-        Ok(())
     }
+    // What only lists or builds tests has nothing to sum up.
+    if outcome.programs > 0 {
+        progress::step(summary);
+    }
+    Ok(())
+}
+
+/// Runs `cargo test`, shows what it prints, and counts.
+fn counted(command: &mut Command) -> Result<(ExitStatus, Outcome)> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("start `{}`", process::line(command)))?;
+    let outcome = match child.stdout.take() {
+        Some(printed) => Outcome::read(BufReader::new(printed), io::stdout()),
+        None => Ok(Outcome::default()),
+    };
+    let status = child
+        .wait()
+        .with_context(|| format!("wait for `{}`", process::line(command)))?;
+    Ok((status, outcome?))
 }
 
 /// Whether the user chose packages, which `--workspace` would override.
@@ -92,39 +129,55 @@ fn write_conformance(rows: &RowsDir) -> Result<()> {
     Ok(())
 }
 
-/// A fresh directory in which each test leaves a file with the rows that it proved.
+/// The directory in which each test leaves a file with the rows that it proved.
+///
+/// It stays in the target directory, so that a run that is interrupted leaves nothing elsewhere; the
+/// next run empties it.
 struct RowsDir {
     path: PathBuf,
+    /// Locked as long as this run lasts: two runs in one target directory come one after the other.
+    _lock: File,
 }
 
 impl RowsDir {
-    fn new() -> Result<Self> {
-        let path = env::temp_dir().join(format!("steer-conformance-{}", std::process::id()));
-        fs::create_dir(&path).with_context(|| format!("make {}", path.display()))?;
-        Ok(Self { path })
+    /// Beside the directory of the profile that `binary` was built in.
+    fn beside(binary: &Path) -> Result<Self> {
+        let target = binary
+            .ancestors()
+            .nth(2)
+            .with_context(|| format!("{} is in no target directory", binary.display()))?;
+        Self::new(target.join("conformance"))
+    }
+
+    fn new(path: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+        let lock = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        lock.lock()
+            .with_context(|| format!("lock {}", path.display()))?;
+        let rows = Self { path, _lock: lock };
+        for path in rows.files()? {
+            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+        Ok(rows)
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        fs::read_dir(&self.path)
+            .and_then(|entries| {
+                entries
+                    .map(|entry| entry.map(|entry| entry.path()))
+                    .collect()
+            })
+            .with_context(|| format!("list {}", self.path.display()))
     }
 
     fn read(&self) -> Result<Vec<String>> {
-        let mut files = Vec::new();
-        for entry in
-            fs::read_dir(&self.path).with_context(|| format!("list {}", self.path.display()))?
-        {
-            let path = entry
-                .with_context(|| format!("list {}", self.path.display()))?
-                .path();
-            files.push(
-                fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?,
-            );
-        }
-        Ok(files)
-    }
-}
-
-impl Drop for RowsDir {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
-            eprintln!("could not remove {}: {error}", self.path.display());
-        }
+        self.files()?
+            .iter()
+            .map(|path| {
+                fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+            })
+            .collect()
     }
 }
 
@@ -142,5 +195,15 @@ mod tests {
         assert!(names_packages(&words(&["--package=steer-core"])));
         assert!(!names_packages(&words(&["strict", "--", "-p"])));
         assert!(!names_packages(&[]));
+    }
+
+    #[test]
+    fn rows_of_an_earlier_run_are_not_read() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        fs::write(directory.path().join("old"), "old")?;
+        let rows = RowsDir::new(directory.path().to_owned())?;
+        fs::write(directory.path().join("new"), "new")?;
+        assert_eq!(rows.read()?, ["new"]);
+        Ok(())
     }
 }

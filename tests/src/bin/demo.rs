@@ -4,6 +4,8 @@
 //! Everything happens in namespaces and a cgroup of the demo's own, and goes with it.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +22,17 @@ use steer_tests::{
 /// Set when a signal has begun to clean up: the story then says nothing more.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// Exit status when nobody reads the story any more: what a shell says of a program that SIGPIPE ended.
+const UNHEARD: u8 = 128 + 13;
+
+/// Prints a line of the story. Unlike `println!` it returns an error where nobody reads it any more
+/// (`| head`), so that everything is cleaned up.
+macro_rules! say {
+    ($($words:tt)*) => {
+        say(format_args!($($words)*))?
+    };
+}
+
 fn main() -> ExitCode {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -30,26 +43,78 @@ fn main() -> ExitCode {
         eprintln!("demo: block signals: {error}");
         return ExitCode::FAILURE;
     }
-    let result = Lab::builder().rp_filter(1).build().and_then(|lab| {
-        clean_up_on(signals, lab.cgroup().share());
-        Story {
-            lab: &lab,
-            chapter: 0,
-        }
-        .tell()
-    });
+    let failed = show(signals).err();
     if INTERRUPTED.load(Ordering::SeqCst) {
         loop {
             std::thread::park();
         }
     }
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("\ndemo: reality differs: {error:?}");
+    match failed {
+        None => ExitCode::SUCCESS,
+        Some(Failure::Story(error)) if error.is::<Unheard>() => ExitCode::from(UNHEARD),
+        Some(failure) => {
+            eprintln!("\ndemo: {failure}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Why there was no demo, or why it ended early.
+enum Failure {
+    /// Nothing was shown yet.
+    SetUp(anyhow::Error),
+    /// Something was not as the story has it.
+    Story(anyhow::Error),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetUp(error) => write!(f, "cannot begin: {error:#}"),
+            Self::Story(error) => write!(f, "reality differs: {error:?}"),
+        }
+    }
+}
+
+/// Makes the small internet, tells the story, and takes everything away again.
+fn show(signals: SigSet) -> Result<(), Failure> {
+    let lab = set_up().map_err(Failure::SetUp)?;
+    clean_up_on(signals, lab.cgroup().share());
+    let story = Story {
+        lab: &lab,
+        chapter: 0,
+    };
+    story.tell().map_err(Failure::Story)
+}
+
+fn set_up() -> Result<Lab> {
+    let demo = std::env::current_exe().context("find the running program")?;
+    let probe = demo.with_file_name("steer-probe");
+    ensure!(
+        probe.exists(),
+        "{} is missing: run: cargo xtask demo",
+        probe.display()
+    );
+    Lab::builder().rp_filter(1).build()
+}
+
+/// Nobody reads what is printed any more.
+#[derive(Debug)]
+struct Unheard;
+
+impl fmt::Display for Unheard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads the story any more")
+    }
+}
+
+impl std::error::Error for Unheard {}
+
+fn say(words: fmt::Arguments<'_>) -> Result<()> {
+    writeln!(io::stdout(), "{words}").map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Unheard.into(),
+        _ => anyhow::Error::from(error).context("print the story"),
+    })
 }
 
 /// On a signal: kills what the demo started and removes its cgroup; the namespaces go with the process.
@@ -93,23 +158,24 @@ impl Story<'_> {
         self.detached(&mut agent, &before, &app)
     }
 
-    fn title(&mut self, text: &str) {
+    fn title(&mut self, text: &str) -> Result<()> {
         self.chapter += 1;
-        println!("\n{}. {text}", self.chapter);
+        say!("\n{}. {text}", self.chapter);
+        Ok(())
     }
 
     fn picture(&self) -> Result<()> {
-        println!("A small internet in network namespaces of its own:\n");
+        say!("A small internet in network namespaces of its own:\n");
         for name in self.lab.uplink_names() {
             let uplink = self.lab.uplink(name)?;
             let show = |address: Option<IpAddr>| address.map(|a| a.to_string()).unwrap_or_default();
-            println!(
+            say!(
                 "  host -- {name:<6} {:<9} {:<14} -- router -- server {SERVER4}, {SERVER6}",
                 show(uplink.address4()),
                 show(uplink.address6()),
             );
         }
-        println!(
+        say!(
             "\nThree servers with the same addresses; each answers with the address that it saw.\n\
              The host's default route is eth0's, its reverse path filter is strict."
         );
@@ -117,7 +183,7 @@ impl Story<'_> {
     }
 
     fn unsteered(&mut self) -> Result<()> {
-        self.title("Without a policy, everything leaves by the default route");
+        self.title("Without a policy, everything leaves by the default route")?;
         let other = self.lab.cgroup().child("other")?;
         let start = self.lab.capture().position();
         for (family, server) in [(Family::V4, SERVER4), (Family::V6, SERVER6)] {
@@ -128,7 +194,7 @@ impl Story<'_> {
     }
 
     fn run_curl(&mut self) -> Result<()> {
-        self.title("steer run: one command by one interface");
+        self.title("steer run: one command by one interface")?;
         for via in ["wlan0", "wwan0"] {
             for server in [SERVER4, SERVER6] {
                 let start = self.lab.capture().position();
@@ -136,7 +202,7 @@ impl Story<'_> {
                 let output = self.steer(&["run", "--via", via, "--", "curl", "-gsm9", &url])?;
                 let answer: Value = output.json().context("is curl installed?")?;
                 let text = |key| answer.get(key).and_then(Value::as_str).unwrap_or_default();
-                println!(
+                say!(
                     "   the server behind {} saw {}",
                     text("uplink"),
                     text("seen")
@@ -154,7 +220,7 @@ impl Story<'_> {
     }
 
     fn run_ping(&mut self) -> Result<()> {
-        self.title("ping makes no connection; it is steered all the same");
+        self.title("ping makes no connection; it is steered all the same")?;
         for server in [SERVER4, SERVER6] {
             let start = self.lab.capture().position();
             let address = server.to_string();
@@ -168,7 +234,7 @@ impl Story<'_> {
     }
 
     fn failover(&mut self, app: &LabCgroup) -> Result<()> {
-        self.title("A policy with two interfaces, and the first is unplugged");
+        self.title("A policy with two interfaces, and the first is unplugged")?;
         self.steer(&[
             "policy",
             "set",
@@ -180,33 +246,33 @@ impl Story<'_> {
         ])?
         .success()?;
         self.flows(app, "wlan0")?;
-        println!("   wlan0 loses its carrier");
+        say!("   wlan0 loses its carrier");
         let moment = Instant::now();
         self.lab.carrier_down("wlan0")?;
         self.lab.wait_decision("app", "domain", "wwan0")?;
-        println!(
+        say!(
             "   the decision is wwan0, {} ms later",
             moment.elapsed().as_millis()
         );
         self.flows(app, "wwan0")?;
-        println!("   wlan0 has carrier again");
+        say!("   wlan0 has carrier again");
         self.lab.carrier_up("wlan0")?;
         self.lab.wait_decision("app", "domain", "wlan0")?;
         self.flows(app, "wlan0")
     }
 
     fn killed(&mut self, agent: &mut Agent<'_>, app: &LabCgroup) -> Result<()> {
-        self.title("The agent is killed; its last decisions stay in force");
+        self.title("The agent is killed; its last decisions stay in force")?;
         agent.kill()?;
-        println!("   no agent runs");
+        say!("   no agent runs");
         self.flows(app, "wlan0")?;
         agent.start()?;
-        println!("   the agent runs again and has adopted what it found");
+        say!("   the agent runs again and has adopted what it found");
         self.flows(app, "wlan0")
     }
 
     fn strict(&mut self, app: &LabCgroup) -> Result<()> {
-        self.title("A strict policy: by wlan0 or not at all");
+        self.title("A strict policy: by wlan0 or not at all")?;
         let args = [
             "policy",
             "set",
@@ -219,7 +285,7 @@ impl Story<'_> {
         ];
         self.steer(&args)?.success()?;
         self.flows(app, "wlan0")?;
-        println!("   wlan0 loses its carrier");
+        say!("   wlan0 loses its carrier");
         self.lab.carrier_down("wlan0")?;
         self.lab.wait_decision("app", "verdict", "block")?;
         let target = self.lab.target4();
@@ -228,9 +294,9 @@ impl Story<'_> {
             .iter()
             .find(|report| !report.ok)
             .context("the flow was not refused")?;
-        println!("   connect to {target}: {}", refused.errno_name);
+        say!("   connect to {target}: {}", refused.errno_name);
         self.lab.assert_silent(target)?;
-        println!("   on the wire: nothing, by no interface");
+        say!("   on the wire: nothing, by no interface");
         self.lab.carrier_up("wlan0")?;
         self.lab.wait_decision("app", "domain", "wlan0")
     }
@@ -241,11 +307,11 @@ impl Story<'_> {
         before: &Snapshot,
         app: &LabCgroup,
     ) -> Result<()> {
-        self.title("steer detach: the host is as it was");
+        self.title("steer detach: the host is as it was")?;
         agent.stop()?;
         self.steer(&["detach"])?.success()?;
         before.assert_same(&Snapshot::take(self.lab)?)?;
-        println!("   rules, routes, settings and pins are those of the beginning");
+        say!("   rules, routes, settings and pins are those of the beginning");
         self.flows(app, "eth0")
     }
 
@@ -282,15 +348,13 @@ impl Story<'_> {
         ensure!(!sent.is_empty(), "nothing was sent to {address}");
         for ((uplink, source), count) in sent {
             let packets = if count == 1 { "packet" } else { "packets" };
-            println!(
-                "   on the wire: {count} {packets} to {address} left by {uplink} from {source}"
-            );
+            say!("   on the wire: {count} {packets} to {address} left by {uplink} from {source}");
         }
         Ok(())
     }
 
     fn steer(&self, args: &[&str]) -> Result<Output> {
-        println!("   $ steer {}", args.join(" "));
+        say!("   $ steer {}", args.join(" "));
         self.lab.steer(args)
     }
 }

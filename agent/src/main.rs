@@ -1,15 +1,16 @@
-//! The `steer` command: parses, dispatches, and prints what went wrong, once.
+//! The `steer` command: parses, dispatches, and prints what went wrong, one message a line.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use steer::cli::{self, Cli};
+use steer::cli;
 
 fn main() -> ExitCode {
-    match cli::dispatch(Cli::parse()) {
+    match cli::dispatch(cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("steer: {}", cli::clean(&format!("{error:#}")));
+            for message in cli::messages(&error) {
+                eprintln!("steer: {message}");
+            }
             cli::exit_code(&error)
         }
     }

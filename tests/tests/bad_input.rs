@@ -4,9 +4,9 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use steer_tests::{Family, Kind, Lab, LabCgroup};
+use steer_tests::{Family, Kind, Lab, LabCgroup, wait};
 
 const SOCKET: &str = "/run/steer/agent.sock";
 
@@ -275,7 +275,7 @@ fn the_api_survives_nonsense_missing_fields_ten_megabytes_and_a_thousand_connect
     lab.flow_leaves_by(&app, "wlan0", Kind::Tcp, Family::V4)
         .context("among connections")?;
     drop(connections);
-    steer_tests::wait::until("the agent to answer again", || {
+    wait::until("the agent to answer again", || {
         Ok((lab.steer(&["status", "--json"])?.code == 0).then_some(()))
     })?;
     goes_on(&lab, &app).context("after a thousand connections")
@@ -307,4 +307,96 @@ fn a_hundred_commands_at_once_find_their_places_in_turn() -> Result<()> {
     })?;
     drop(idle);
     goes_on(&lab, &app).context("after a hundred commands")
+}
+
+#[test]
+fn several_mistakes_in_a_file_are_told_one_a_line() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.write_file("/etc/steer/steer.toml", "[agent]\ncolour = 1\nshape = 2\n")?;
+    let ended = lab.agent_that_ends()?;
+    let words = ended.failure(1)?;
+    let lines: Vec<&str> = words.lines().collect();
+    let [first, second] = lines[..] else {
+        bail!("{words}");
+    };
+    for (line, place) in [(first, "steer.toml:2:"), (second, "steer.toml:3:")] {
+        ensure!(
+            line.starts_with("steer: ") && line.contains(place),
+            "{words}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_mistyped_option_is_not_taken_for_the_command() -> Result<()> {
+    let lab = Lab::new()?;
+    for (line, says) in [
+        ("run --via wlan0 --strct -- true", "'--strict'"),
+        ("run --via wlan0 --wait 30s -- true", "--wait=30s"),
+        ("run --via wlan0, wwan0 -- true", "no space between"),
+        (
+            "policy set x --pid 1 --via wlan0, wwan0",
+            "no space between",
+        ),
+    ] {
+        let output = lab.steer(&line.split(' ').collect::<Vec<_>>())?;
+        let words = output.failure(2)?;
+        ensure!(words.contains(says), "{line}: {words}");
+    }
+    Ok(())
+}
+
+#[test]
+fn errors_speak_of_what_was_typed() -> Result<()> {
+    let lab = Lab::new()?;
+    let app = lab.cgroup().child("app")?;
+    lab.configure(&format!(
+        "[policy.written]\nmatch.cgroup = \"{}\"\nuse = [\"wwan0\"]\n",
+        lab.cgroup().child("other")?.name()
+    ))?;
+    let _agent = lab.start_agent()?;
+    lab.set_policy("app", &app, "wlan0", &[])?;
+    let path = app.name();
+    for (line, says) in [
+        (
+            "run --via wlna0 -- true".to_owned(),
+            "steer: true was not started: --via: unknown domain `wlna0`; did you mean `wlan0`?\n",
+        ),
+        (
+            format!("policy set app --cgroup {path} --via nowhere"),
+            "steer: --via: unknown domain `nowhere`\n",
+        ),
+        (
+            "policy set x --pid 4194305 --via wlan0".to_owned(),
+            "steer: --pid: no process 4194305\n",
+        ),
+        (
+            format!("policy set written --cgroup {path} --via wlan0"),
+            "steer: NAME: policy `written` is written in /etc/steer/steer.toml:4: change it there, \
+             or choose another name\n",
+        ),
+        (
+            "policy show ap".to_owned(),
+            "steer: there is no policy `ap`; did you mean `app`?\n",
+        ),
+        (
+            "domain show wlan".to_owned(),
+            "steer: there is no domain `wlan`; did you mean `wlan0`?\n",
+        ),
+    ] {
+        let output = lab.steer(&line.split(' ').collect::<Vec<_>>())?;
+        let words = output.failure(1)?;
+        ensure!(words == says, "{line}: {words}");
+    }
+    lab.carrier_down("wlan0")?;
+    let output = wait::until("the carrier to be missed", || {
+        let output = lab.steer(&["run", "--via", "wlan0", "--", "true"])?;
+        Ok((output.code != 0).then_some(output))
+    })?;
+    let words = output.failure(4)?;
+    let says = "steer: true was not started: no domain fits: no carrier on wlan0 (`steer domain \
+                list` shows all domains)\n";
+    ensure!(words == says, "{words}");
+    Ok(())
 }

@@ -439,6 +439,8 @@ fn status_without_an_agent_shows_what_is_known_and_no_more() -> Result<()> {
     let mut agent = lab.start_agent()?;
     let more = ["--otherwise", "next", "--priority", "7"];
     lab.set_policy("set", &other, "wwan0", &more)?;
+    // Guards are there for strict policies.
+    lab.set_policy("xx", &other.child("inner")?, "wwan0", &["--strict"])?;
     let online = lab.steer(&["status", "--json"])?.json()?;
     agent.stop()?;
     let output = lab.steer(&["status", "--json"])?;
@@ -462,5 +464,187 @@ fn status_without_an_agent_shows_what_is_known_and_no_more() -> Result<()> {
         }
         ensure!(before == after, "{before:#} {after:#}");
     }
+    let guards = online["guards"].as_array().context("guards")?;
+    ensure!(
+        !guards.is_empty() && online["guards"] == offline["guards"],
+        "{online:#} {offline:#}"
+    );
+    let people = lab.steer(&["status"])?;
+    ensure!(
+        people
+            .stdout
+            .contains("domains are not followed without an agent"),
+        "{people:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn cgroup_root_is_a_path_below_the_mount_or_a_whole_one() -> Result<()> {
+    let lab = Lab::new()?;
+    let (name, path) = (lab.cgroup().name(), lab.cgroup().path());
+    for root in [
+        name.to_owned(),
+        format!("/{name}"),
+        path.display().to_string(),
+    ] {
+        lab.write_file(
+            "/etc/steer/steer.toml",
+            &format!("[agent]\ncgroup-root = \"{root}\"\n"),
+        )?;
+        let mut agent = lab.start_agent()?;
+        let status = lab.steer(&["status", "--json"])?.json()?;
+        ensure!(
+            status["cgroup_root"].as_str() == path.to_str(),
+            "{root}: {status}"
+        );
+        agent.stop()?;
+    }
+    lab.write_file(
+        "/etc/steer/steer.toml",
+        "[agent]\ncgroup-root = \"/no/where\"\n",
+    )?;
+    let ended = lab.agent_that_ends()?;
+    let words = ended.failure(1)?;
+    let mount = path.parent().context("the mount")?;
+    let tried = mount.join("no/where").display().to_string();
+    ensure!(
+        words.contains("cgroup-root") && words.contains(&tried),
+        "{words}"
+    );
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_does_not_listen_where_it_is_asked_is_found_all_the_same() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut agent = lab.start_agent()?;
+    let runs = format!(
+        "an agent runs (pid {}) with the socket /run/steer/agent.sock",
+        agent.pid()?
+    );
+    let elsewhere = ["--socket", "/run/steer/other.sock", "policy", "list"];
+    let output = lab.steer(&elsewhere)?;
+    let words = output.failure(3)?;
+    ensure!(
+        words.contains(&runs) && words.contains("use --socket /run/steer/agent.sock"),
+        "{words}"
+    );
+    lab.host()
+        .run(|| fs::remove_file("/run/steer/agent.sock").context("remove the socket"))?;
+    let output = lab.steer(&["status"])?;
+    let words = output.failure(3)?;
+    ensure!(
+        words.contains(&runs) && words.contains("which was removed"),
+        "{words}"
+    );
+    ensure!(!output.stdout.contains("not running"), "{output:?}");
+    let second = lab.agent_that_ends()?;
+    let words = second.failure(1)?;
+    ensure!(
+        words.contains(&runs) && !words.contains("--socket"),
+        "{words}"
+    );
+    let output = lab.steer(&["detach"])?;
+    ensure!(output.failure(1)?.contains(&runs), "{output:?}");
+    agent.kill()?;
+    let output = lab.steer(&["status"])?;
+    ensure!(output.failure(3)?.contains("not running"), "{output:?}");
+    Ok(())
+}
+
+#[test]
+fn a_policy_that_is_nowhere_in_force_says_why() -> Result<()> {
+    let lab = Lab::new()?;
+    let app = lab.cgroup().child("app")?;
+    lab.configure(&format!(
+        "[policy.written]\nmatch.cgroup = \"{}\"\nuse = [\"wwan0\"]\n",
+        app.name()
+    ))?;
+    let _agent = lab.start_agent()?;
+    let set = |name: &str, path: &str| {
+        lab.steer(&["policy", "set", name, "--cgroup", path, "--via", "wlan0"])
+    };
+    let output = set("app", app.name())?;
+    let overruled = format!("policy `written` overrules it on the cgroup {}", app.name());
+    ensure!(output.success()?.contains(&overruled), "{output:?}");
+
+    let late = format!("{}/late", lab.cgroup().name());
+    let output = set("late", &late)?;
+    let says = "matches no cgroup now; it holds as soon as one is made";
+    ensure!(output.success()?.contains(says), "{output:?}");
+    let unit = [
+        "policy",
+        "set",
+        "unit",
+        "--unit",
+        "no.service",
+        "--via",
+        "wlan0",
+    ];
+    let output = lab.steer(&unit)?;
+    ensure!(output.success()?.contains(says), "{output:?}");
+    let list = lab.steer(&["policy", "list"])?;
+    ensure!(list.success()?.contains("CGROUPS"), "{list:?}");
+
+    lab.cgroup().child("late")?;
+    wait::until("the policy to be in force", || {
+        let view = lab.steer(&["policy", "show", "late", "--json"])?.json()?;
+        Ok((view["cgroups"] == 1 && view["note"].is_null()).then_some(()))
+    })
+}
+
+#[test]
+fn detach_says_what_it_left_and_what_is_forgotten() -> Result<()> {
+    let lab = Lab::new()?;
+    let app = lab.cgroup().child("app")?;
+    let mut agent = lab.start_agent()?;
+    lab.set_policy("app", &app, "wlan0", &[])?;
+    let session = Probe::new(Kind::Tcp, Family::V4).start_by_run(&lab, "wlan0", &[])?;
+    agent.stop()?;
+    let output = lab.steer(&["detach"])?;
+    output.failure(1)?;
+    for says in [
+        "left: cgroup ",
+        " (1 process: pid ",
+        "), its processes run on without a policy",
+        "removed 1 policy set by command",
+        "policies in files are in force again",
+    ] {
+        ensure!(output.stdout.contains(says), "{says}: {}", output.stdout);
+    }
+    drop(session);
+    wait::until("the rest to be removed", || {
+        let output = lab.steer(&["detach"])?;
+        Ok((output.code == 0).then_some(()))
+    })
+}
+
+#[test]
+fn what_status_warns_of_and_why_the_agent_ended_are_logged() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.configure(&format!(
+        "[policy.app]\nmatch.cgroup = \"{}\"\nuse = [\"wlan0\", \"wlan7\"]\n",
+        lab.cgroup().child("app")?.name()
+    ))?;
+    let mut agent = lab.start_agent()?;
+    let status = lab.steer(&["status", "--json"])?.json()?;
+    let warnings = status["warnings"].as_array().context("warnings")?;
+    ensure!(!warnings.is_empty(), "{status}");
+    let log = agent.log();
+    for warning in warnings {
+        let told = |line: &str| {
+            line.contains("WARN") && warning.as_str().is_some_and(|w| line.contains(w))
+        };
+        ensure!(
+            log.lines().filter(|line| told(line)).count() == 1,
+            "{warning}: {log}"
+        );
+    }
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(agent.pid()?)?);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP)?;
+    wait::until("the agent to end", || Ok(agent.has_ended()?.then_some(())))?;
+    let log = agent.log();
+    ensure!(log.contains("stopped by SIGHUP"), "{log}");
     Ok(())
 }

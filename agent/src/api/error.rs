@@ -21,11 +21,15 @@ pub enum ApiError {
     NoSuchPolicy {
         /// The name.
         name: String,
+        /// A policy whose name it resembles.
+        meant: Option<String>,
     },
     /// There is no domain of that name.
     NoSuchDomain {
         /// The name.
         name: String,
+        /// A domain whose name it resembles.
+        meant: Option<String>,
     },
     /// A parameter has a value that it cannot have.
     InvalidArgument {
@@ -62,30 +66,42 @@ impl std::fmt::Display for ApiError {
                 candidates,
             } => {
                 match policy {
-                    Some(policy) => write!(f, "no domain fits policy `{policy}`: {reason}")?,
-                    None => write!(f, "no domain fits: {reason}")?,
+                    Some(policy) => write!(f, "no domain fits policy `{policy}`: ")?,
+                    None => f.write_str("no domain fits: ")?,
                 }
-                for candidate in candidates {
-                    write!(f, "; {}: {}", candidate.domain, candidate.reason)?;
+                // The reason is these, put together for those who do not get them one by one.
+                if candidates.is_empty() {
+                    f.write_str(reason)?;
+                }
+                for (i, Candidate { domain, reason, .. }) in candidates.iter().enumerate() {
+                    let separator = if i == 0 { "" } else { "; " };
+                    if reason.split(' ').any(|word| word == domain) {
+                        write!(f, "{separator}{reason}")?;
+                    } else {
+                        write!(f, "{separator}{domain}: {reason}")?;
+                    }
                 }
                 f.write_str(" (`steer domain list` shows all domains)")
             }
-            Self::NoSuchPolicy { name } => {
-                write!(
-                    f,
-                    "there is no policy `{name}`: `steer policy list` shows all"
-                )
-            }
-            Self::NoSuchDomain { name } => {
-                write!(
-                    f,
-                    "there is no domain `{name}`: `steer domain list` shows all"
-                )
-            }
+            Self::NoSuchPolicy { name, meant } => missing(f, "policy", name, meant.as_deref()),
+            Self::NoSuchDomain { name, meant } => missing(f, "domain", name, meant.as_deref()),
             Self::InvalidArgument { field, reason } => write!(f, "{field}: {reason}"),
             Self::NotPermitted { reason } => write!(f, "not permitted: {reason}"),
             Self::Failed { reason } => f.write_str(reason),
             Self::Busy { reason } => write!(f, "the agent is busy: {reason}"),
         }
+    }
+}
+
+fn missing(
+    f: &mut std::fmt::Formatter<'_>,
+    kind: &str,
+    name: &str,
+    meant: Option<&str>,
+) -> std::fmt::Result {
+    write!(f, "there is no {kind} `{name}`")?;
+    match meant {
+        Some(meant) => write!(f, "; did you mean `{meant}`?"),
+        None => write!(f, ": `steer {kind} list` shows all"),
     }
 }

@@ -37,7 +37,7 @@ pub enum Error {
     #[error("lock {0}")]
     Lock(PathBuf, #[source] io::Error),
     /// Another agent has it.
-    #[error("another agent listens at {0}: stop it first, or give this one another --socket")]
+    #[error("another agent listens at {0}: stop it first")]
     Taken(PathBuf),
     /// Something else is in its place.
     #[error("{0} exists and is no socket: remove it, or give another --socket")]

@@ -128,6 +128,9 @@ pub struct PolicyView {
     /// Why it is not in force on every cgroup that it matches although it is valid: another policy of
     /// its origin and priority is there, or the kernel refused it, in the kernel's words.
     pub quarantined: Option<String>,
+    /// Where one policy is shown: why it is in force on none of the cgroups that it matches, or not on
+    /// all, although nothing is wrong. No cgroup matches now, or another policy overrules it.
+    pub note: Option<String>,
 }
 
 /// A provisioning domain.
@@ -168,7 +171,8 @@ pub struct DomainView {
 pub struct StatusView {
     /// Version of the agent, or of the command where no agent runs.
     pub version: String,
-    /// Whether an agent runs. If not, the decisions shown are those it left in force.
+    /// Whether an agent runs. If not, the decisions shown are those it left in force. (What the command
+    /// shows without an answer has no `since`.)
     pub agent_running: bool,
     /// When it started: RFC 3339, UTC.
     pub since: Option<String>,

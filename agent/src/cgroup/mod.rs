@@ -59,14 +59,12 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A cgroup outside of the configured root.
-    #[error("cgroup {path} is not below the cgroup root {root}")]
-    Outside {
-        /// The cgroup.
-        path: PathBuf,
-        /// The root.
-        root: PathBuf,
-    },
+    /// The managed root is no cgroup.
+    #[error(
+        "`cgroup-root` in [agent]: there is no cgroup {0} (a path below the mount of the unified \
+         hierarchy, as in /proc/PID/cgroup, or the whole path)"
+    )]
+    Root(PathBuf, #[source] io::Error),
     /// inotify failed.
     #[error("watch cgroup {0}")]
     Watch(PathBuf, #[source] io::Error),
@@ -93,6 +91,8 @@ pub struct Found {
 impl Tree {
     /// The tree below `root`, or below the hierarchy's own root.
     ///
+    /// `root` is a path below the mount, as in /proc/PID/cgroup; or the whole path of its directory.
+    ///
     /// # Errors
     /// No cgroup v2 mount, or `root` is not a directory in it.
     pub fn open(root: Option<&Path>) -> Result<Self, Error> {
@@ -101,16 +101,11 @@ impl Tree {
         let root = match root {
             None => mount.clone(),
             Some(root) => {
-                let full = root
-                    .canonicalize()
-                    .map_err(|e| Error::Read(root.to_owned(), e))?;
-                if !full.starts_with(&mount) {
-                    return Err(Error::Outside {
-                        path: full,
-                        root: mount,
-                    });
+                let whole = root.is_absolute().then(|| root.canonicalize().ok());
+                match whole.flatten().filter(|whole| whole.starts_with(&mount)) {
+                    Some(whole) => whole,
+                    None => below(&mount, root)?,
                 }
-                full
             }
         };
         Ok(Self { mount, root })
@@ -217,6 +212,19 @@ impl Tree {
             .filter(|path| !path.contains("/.."))
             .ok_or_else(|| failed(io::Error::from(io::ErrorKind::NotFound)))?;
         Ok(self.directory_of(path))
+    }
+}
+
+/// The directory of a path below the mount.
+fn below(mount: &Path, path: &Path) -> Result<PathBuf, Error> {
+    let tried = mount.join(path.strip_prefix("/").unwrap_or(path));
+    match tried.canonicalize() {
+        Ok(full) if full.is_dir() && full.starts_with(mount) => Ok(full),
+        Ok(_) => Err(Error::Root(
+            tried,
+            io::Error::from(io::ErrorKind::NotADirectory),
+        )),
+        Err(e) => Err(Error::Root(tried, e)),
     }
 }
 

@@ -1,7 +1,10 @@
-//! Processes by file descriptor, which no other process can take over as it can a number.
+//! Processes: by file descriptor, which no other process can take over as it can a number;
+//! and by cgroup.
 
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -24,4 +27,16 @@ pub fn open(pid: i32) -> io::Result<OwnedFd> {
 pub fn has_ended(process: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+/// Process ids in a cgroup and those below it, as far as they can be read.
+pub fn below(directory: &Path) -> Vec<i32> {
+    let procs = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    let mut pids: Vec<i32> = procs.lines().filter_map(|line| line.parse().ok()).collect();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            pids.extend(below(&entry.path()));
+        }
+    }
+    pids
 }

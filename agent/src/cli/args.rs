@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::api::SOCKET;
@@ -18,20 +19,61 @@ Examples:
   steer policy set web --cgroup app.slice/firefox.scope --via wifi,lte --strict
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 agent not reachable, 4 no domain fits;
-`run` gives COMMAND's own.";
+`run` gives COMMAND's own, 126 if COMMAND cannot be run, 127 if it is not found.";
 
 /// Puts every flow of an application on the interface its policy names.
 #[derive(Debug, Parser)]
 #[command(name = "steer", version, after_help = EXAMPLES, propagate_version = false)]
 pub struct Cli {
     /// Socket of the agent.
-    #[arg(long, global = true, value_name = "PATH", default_value = SOCKET)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        default_value = SOCKET,
+        // Behind what a command has of its own.
+        display_order = 900
+    )]
     pub(super) socket: PathBuf,
     #[command(flatten)]
     pub(super) output: Output,
     #[command(subcommand)]
     pub(super) command: Option<Command>,
 }
+
+/// Reads the command line. Ends the process if it is wrong, or asks for help.
+pub fn parse() -> Cli {
+    Cli::try_parse().unwrap_or_else(|mut error| {
+        // `--via a, b`: the shell makes two words of it.
+        let parted = std::env::args_os().any(|word| word.as_encoded_bytes().ends_with(b","));
+        if parted && error.kind() == ErrorKind::UnknownArgument {
+            let tips = vec![NO_SPACE.to_owned().into()];
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+        }
+        error.exit()
+    })
+}
+
+/// What stands for a parameter of the API on the command line.
+pub(super) fn of_parameter(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "use" | "via" => "--via",
+        "name" => "NAME",
+        "cgroup" => "--cgroup",
+        "unit" => "--unit",
+        "pid" => "--pid",
+        "strict" => "--strict",
+        "otherwise" => "--otherwise",
+        "local_networks" => "--local-networks",
+        "priority" => "--priority",
+        "save" => "--save",
+        "wait_ms" => "--wait",
+        _ => return None,
+    })
+}
+
+/// What is said where a name is missing between commas.
+const NO_SPACE: &str = "write the names with commas and no space between: --via wifi,lte";
 
 /// How to answer.
 #[derive(Args, Clone, Copy, Debug)]
@@ -99,19 +141,27 @@ Examples:
 
 COMMAND never starts unsteered: if the agent is not reachable (3) or no domain
 fits (4), it does not start at all. It keeps this process' id, environment,
-directory and user.")]
+directory and user, and its exit code is yours; 127 if it is not found, 126 if it
+cannot be run.")]
 pub(super) struct RunArgs {
     /// Domains or groups, in order of preference, with commas between.
-    #[arg(long, value_name = "DOMAIN", value_delimiter = ',', required = true)]
+    #[arg(
+        long,
+        value_name = "DOMAIN",
+        value_delimiter = ',',
+        value_parser = listed,
+        required = true
+    )]
     pub(super) via: Vec<String>,
     /// By these domains or not at all.
     #[arg(long)]
     pub(super) strict: bool,
-    /// Wait until one of them fits, at most TIME (as 500ms, 30s, 5m, 1h).
+    /// Wait until one of them fits, at most TIME (as 500ms, 30s, 5m, 1h); without TIME, for ever.
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, value_parser = time)]
     pub(super) wait: Option<Option<Duration>>,
     /// What to run, with its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    // Options of its own come behind its name; before it, they are ours, and mistakes.
+    #[arg(required = true, trailing_var_arg = true)]
     pub(super) command: Vec<OsString>,
 }
 
@@ -172,6 +222,7 @@ pub(super) struct PolicySetArgs {
         long,
         value_name = "DOMAIN",
         value_delimiter = ',',
+        value_parser = listed,
         required_unless_present = "otherwise"
     )]
     pub(super) via: Vec<String>,
@@ -185,10 +236,11 @@ pub(super) struct PolicySetArgs {
     /// not given.
     #[arg(long, value_name = "WHAT")]
     pub(super) local_networks: Option<LocalNetworksArg>,
-    /// Which policy wins on the same cgroup: the higher.
+    /// Which policy wins where several match: that of the deepest cgroup, then one of the files over
+    /// one of the API, then the one with the higher number [default: 0].
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(super) priority: Option<i64>,
-    /// Keep it in a file, over a restart of the host.
+    /// Keep it over a restart of the host, in /etc/steer/steer.d/50-NAME.toml.
     #[arg(long)]
     pub(super) save: bool,
     #[command(flatten)]
@@ -248,8 +300,16 @@ impl From<LocalNetworksArg> for LocalNetworks {
     }
 }
 
+/// Reads one of the names that stand between commas.
+fn listed(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err(NO_SPACE.to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// Reads a time with its unit.
-fn time(text: &str) -> Result<Duration, String> {
+pub(super) fn time(text: &str) -> Result<Duration, String> {
     let digits = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());
@@ -273,10 +333,8 @@ fn time(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-    use clap::error::ErrorKind;
-
     use super::*;
+    use clap::CommandFactory;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split(' '))

@@ -1,18 +1,24 @@
 //! `steer detach`: undoes everything.
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use serde_json::json;
 
+use super::FAILED;
 use super::output::{Look, Page, print_json};
 use crate::api::client::{Client, Error};
 use crate::api::server::remove_leftovers;
 use crate::daemon::{self, DetachReport};
 
-pub(super) fn detach(socket: &Path, json: bool) -> anyhow::Result<()> {
+pub(super) fn detach(socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
     match Client::connect(socket) {
-        Err(Error::NotRunning(_)) => {}
+        Err(Error::NotRunning(_)) => {
+            if let Some(running) = daemon::running() {
+                bail!("{running} and would make everything again: stop it first");
+            }
+        }
         Err(Error::NotPermitted(_)) => bail!("only root may undo what the agent made: try sudo"),
         Ok(_) | Err(_) => bail!(
             "the agent is running (it answers at {}) and would make everything again: stop it \
@@ -27,13 +33,20 @@ pub(super) fn detach(socket: &Path, json: bool) -> anyhow::Result<()> {
     let DetachReport {
         mut removed,
         mut left,
+        notes,
     } = runtime.block_on(daemon::detach())?;
     match remove_leftovers(socket) {
         Ok(files) => removed.extend(files.iter().map(|file| file.display().to_string())),
         Err(error) => left.push(format!("{}: {:#}", socket.display(), anyhow!(error))),
     }
+    let code = if left.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        FAILED.into()
+    };
     if json {
-        return print_json(&json!({ "removed": removed, "left": left }));
+        print_json(&json!({ "removed": removed, "left": left, "notes": notes }))?;
+        return Ok(code);
     }
     let mut page = Page::new();
     if removed.is_empty() && left.is_empty() {
@@ -43,7 +56,11 @@ pub(super) fn detach(socket: &Path, json: bool) -> anyhow::Result<()> {
         page.line(&format!("removed {what}"), Look::Plain);
     }
     for what in left {
-        page.line(&format!("left {what}"), Look::Warning);
+        page.line(&format!("left: {what}"), Look::Warning);
     }
-    page.print()
+    for note in notes {
+        page.line(&note, Look::Plain);
+    }
+    page.print()?;
+    Ok(code)
 }

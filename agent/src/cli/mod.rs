@@ -17,9 +17,10 @@ use std::time::Duration;
 use crate::api::client::{self, Client, PATIENCE};
 use crate::api::error::ApiError;
 use crate::api::methods::Method;
+use crate::daemon::{self, Mistakes, Running};
 use args::{Command, DomainCommand, Output, PolicyCommand};
 
-pub use args::Cli;
+pub use args::{Cli, parse};
 pub use output::clean;
 
 /// How long to try again while the agent is busy.
@@ -27,6 +28,8 @@ const PERSISTENCE: Duration = Duration::from_secs(5);
 
 /// Exit code: it failed.
 const FAILED: u8 = 1;
+/// Exit code: the command line is wrong.
+const USAGE: u8 = 2;
 /// Exit code: the agent is not reachable.
 const NOT_REACHABLE: u8 = 3;
 /// Exit code: no domain fits.
@@ -68,7 +71,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
                 domain::show(socket, name, json(&[output, own]))
             }
         }),
-        Some(Command::Detach(output)) => done(detach::detach(socket, json(&[output]))),
+        Some(Command::Detach(output)) => detach::detach(socket, json(&[output])),
     }
 }
 
@@ -89,6 +92,47 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
         }
     });
     code.unwrap_or(FAILED).into()
+}
+
+/// What to print of an error, without what would control a terminal: one message a line.
+pub fn messages(error: &anyhow::Error) -> Vec<String> {
+    match error.downcast_ref::<Mistakes>() {
+        Some(Mistakes(lines)) => lines.iter().map(|line| clean(line)).collect(),
+        None => vec![clean(
+            &in_own_words(error).unwrap_or_else(|| format!("{error:#}")),
+        )],
+    }
+}
+
+/// What the command knows better than the call that failed: where an agent listens that does not listen
+/// at the socket, and what a parameter is called on the command line.
+fn in_own_words(error: &anyhow::Error) -> Option<String> {
+    let failed = error.chain().find_map(|cause| cause.downcast_ref())?;
+    let words = match failed {
+        client::Error::NotRunning(asked) => elsewhere(&daemon::running()?, asked),
+        client::Error::Api(ApiError::InvalidArgument { field, reason }) => {
+            format!("{}: {reason}", args::of_parameter(field)?)
+        }
+        _ => return None,
+    };
+    // What was not done for it.
+    let first = error.chain().next();
+    let context = first.is_some_and(|first| !first.is::<client::Error>());
+    Some(if context {
+        format!("{error}: {words}")
+    } else {
+        words
+    })
+}
+
+/// What is to say of an agent that runs and does not listen at `asked`.
+fn elsewhere(running: &Running, asked: &Path) -> String {
+    let asked = std::path::absolute(asked).unwrap_or_else(|_| asked.to_owned());
+    if running.socket == asked {
+        return format!("{running}, which was removed: start the agent again");
+    }
+    let [asked, socket] = [&asked, &running.socket].map(|path| path.display());
+    format!("no agent listens at {asked}: {running} (use --socket {socket})")
 }
 
 /// Calls the agent, which answers at once.

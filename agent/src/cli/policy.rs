@@ -76,10 +76,14 @@ pub(super) fn table(page: &mut Page, policies: &[PolicyView]) {
             policy.name.as_str().into(),
             Cell::new(&decision(policy), look(policy)),
             wish(policy).into(),
+            policy.cgroups.to_string().into(),
             matches(policy).into(),
         ]
     });
-    page.table(&["POLICY", "DECISION", "USE", "MATCHES"], rows.collect());
+    page.table(
+        &["POLICY", "DECISION", "USE", "CGROUPS", "MATCHES"],
+        rows.collect(),
+    );
 }
 
 fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
@@ -103,7 +107,11 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
     } else {
         "until the host restarts"
     };
-    let quarantined = policy.quarantined.as_deref().unwrap_or_default();
+    let (not_there, look_of_it) = match (&policy.quarantined, &policy.note) {
+        (Some(why), _) => (why.as_str(), Look::Bad),
+        (None, Some(why)) => (why.as_str(), Look::Warning),
+        (None, None) => ("", Look::Plain),
+    };
     page.facts(vec![
         ("policy", policy.name.as_str().into()),
         ("decision", Cell::new(&decision(policy), look(policy))),
@@ -114,7 +122,7 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
             } else {
                 "not everywhere"
             },
-            Cell::new(quarantined, Look::Bad),
+            Cell::new(not_there, look_of_it),
         ),
         ("sources", joined(&sources).into()),
         ("use", wish(policy).into()),

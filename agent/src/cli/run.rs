@@ -11,8 +11,8 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::unistd::{AccessFlags, access};
 
-use super::args::RunArgs;
-use super::clean;
+use super::args::{RunArgs, time};
+use super::{USAGE, clean};
 use crate::api::client::{Client, PATIENCE};
 use crate::api::methods::Run;
 
@@ -30,6 +30,8 @@ const SHOWN: usize = 200;
 pub(super) enum Error {
     #[error("command not found: {0}")]
     NotFound(String),
+    #[error("command not found: {0}; for a time to wait, write --wait={0}")]
+    Time(String),
     #[error("not an executable file: {0}")]
     NotExecutable(String),
     #[error("cannot run {0}")]
@@ -40,6 +42,7 @@ impl Error {
     /// As shells have it.
     pub(super) fn exit_code(&self) -> u8 {
         match self {
+            Self::Time(_) => USAGE,
             Self::NotFound(_) => 127,
             Self::Exec(_, e) if e.kind() == ErrorKind::NotFound => 127,
             Self::NotExecutable(_) | Self::Exec(..) => 126,
@@ -52,7 +55,12 @@ pub(super) fn run(socket: &Path, args: RunArgs) -> anyhow::Result<ExitCode> {
         return Err(Error::NotFound(String::new()).into());
     };
     // Before anything is made for it.
-    let program = find(name, std::env::var_os("PATH"))?;
+    let program = match find(name, std::env::var_os("PATH")) {
+        Err(Error::NotFound(name)) if args.wait == Some(None) && time(&name).is_ok() => {
+            return Err(Error::Time(name).into());
+        }
+        found => found?,
+    };
     let (wait_ms, patience) = match args.wait {
         None => (None, Some(PATIENCE)),
         Some(None) => (Some(-1), None),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::output::{Cell, Look, Page, print_json};
-use super::{NOT_REACHABLE, call, clean, domain, list, policy};
+use super::{NOT_REACHABLE, call, clean, domain, elsewhere, list, policy};
 use crate::api::client::Error;
 use crate::api::methods::Status;
 use crate::api::types::StatusView;
@@ -14,13 +14,18 @@ pub(super) fn status(socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
     let answered = call(socket, &Status {});
     let (status, code) = match answered {
         Ok(reply) => (reply.status, ExitCode::SUCCESS),
-        Err(absent @ Error::NotRunning(_)) => match daemon::offline_status() {
+        Err(Error::NotRunning(asked)) => match daemon::offline_status() {
             Ok(mut status) => {
                 status.sort();
-                eprintln!("steer: {absent}");
+                let words = match daemon::running() {
+                    Some(running) => elsewhere(&running, &asked),
+                    None => Error::NotRunning(asked).to_string(),
+                };
+                eprintln!("steer: {}", clean(&words));
                 (status, NOT_REACHABLE.into())
             }
             Err(e) => {
+                let absent = Error::NotRunning(asked);
                 let why = clean(&format!("{e:#}"));
                 eprintln!("steer: what the last agent left in force cannot be read: {why}");
                 return Err(absent.into());
@@ -31,15 +36,20 @@ pub(super) fn status(socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         print_json(&status)?;
     } else {
-        page(&status).print()?;
+        page(&status, code == ExitCode::SUCCESS).print()?;
     }
     Ok(code)
 }
 
-fn page(status: &StatusView) -> Page {
+/// `answered`: the agent said so, and it was not read from what the kernel holds.
+fn page(status: &StatusView, answered: bool) -> Page {
     let mut page = Page::new();
     let nothing = status.policies.is_empty() && status.domains.is_empty();
     let agent = match (status.agent_running, &status.since) {
+        (true, _) if !answered => Cell::new(
+            "running, but not reached; what follows was read from the kernel",
+            Look::Bad,
+        ),
         (true, Some(since)) => Cell::new(
             &format!("running since {since}, version {}", status.version),
             Look::Good,
@@ -68,7 +78,7 @@ fn page(status: &StatusView) -> Page {
     for warning in &status.warnings {
         page.line(&format!("warning: {warning}"), Look::Warning);
     }
-    if nothing && !status.agent_running {
+    if nothing && !answered {
         return page;
     }
     page.gap();
@@ -77,12 +87,11 @@ fn page(status: &StatusView) -> Page {
     } else {
         policy::table(&mut page, &status.policies);
     }
-    // Which domains there are, and how they are, only an agent knows.
-    if !status.agent_running && status.domains.is_empty() {
-        return page;
-    }
     page.gap();
-    if status.domains.is_empty() {
+    // Which domains there are, and how they are, only an agent knows.
+    if !answered {
+        page.line("domains are not followed without an agent", Look::Plain);
+    } else if status.domains.is_empty() {
         page.line(domain::NONE, Look::Plain);
     } else {
         domain::table(&mut page, &status.domains);

@@ -6,8 +6,9 @@ use steer_core::config::{AgentConfig, policy_to_toml};
 use steer_core::engine::Rejected;
 use steer_core::name::Name;
 use steer_core::pattern::{CgroupPattern, UnitName};
-use steer_core::policy::{self, Match, Policy};
+use steer_core::policy::{self, Match, Policy, PolicyError};
 use steer_core::state::Event;
+use steer_core::suggest::nearest;
 use tracing::info;
 
 use super::files::{self, DropIn};
@@ -38,16 +39,30 @@ impl Daemon {
     fn show_policy(&self, name: &str) -> Result<Reply, ApiError> {
         let policy = self
             .find_policy(name)
-            .ok_or_else(|| ApiError::NoSuchPolicy {
-                name: name.to_owned(),
-            })?;
-        Ok(Reply::Policy(Box::new(self.policy_view(policy))))
+            .ok_or_else(|| self.no_policy(name.to_owned()))?;
+        Ok(Reply::Policy(Box::new(self.full_policy_view(policy))))
+    }
+
+    fn no_policy(&self, name: String) -> ApiError {
+        let known = self.engine.state().policies();
+        let meant = nearest(&name, known.map(|policy| policy.name.as_str()));
+        ApiError::NoSuchPolicy {
+            meant: meant.map(str::to_owned),
+            name,
+        }
     }
 
     fn show_domain(&self, name: String) -> Result<Reply, ApiError> {
         match self.engine.domains().get(&name) {
             Some(domain) => Ok(Reply::Domain(Box::new(self.domain_view(domain)))),
-            None => Err(ApiError::NoSuchDomain { name }),
+            None => {
+                let known = self.engine.domains().iter();
+                let meant = nearest(&name, known.map(|domain| domain.name.as_str()));
+                Err(ApiError::NoSuchDomain {
+                    meant: meant.map(str::to_owned),
+                    name,
+                })
+            }
         }
     }
 
@@ -58,7 +73,8 @@ impl Daemon {
             return Err(ApiError::InvalidArgument {
                 field: "name".to_owned(),
                 reason: format!(
-                    "policy `{name}` is written in a file: change it there, or choose another name"
+                    "policy `{name}` is written in {}: change it there, or choose another name",
+                    self.place_of(&name)
                 ),
             });
         }
@@ -69,7 +85,7 @@ impl Daemon {
         } else {
             let before = self.engine.state().api_policies.get(&name).cloned();
             self.event(Event::SetPolicy(policy))
-                .map_err(|e| refused("name", &e))?;
+                .map_err(|e| refused(&e))?;
             Undo {
                 drop_in: None,
                 policy: Some(before.map_or(Event::UnsetPolicy(name.clone()), Event::SetPolicy)),
@@ -167,7 +183,7 @@ impl Daemon {
 
     async fn unset_policy(&mut self, unset: UnsetPolicy) -> Result<Reply, ApiError> {
         let Some(policy) = self.find_policy(&unset.name) else {
-            return Err(ApiError::NoSuchPolicy { name: unset.name });
+            return Err(self.no_policy(unset.name));
         };
         let name = policy.name.clone();
         let undo = if self.is_from_file(&name) {
@@ -175,7 +191,7 @@ impl Daemon {
         } else {
             let before = policy.clone();
             self.event(Event::UnsetPolicy(name.clone()))
-                .map_err(|e| refused("name", &e))?;
+                .map_err(|e| refused(&e))?;
             Undo {
                 drop_in: None,
                 policy: Some(Event::SetPolicy(before)),
@@ -219,6 +235,14 @@ impl Daemon {
         Ok(())
     }
 
+    /// The file and line where a policy begins, as far as they can be told from a look at the text.
+    fn place_of(&self, name: &Name) -> String {
+        files::read(self.config.as_deref())
+            .ok()
+            .and_then(|texts| files::place_of_section(&texts, &format!("policy.{name}")))
+            .unwrap_or_else(|| "a file".to_owned())
+    }
+
     /// Where `save` writes a policy: a drop-in of its own.
     fn drop_in(&self, name: &Name) -> PathBuf {
         let main = self
@@ -251,7 +275,10 @@ impl Daemon {
                         path.display()
                     )
                 } else {
-                    format!("policy `{name}` is written in a file: remove it there")
+                    format!(
+                        "policy `{name}` is written in {}: remove it there",
+                        self.place_of(name)
+                    )
                 },
             });
         }
@@ -299,7 +326,7 @@ impl Daemon {
             });
         }
         self.event(Event::Config(Box::new(config)))
-            .map_err(|e| refused("save", &e))
+            .map_err(|e| invalid("save", &e))
     }
 }
 
@@ -325,8 +352,24 @@ pub(super) fn names(field: &str, texts: &[String]) -> Result<Vec<Name>, ApiError
     texts.iter().map(|text| name(field, text)).collect()
 }
 
-/// What the engine rejected.
-pub(super) fn refused(field: &str, rejected: &Rejected) -> ApiError {
+/// What the engine rejected, with the parameter that it is about.
+pub(super) fn refused(rejected: &Rejected) -> ApiError {
+    let field = match rejected {
+        // The policy is what the caller speaks of.
+        Rejected::UnknownDomain { name, meant, .. } => {
+            let meant = meant.as_ref();
+            let meant = meant.map_or_else(String::new, |m| format!("; did you mean `{m}`?"));
+            return ApiError::InvalidArgument {
+                field: "use".to_owned(),
+                reason: format!("unknown domain `{name}`{meant}"),
+            };
+        }
+        Rejected::Conflict { .. } => "priority",
+        Rejected::ShutOut { .. } => "cgroup",
+        Rejected::Policy(PolicyError::StrictOtherwise(_)) => "otherwise",
+        Rejected::Policy(PolicyError::TooManyUses { .. }) => "use",
+        _ => "name",
+    };
     invalid(field, rejected)
 }
 

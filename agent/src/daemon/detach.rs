@@ -5,8 +5,9 @@ use std::path::Path;
 
 use steer_core::plan::TableRoute;
 
-use super::{Saved, state_file};
-use crate::cgroup::{OwnCgroup, Placement, Tree};
+use super::runs::is_run;
+use super::{Saved, running, state_file};
+use crate::cgroup::{self, OwnCgroup, Placement, Tree, process};
 use crate::datapath::{self, PIN_ROOT};
 use crate::netlink::Routing;
 use crate::reconcile::{Sysctls, chain};
@@ -18,6 +19,8 @@ pub struct DetachReport {
     pub removed: Vec<String>,
     /// What was left, and why.
     pub left: Vec<String>,
+    /// What to know of it.
+    pub notes: Vec<String>,
 }
 
 /// Removes programs, maps, rules, tables, changed settings, empty cgroups and the state, in that order:
@@ -46,6 +49,7 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
 
     let detached = datapath::detach(Path::new(PIN_ROOT))?;
     let pins = detached.removed;
+    let pins_empty = pins.directories == 0;
     if pins.directories > 0 {
         report.removed.push(format!(
             "{} attached programs, {} maps (pinned at {PIN_ROOT})",
@@ -90,6 +94,17 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
             .push(format!("setting {path}, again {value}"));
     }
 
+    let forgotten = saved.policies.iter();
+    let forgotten = forgotten.filter(|policy| !is_run(&policy.name)).count();
+    if forgotten > 0 {
+        let policies = counted(forgotten, "policy", "policies");
+        report.removed.push(format!("{policies} set by command"));
+    }
+    if !pins_empty {
+        let note = "policies in files are in force again when the next agent starts";
+        report.notes.push(note.to_owned());
+    }
+
     let root = (!saved.cgroup_root.as_os_str().is_empty()).then_some(saved.cgroup_root.as_path());
     if let Ok(tree) = Tree::open(root) {
         let mut placement = OwnCgroup::new(&tree);
@@ -97,10 +112,7 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
             let shown = place.directory.display().to_string();
             match placement.remove(&place.directory) {
                 Ok(()) => report.removed.push(format!("cgroup {shown}")),
-                Err(error) => report.left.push(format!(
-                    "{}: its processes run on without a policy",
-                    chain(&error)
-                )),
+                Err(error) => report.left.push(left_place(&place.directory, &error)),
             }
         }
         placement.withdraw()?;
@@ -114,7 +126,31 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
             ..Saved::default()
         })?;
     }
+    running::remove_leftover()?;
     // Only now an agent may start: it would have taken over half of what was there.
     detached.finish()?;
     Ok(report)
+}
+
+/// What is left of the place of a command, and why.
+fn left_place(directory: &Path, error: &cgroup::Error) -> String {
+    let pids = process::below(directory);
+    if pids.is_empty() {
+        return chain(error);
+    }
+    let shown: Vec<String> = pids.iter().take(SHOWN).map(ToString::to_string).collect();
+    let more = if pids.len() > SHOWN { ", .." } else { "" };
+    format!(
+        "cgroup {} ({}: pid {}{more}), its processes run on without a policy",
+        directory.display(),
+        counted(pids.len(), "process", "processes"),
+        shown.join(", ")
+    )
+}
+
+/// Most processes that are named of one place.
+const SHOWN: usize = 10;
+
+fn counted(count: usize, one: &str, more: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { more })
 }

@@ -52,6 +52,17 @@ pub(super) fn read(named: Option<&Path>) -> Result<Vec<(String, String)>, Error>
     Ok(files)
 }
 
+/// File and line of a section's heading, as it is usually written. The last one is the one that counts.
+pub(super) fn place_of_section(texts: &[(String, String)], section: &str) -> Option<String> {
+    let heading = format!("[{section}]");
+    texts.iter().rev().find_map(|(file, text)| {
+        let line = text
+            .lines()
+            .position(|line| line.split('#').next().unwrap_or_default().trim() == heading)?;
+        Some(format!("{file}:{}", line + 1))
+    })
+}
+
 /// Directory of the drop-ins of a main file.
 pub(super) fn drop_in_directory(main: &Path) -> PathBuf {
     main.with_file_name("steer.d")

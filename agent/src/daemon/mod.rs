@@ -7,6 +7,7 @@ mod calls;
 mod detach;
 mod files;
 mod offline;
+mod running;
 mod runs;
 mod serve;
 mod start;
@@ -19,13 +20,14 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use steer_common::CgroupEntry;
 use steer_core::cgroups::{CgroupChange, CgroupTree};
-use steer_core::engine::Engine;
+use steer_core::engine::{Engine, Warning};
 use steer_core::ids::{CgroupId, DomainIndex, PolicyId, TableId};
 use steer_core::memory::Memory;
 use steer_core::name::Name;
+use steer_core::plan::Object;
 use steer_core::plan::{Hook, Rule, RuleAction};
 use steer_core::policy::Policy;
-use steer_core::state::{Event, Object, State};
+use steer_core::state::{Event, State};
 use steer_core::steps::Step;
 use tokio::time::Instant;
 use tracing::{error, warn};
@@ -35,10 +37,13 @@ use crate::netlink;
 use crate::reconcile::{Reconciler, chain};
 use crate::statefile::{self, StateFile};
 
+use running::Claim;
 use runs::Runs;
 
 pub use detach::{DetachReport, detach};
 pub use offline::offline_status;
+pub use running::{Running, running};
+pub use start::Mistakes;
 
 /// A domain that no policy can choose any more is looked at after this time, and then less and less
 /// often, until its flows have ended.
@@ -101,6 +106,8 @@ struct Daemon {
     /// Events so far that may have changed the API's policies.
     policy_events: u64,
     config: Option<PathBuf>,
+    /// Says that this agent runs.
+    _claim: Claim,
     started: SystemTime,
     /// Cgroups that were made since the last commit: the kernel gave them an entry of its own.
     made: BTreeSet<CgroupId>,
@@ -109,6 +116,8 @@ struct Daemon {
     retire_pause: Duration,
     /// When the guard's drops of a kernel policy were told last.
     guard_told: HashMap<u32, Instant>,
+    /// Warnings that hold and were told.
+    warned: BTreeSet<String>,
     /// Something happened that [`Daemon::converge`] has not seen.
     dirty: bool,
     /// The cgroup tree is to be read anew: cgroups were made before the programs that tell of them were
@@ -182,7 +191,25 @@ impl Daemon {
             }
         }
         self.plan_retirement();
+        self.tell_warnings();
         kept
+    }
+
+    /// Logs what `status` warns of, as far as that is news. What the kernel refused is logged where it is
+    /// tried.
+    fn tell_warnings(&mut self) {
+        let mut warned = BTreeSet::new();
+        for warning in self.engine.warnings() {
+            if matches!(warning, Warning::Refused(..)) {
+                continue;
+            }
+            let words = warning.to_string();
+            if !self.warned.contains(&words) {
+                warn!("{words}");
+            }
+            warned.insert(words);
+        }
+        self.warned = warned;
     }
 
     /// One round of [`Daemon::converge`].

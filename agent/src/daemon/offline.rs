@@ -10,7 +10,7 @@ use steer_core::name::Name;
 use steer_core::policy;
 
 use super::views::{counters_view, local_networks, matches, nowhere, origin, otherwise};
-use super::{Saved, scan, state_file};
+use super::{Saved, running, scan, state_file};
 use crate::api::types::{DecisionView, Origin, PolicyView, StatusView, Verdict};
 use crate::cgroup::Tree;
 use crate::datapath::{PIN_ROOT, Tables, read_pinned};
@@ -22,9 +22,10 @@ use crate::datapath::{PIN_ROOT, Tables, read_pinned};
 pub fn offline_status() -> anyhow::Result<StatusView> {
     let pinned = read_pinned(Path::new(PIN_ROOT)).context("read what is pinned")?;
     let saved: Saved = state_file().read()?.unwrap_or_default();
+    let running = running();
     let mut view = StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        agent_running: false,
+        agent_running: running.is_some(),
         since: None,
         cgroup_root: saved.cgroup_root.display().to_string(),
         hooks: Vec::new(),
@@ -35,17 +36,25 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
         warnings: Vec::new(),
     };
     let Some(pinned) = pinned else {
-        view.warnings
-            .push("no agent runs, and none left anything in force".to_owned());
+        view.warnings.push(match &running {
+            Some(running) => format!("{running}, and did not answer; nothing is in force"),
+            None => "no agent runs, and none left anything in force".to_owned(),
+        });
         return Ok(view);
     };
-    view.warnings
-        .push("no agent runs: these are the last one's decisions, still in force".to_owned());
+    view.warnings.push(match &running {
+        Some(running) => format!("{running}, and did not answer: this is what the kernel holds"),
+        None => "no agent runs: these are the last one's decisions, still in force".to_owned(),
+    });
     view.hooks = pinned.hooks.iter().map(ToString::to_string).collect();
     view.guards = pinned
         .guards
         .iter()
-        .map(|index| format!("index {index}"))
+        .map(|&index| {
+            let name = nix::net::if_::if_indextoname(index);
+            let name = name.ok().and_then(|name| name.into_string().ok());
+            name.unwrap_or_else(|| format!("(index {index}, gone)"))
+        })
         .collect();
     let Some(maps) = pinned.maps else {
         view.warnings.push(
@@ -119,6 +128,7 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
                 decision(&maps, &saved, entry)?
             },
             quarantined: None,
+            note: None,
         });
     }
     view.sort();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steer_core::cgroups::CgroupChange;
-use steer_core::engine::Engine;
+use steer_core::engine::{Engine, Rejected};
 use steer_core::name::Name;
 use steer_core::policy::{Match, Origin, Policy};
 use steer_core::state::Event;
@@ -27,6 +27,11 @@ use crate::reconcile::chain;
 
 /// How the names of places, and of their policies, begin.
 const RUN_PREFIX: &str = "run-";
+
+/// Whether a policy is that of a command.
+pub(super) fn is_run(name: &Name) -> bool {
+    name.as_str().starts_with(RUN_PREFIX)
+}
 
 /// Where an answer goes.
 pub(super) type Answer = oneshot::Sender<Result<Reply, ApiError>>;
@@ -180,7 +185,16 @@ impl Daemon {
         }
         if let Err(rejected) = self.event(Event::SetPolicy(policy)) {
             self.remove_place(&place.directory);
-            return Err(refused("via", &rejected));
+            return Err(match rejected {
+                // What the command was to be under has a name that nobody gave it.
+                Rejected::ShutOut { by, path, .. } => ApiError::Failed {
+                    reason: format!(
+                        "the strict policy `{by}` holds for the cgroup {path}, and no command can \
+                         override it"
+                    ),
+                },
+                rejected => refused(&rejected),
+            });
         }
         Ok((name, place))
     }
@@ -255,7 +269,7 @@ impl Daemon {
         }
         let name = directory.file_name().unwrap_or_default().to_string_lossy();
         if let Ok(name) = Name::new(&name)
-            && name.as_str().starts_with(RUN_PREFIX)
+            && is_run(&name)
             && self.engine.state().api_policies.contains_key(&name)
         {
             self.fact(Event::UnsetPolicy(name));

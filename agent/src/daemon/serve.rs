@@ -53,10 +53,11 @@ pub(super) struct Inputs {
     pub(super) server: JoinHandle<()>,
 }
 
-/// Serves until SIGTERM or SIGINT. What is in force stays in force.
+/// Serves until SIGTERM, SIGINT or SIGHUP. What is in force stays in force.
 pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    let mut hangup = signal(SignalKind::hangup()).context("handle SIGHUP")?;
     let mut check = interval(CHECK_ALL);
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     check.reset();
@@ -67,7 +68,7 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
     let (mut retry, mut retry_pause): (Option<Instant>, _) = (None, RETRY);
     let mut routing_touched = false;
     let (mut scan, mut scanned): (Option<Instant>, Option<Instant>) = (None, None);
-    loop {
+    let signal = loop {
         if daemon.dirty && gather.is_none() {
             gather = Some(Instant::now() + GATHER);
         }
@@ -80,8 +81,10 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
         let expiry = daemon.runs.next_deadline();
         tokio::select! {
             biased;
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break "SIGINT",
+            // Its terminal is gone.
+            _ = hangup.recv() => break "SIGHUP",
             () = at(gather) => {
                 gather = None;
                 let look = if std::mem::take(&mut routing_touched) {
@@ -160,9 +163,9 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                 }
             }
         }
-    }
+    };
     inputs.server.abort();
-    info!("stopped; decisions stay in force (`steer detach` removes everything)");
+    info!("stopped by {signal}; decisions stay in force (`steer detach` removes everything)");
     Ok(())
 }
 

@@ -14,10 +14,10 @@ use steer_core::engine::Engine;
 use steer_core::plan::rules::offset;
 use steer_core::policy::{Match, Policy};
 use steer_core::state::{Event, State};
-use steer_core::steps::Step;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use super::running::Claim;
 use super::runs::Runs;
 use super::serve::Inputs;
 use super::{Daemon, Look, Options, RETIRE_PAUSE, Saved, files, scan, state_file};
@@ -38,7 +38,8 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     let config = load(options.config.as_deref())?;
     let tree = Tree::open(config.agent.cgroup_root.as_deref().map(Path::new))?;
 
-    // The socket first: a second agent must not touch what the first has.
+    // First of all: a second agent must not touch what the first has.
+    let claim = Claim::take(&options.socket)?;
     let (calls_in, calls) = mpsc::channel(CALL_QUEUE);
     let server = Server::bind(&options.socket, calls_in).context("offer the API")?;
 
@@ -81,11 +82,13 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         kept: None,
         policy_events: 0,
         config: options.config.clone(),
+        _claim: claim,
         started: SystemTime::now(),
         made: BTreeSet::new(),
         retire_at: None,
         retire_pause: RETIRE_PAUSE,
         guard_told: HashMap::new(),
+        warned: BTreeSet::new(),
         dirty: false,
         rescan: false,
         events_lost: 0,
@@ -127,7 +130,7 @@ impl Daemon {
             }
         }
         let refused = self.reconciler.refused().iter();
-        let mut entries = refused.filter(|(step, _)| is_entry(step));
+        let mut entries = refused.filter(|(step, _)| step.is_entry());
         if self.reconciler.takes_over()?
             && let Some((step, words)) = entries.next()
         {
@@ -140,20 +143,6 @@ impl Daemon {
     }
 }
 
-/// Whether a step writes what programs read.
-fn is_entry(step: &Step) -> bool {
-    matches!(
-        step,
-        Step::AddSource(..)
-            | Step::SetLocal(..)
-            | Step::SetDomain(..)
-            | Step::SetChoice(..)
-            | Step::SetPolicy(..)
-            | Step::SetName(..)
-            | Step::SetCgroup(..)
-    )
-}
-
 /// Reads and checks the files.
 pub(super) fn load(named: Option<&Path>) -> anyhow::Result<Config> {
     let texts = files::read(named)?;
@@ -161,11 +150,14 @@ pub(super) fn load(named: Option<&Path>) -> anyhow::Result<Config> {
         .iter()
         .map(|(name, text)| (name.as_str(), text.as_str()))
         .collect();
-    config::parse(&texts).map_err(|errors| {
-        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("{}", lines.join("\n"))
-    })
+    config::parse(&texts)
+        .map_err(|errors| Mistakes(errors.iter().map(ToString::to_string).collect()).into())
 }
+
+/// What is wrong in the files, each with its place.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct Mistakes(pub Vec<String>);
 
 /// What an earlier agent of this boot kept.
 ///
@@ -225,10 +217,10 @@ fn engine(
         .collect();
     let mut engine = Engine::new(state);
     let own = tree.of_process(std::process::id().cast_signed())?;
-    let exempt = id_of(&own)
-        .map(|id| BTreeSet::from([id]))
-        .unwrap_or_default();
     let root = tree.root_id()?;
+    // Where it runs in the managed cgroup itself, nothing could be managed if that were exempt.
+    let own = id_of(&own).ok().filter(|id| *id != root);
+    let exempt = own.into_iter().collect();
     let facts = [
         Event::Cgroups(CgroupChange::Dump(cgroups)),
         Event::Managed { root, exempt },

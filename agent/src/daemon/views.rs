@@ -46,7 +46,46 @@ impl Daemon {
                 .next()
                 .map(|w| w.to_string())
                 .or(refused),
+            note: None,
         }
+    }
+
+    /// [`Daemon::policy_view`] with what takes a look at every cgroup.
+    pub(super) fn full_policy_view(&self, policy: &Policy) -> PolicyView {
+        let mut view = self.policy_view(policy);
+        if view.quarantined.is_none() && policy.name.as_str() != Name::DEFAULT_POLICY {
+            view.note = self.overruled(policy);
+        }
+        view
+    }
+
+    /// Where a policy is not in force although it matches.
+    fn overruled(&self, policy: &Policy) -> Option<String> {
+        let state = self.engine.state();
+        let tree = &state.cgroups;
+        let mut matched = false;
+        let mut overruled = Vec::new();
+        for id in tree.subtree(state.cgroup_root) {
+            let Some(path) = tree.path(id).filter(|path| names(policy, id, path)) else {
+                continue;
+            };
+            matched = true;
+            let entry = self.engine.plan().cgroups.get(&id);
+            let chain = entry.and_then(|entry| state.memory.policies.key(entry.policy));
+            match chain.and_then(|chain| chain.first()) {
+                Some(holds) if *holds != policy.name => overruled.push((holds, path)),
+                _ => {}
+            }
+        }
+        if !matched {
+            return Some("matches no cgroup now; it holds as soon as one is made".to_owned());
+        }
+        let count = overruled.len();
+        let (by, path) = overruled.into_iter().next()?;
+        Some(match count {
+            1 => format!("policy `{by}` overrules it on the cgroup {path}"),
+            _ => format!("policies overrule it on {count} cgroups: `{by}` on {path}, for instance"),
+        })
     }
 
     /// Cgroups that a policy is in force for, as far as the kernel took it.
@@ -192,6 +231,15 @@ impl Daemon {
     pub(super) fn is_from_file(&self, name: &Name) -> bool {
         self.engine.state().config.policies.contains_key(name)
     }
+}
+
+/// Whether a policy names a cgroup itself, and not one above it.
+fn names(policy: &Policy, id: CgroupId, path: &str) -> bool {
+    policy.matches.iter().any(|m| match m {
+        Match::Cgroup(pattern) => pattern.matches(path),
+        Match::Unit(unit) => path.rsplit('/').next() == Some(unit.as_str()),
+        Match::CgroupId(wanted) => *wanted == id,
+    })
 }
 
 /// What a policy matches: cgroups, then units.

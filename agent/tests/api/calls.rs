@@ -89,8 +89,14 @@ fn errors_arrive_as_they_were_sent() {
             reason: reason(),
             candidates: Vec::new(),
         },
-        ApiError::NoSuchPolicy { name: name() },
-        ApiError::NoSuchDomain { name: name() },
+        ApiError::NoSuchPolicy {
+            name: name(),
+            meant: None,
+        },
+        ApiError::NoSuchDomain {
+            name: name(),
+            meant: Some(name()),
+        },
         ApiError::InvalidArgument {
             field: name(),
             reason: reason(),

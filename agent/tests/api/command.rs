@@ -259,7 +259,10 @@ fn detach_does_not_pull_the_rug_from_under_an_agent() {
 fn errors_are_one_line_and_usage_has_its_own_code() {
     let agent = Agent::start(|call| {
         let name = "evil\n\x1b[2Jname".to_owned();
-        drop(call.reply.send(Err(ApiError::NoSuchPolicy { name })));
+        drop(
+            call.reply
+                .send(Err(ApiError::NoSuchPolicy { name, meant: None })),
+        );
     });
     let output = steer(&agent.path(), "policy show x");
     assert_eq!(output.status.code(), Some(1));

@@ -164,6 +164,7 @@ pub(crate) fn policy(name: &str) -> PolicyView {
             candidates: vec![candidate("wifi", true)],
         },
         quarantined: None,
+        note: None,
     }
 }
 

@@ -188,6 +188,12 @@ impl Daemon {
         for (step, words) in self.reconciler.refused() {
             warnings.push(format!("the kernel refused {step:?}: {words}"));
         }
+        for hook in self.reconciler.missing(self.engine.plan()) {
+            warnings.push(format!(
+                "this kernel cannot have the hook {hook} (before Linux 6.18): strict policies are not \
+                 guarded at an interface that appears while no agent runs, until the next one starts"
+            ));
+        }
         let counters = match self.reconciler.counters() {
             Ok(counters) => counters_view(&counters),
             Err(error) => {

@@ -190,6 +190,12 @@ impl Reconciler {
         &self.refused
     }
 
+    /// Programs of the plan that this kernel cannot have.
+    pub fn missing<'a>(&'a self, plan: &'a Plan) -> impl Iterator<Item = Hook> + 'a {
+        let hooks = plan.hooks.iter().copied();
+        hooks.filter(|hook| !self.datapath.supports(*hook))
+    }
+
     /// What is.
     pub fn is(&self) -> &Plan {
         &self.is

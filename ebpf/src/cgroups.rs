@@ -11,9 +11,7 @@ use aya_ebpf::{
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
-use steer_common::{
-    CgroupEntry, CgroupEvent, EventKind, NAME_LEN, NameKey, cgroup_flags, counter,
-};
+use steer_common::{CgroupEntry, CgroupEvent, EventKind, NAME_LEN, NameKey, cgroup_flags, counter};
 
 use crate::{
     count::count,

@@ -2,8 +2,8 @@
 
 use aya_ebpf::helpers::generated::bpf_set_retval;
 use steer_common::{
-    DomainEntry, DomainSlots, ERRNO_NO_DOMAIN, ERRNO_NOT_ALLOWED, LocalEntry, counter, domain_flags,
-    local_flags, verdict,
+    DomainEntry, DomainSlots, ERRNO_NO_DOMAIN, ERRNO_NOT_ALLOWED, LocalEntry, counter,
+    domain_flags, local_flags, verdict,
 };
 
 use crate::{address::Address, count::count, maps::DOMAINS, owner::Owner};

@@ -1,7 +1,7 @@
 //! The agent: one loop, and data goes one way through it.
 //!
 //! `start` opens everything and takes over what an earlier agent left, `serve` turns what happens into
-//! events of the engine, and [`Daemon::converge`] brings the kernel to the plan.
+//! events of the engine, and `Daemon::converge` brings the kernel to the plan.
 
 mod calls;
 mod detach;

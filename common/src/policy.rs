@@ -13,7 +13,7 @@ pub const IFNAME_LEN: usize = 16;
 /// never walks ancestors. A new cgroup gets the entry of its name from `NAMES`, or else its parent's,
 /// in the kernel.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct CgroupEntry {
     /// Index into `POLICIES`; 0: no policy.
     pub policy: u32,
@@ -56,7 +56,7 @@ pub mod cgroup_flags {
 
 /// Value of `POLICIES` (array).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct PolicyEntry {
     /// Index into `CHOICES`; 0: none, treated as [`verdict::PASS`], or closed when strict.
     pub choice: u32,
@@ -75,7 +75,7 @@ pub mod policy_flags {
 
 /// Value of `CHOICES` (array): what was decided for every policy with the same inputs to selection.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct ChoiceEntry {
     /// One of [`verdict`].
     pub verdict: u32,
@@ -125,7 +125,7 @@ impl DomainSlots {
 
 /// Where a domain's flows go.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct DomainEntry {
     /// The domain's mark, inside the mask.
     pub mark: u32,
@@ -200,7 +200,7 @@ pub mod local_flags {
 
 /// A set of domain indices, one bit each.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct DomainSet(pub [u32; 8]);
 
 impl DomainSet {

@@ -93,8 +93,9 @@ impl Domain {
     }
 }
 
-/// A copy of the entry of domain `index` that is in use now. `None` also if the agent wrote the same
-/// place again while it was copied, which takes it [`DomainSlots::COUNT`] changes of the domain.
+/// A copy of the entry of domain `index` that is in use now. `None` also if the agent may have
+/// begun to write the same place again while it was copied: it does after so many changes of the domain as
+/// there are other places.
 #[inline(always)]
 fn entry_in_use(index: u32) -> Option<(DomainEntry, &'static DomainEntry)> {
     let slots = DOMAINS.get(index)?;

@@ -136,6 +136,8 @@ fn what_the_kernel_refuses_of_one_policy_is_told_of_that_one_alone() -> Result<(
         ensure!(!output.stdout.contains("not permitted"), "{output:?}");
     }
     ensure!(shown(&lab, "app")?["cgroups"] == 1);
+    // What was refused is not wanted any more.
+    lab.steer(&["policy", "unset", "other"])?.success()?;
     // This is: it cannot be taken from its cgroup.
     let output = lab.steer(&["policy", "unset", "app"])?;
     let words = output.failure(1)?;

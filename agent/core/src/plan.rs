@@ -54,7 +54,7 @@ pub struct Plan {
 }
 
 /// A cgroup by its parent's number and its name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Named {
     /// The parent; 0: anywhere.
     pub place: PlaceId,
@@ -155,7 +155,7 @@ pub enum Object {
 }
 
 /// An on-link prefix, or an address of the host itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Local {
     /// An address of the host: never steered.
     pub host: bool,

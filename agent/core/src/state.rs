@@ -48,6 +48,8 @@ pub enum Event {
     },
     /// A policy was set by API, in place of one of the same name set by API.
     SetPolicy(Policy),
+    /// A policy of the API is put back as it was: what was taken once is not refused now.
+    PutBack(Policy),
     /// A policy of the API was unset.
     UnsetPolicy(Name),
     /// The files were read again. Policies of the API with the name of one of the files are dropped:

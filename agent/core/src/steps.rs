@@ -25,7 +25,7 @@ use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
 use crate::plan::{Hook, Local, Named, Plan, Rule, TableRoute};
 
 /// One idempotent change of one object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// Writes a setting below /proc/sys.
     SetSysctl(String, String),

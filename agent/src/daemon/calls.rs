@@ -88,7 +88,7 @@ impl Daemon {
                 .map_err(|e| refused(&e))?;
             Undo {
                 drop_in: None,
-                policy: Some(before.map_or(Event::UnsetPolicy(name.clone()), Event::SetPolicy)),
+                policy: Some(before.map_or(Event::UnsetPolicy(name.clone()), Event::PutBack)),
             }
         };
         self.converge_for(&name, undo).await?;
@@ -194,7 +194,7 @@ impl Daemon {
                 .map_err(|e| refused(&e))?;
             Undo {
                 drop_in: None,
-                policy: Some(Event::SetPolicy(before)),
+                policy: Some(Event::PutBack(before)),
             }
         };
         self.converge_for(&name, undo).await?;
@@ -224,15 +224,16 @@ impl Daemon {
         }
     }
 
+    /// Takes back as much as can be, and says what could not.
     fn undo(&mut self, undo: Undo) -> Result<(), ApiError> {
-        if let Some(drop_in) = &undo.drop_in {
+        let files = undo.drop_in.map_or(Ok(()), |drop_in| {
             drop_in.put_back()?;
-            self.reload()?;
-        }
+            self.reload()
+        });
         if let Some(policy) = undo.policy {
             self.fact(policy);
         }
-        Ok(())
+        files
     }
 
     /// The file and line where a policy begins, as far as they can be told from a look at the text.
@@ -259,7 +260,7 @@ impl Daemon {
         let text = policy_to_toml(policy).map_err(|e| invalid("save", &e))?;
         // The files take the place of a policy of that name that was set by command.
         let set = self.engine.state().api_policies.get(&policy.name);
-        let set = set.cloned().map(Event::SetPolicy);
+        let set = set.cloned().map(Event::PutBack);
         drop_in.replace(text.as_bytes())?;
         self.reload_or_put_back(drop_in, set)
     }

@@ -1,7 +1,7 @@
 //! The files of the configuration: which they are, and their text.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -96,7 +96,12 @@ impl DropIn {
         let next = self.path.with_extension("next");
         let directory = self.path.parent().map_or(Ok(()), fs::create_dir_all);
         directory
-            .and_then(|()| fs::write(&next, bytes))
+            .and_then(|()| fs::File::create(&next))
+            .and_then(|mut file| {
+                file.write_all(bytes)?;
+                // After a power failure the name must not stand for an empty file.
+                file.sync_all()
+            })
             .and_then(|()| fs::rename(&next, &self.path))
             .map_err(|e| Error::Write(self.path.clone(), e))
     }

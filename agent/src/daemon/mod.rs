@@ -109,7 +109,7 @@ struct Daemon {
     /// Says that this agent runs.
     _claim: Claim,
     started: SystemTime,
-    /// Cgroups that were made since the last commit: the kernel gave them an entry of its own.
+    /// Cgroups that were made since the kernel was last brought to the plan: the kernel gave them an entry of its own.
     made: BTreeSet<CgroupId>,
     /// When to look at domains that no policy can choose any more, and how long to wait then.
     retire_at: Option<Instant>,
@@ -143,7 +143,7 @@ impl Daemon {
         self.dirty = true;
         if matches!(
             event,
-            Event::SetPolicy(_) | Event::UnsetPolicy(_) | Event::Config(_)
+            Event::SetPolicy(_) | Event::PutBack(_) | Event::UnsetPolicy(_) | Event::Config(_)
         ) {
             self.policy_events += 1;
         }

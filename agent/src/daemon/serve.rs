@@ -1,4 +1,4 @@
-//! The loop: waits for something to happen, tells the engine, and commits.
+//! The loop: waits for something to happen, tells the engine, and converges.
 
 use std::net::Ipv6Addr;
 use std::time::Duration;

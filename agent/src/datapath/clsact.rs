@@ -42,17 +42,17 @@ impl Filters<'_> {
     }
 
     /// Whether there is a record of a filter, and the filter.
-    pub(super) fn has(&self, side: Side, interface: u32) -> bool {
-        self.program(side, interface).is_some()
+    pub(super) fn has(&self, side: Side, interface: u32) -> Result<bool> {
+        Ok(self.program(side, interface)?.is_some())
     }
 
     /// The id of the program in a filter of which there is a record.
-    pub(super) fn program(&self, side: Side, interface: u32) -> Option<u32> {
-        self.directory
-            .join(name(side, interface))
-            .exists()
-            .then(|| filter::filter_program(interface, parent(side)))
-            .flatten()
+    pub(super) fn program(&self, side: Side, interface: u32) -> Result<Option<u32>> {
+        let name = name(side, interface);
+        if !self.directory.join(&name).exists() {
+            return Ok(None);
+        }
+        filter::filter_program(interface, parent(side)).map_err(Error::filter("read", name))
     }
 
     /// The interfaces of which there are records on a side.

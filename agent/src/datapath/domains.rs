@@ -1,5 +1,7 @@
 //! The table of domains, each entry of which is replaced as a whole while programs read it.
 
+use std::sync::atomic::{Ordering, fence};
+
 use bytemuck::Zeroable as _;
 use steer_common::{DomainEntry, DomainSlots};
 
@@ -30,6 +32,9 @@ impl Domains {
         let changes = slots.changes.wrapping_add(1);
         slots.entries[DomainSlots::slot(changes)] = *entry;
         self.slots.set(index, &slots)?;
+        // No reader may see the count before the entry. Its own two reads of the count and the copy
+        // between them stay in order on x86; elsewhere a copy is wrong only if four changes are reordered.
+        fence(Ordering::SeqCst);
         slots.changes = changes;
         self.slots.set(index, &slots)
     }

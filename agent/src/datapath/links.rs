@@ -185,7 +185,7 @@ impl Links {
         let own = self.layouts.own().links().join(&name);
         for layout in self.layouts.all()? {
             if let Attachment::Interface(side, ifindex) = attachment
-                && layout.has_filter(side, ifindex)
+                && layout.has_filter(side, ifindex)?
             {
                 return self.attach_filter(side, ifindex);
             }
@@ -250,7 +250,7 @@ impl Links {
             let filters = Filters {
                 directory: &filters,
             };
-            if filters.program(side, ifindex) == Some(wanted) {
+            if filters.program(side, ifindex)? == Some(wanted) {
                 return Ok(true);
             }
         }
@@ -285,8 +285,12 @@ impl Layout {
         let filters = Filters {
             directory: &filters,
         };
-        let mut interfaces = filters.recorded(wanted)?;
-        interfaces.retain(|ifindex| filters.has(wanted, *ifindex));
+        let mut interfaces = BTreeSet::new();
+        for ifindex in filters.recorded(wanted)? {
+            if filters.has(wanted, ifindex)? {
+                interfaces.insert(ifindex);
+            }
+        }
         for (name, path) in pins::list(&self.links())? {
             if let Some(Attachment::Interface(side, ifindex)) = Attachment::from_name(&name)
                 && side == wanted
@@ -299,7 +303,7 @@ impl Layout {
         Ok(interfaces)
     }
 
-    fn has_filter(&self, side: Side, ifindex: u32) -> bool {
+    fn has_filter(&self, side: Side, ifindex: u32) -> Result<bool> {
         let filters = self.filters();
         Filters {
             directory: &filters,

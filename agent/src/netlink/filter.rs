@@ -98,7 +98,10 @@ pub fn set_filter(
 }
 
 /// The id of the program in our filter; `None`: there is no filter of ours.
-pub fn filter_program(interface: u32, side: FilterSide) -> Option<u32> {
+///
+/// # Errors
+/// The kernel refuses.
+pub fn filter_program(interface: u32, side: FilterSide) -> Result<Option<u32>, Refusal> {
     let mut program = None;
     let answer = ask(
         filter(libc::RTM_GETTFILTER, 0, interface, side),
@@ -106,7 +109,8 @@ pub fn filter_program(interface: u32, side: FilterSide) -> Option<u32> {
             program = program.or_else(|| program_in(message));
         },
     );
-    answer.ok().and(program)
+    unless_gone(answer)?;
+    Ok(program)
 }
 
 /// Removes our filter. What is gone already is fine.

@@ -8,9 +8,8 @@
 mod entries;
 mod sysctl;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::mem::discriminant;
-use std::slice;
 
 use ipnet::IpNet;
 use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, PolicyEntry};
@@ -237,7 +236,18 @@ impl Reconciler {
             }
             self.take(&going).await;
         }
+        self.forget_refusals(plan);
         attached
+    }
+
+    /// What nobody wants any more is not refused any more.
+    fn forget_refusals(&mut self, plan: &Plan) {
+        if self.refused.is_empty() {
+            return;
+        }
+        let open = steps(&self.is, plan, Scope::All);
+        let open: HashSet<&Step> = open.grow.iter().chain(&open.shrink).collect();
+        self.refused.retain(|(step, _)| open.contains(step));
     }
 
     /// Takes steps. Says whether new cgroups are told of only from now on.
@@ -332,13 +342,8 @@ impl Reconciler {
         match step {
             Step::SetSysctl(path, value) => self.sysctls.set(path, value)?,
             Step::RestoreSysctl(path) => self.sysctls.restore(path)?,
-            Step::AddRoute(route) => {
-                let outcome = self.routing.add_routes(slice::from_ref(route)).await;
-                outcome.into_iter().collect::<Result<(), _>>()?;
-            }
-            Step::DeleteRoute(route) => {
-                let outcome = self.routing.delete_routes(slice::from_ref(route)).await;
-                outcome.into_iter().collect::<Result<(), _>>()?;
+            Step::AddRoute(_) | Step::DeleteRoute(_) => {
+                unreachable!("routes are taken in batches")
             }
             Step::AddRule(rule) => self.routing.add_rule(rule).await?,
             Step::DeleteRule(rule) => self.routing.delete_rule(rule).await?,

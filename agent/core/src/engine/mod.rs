@@ -184,7 +184,16 @@ impl Engine {
                 self.state.exempt = exempt;
                 self.dirty.all_cgroups = true;
             }
-            Event::SetPolicy(policy) => return self.set_policy(policy),
+            Event::SetPolicy(policy) => {
+                self.check(&policy)?;
+                self.put_policy(policy);
+            }
+            Event::PutBack(policy) => {
+                // One of a file has taken its place.
+                if !self.state.config.policies.contains_key(&policy.name) {
+                    self.put_policy(policy);
+                }
+            }
             Event::UnsetPolicy(name) => return self.unset_policy(&name),
             Event::Config(config) => self.change_config(*config),
             Event::IndicesInUse(in_use) => {
@@ -235,8 +244,7 @@ impl Engine {
         Ok(())
     }
 
-    fn set_policy(&mut self, policy: Policy) -> Result<(), Rejected> {
-        self.check(&policy)?;
+    fn put_policy(&mut self, policy: Policy) {
         if let Some(old) = self.state.api_policies.remove(&policy.name) {
             self.forget(&old);
         }
@@ -244,7 +252,6 @@ impl Engine {
         self.count_use(&policy, true);
         self.touch_matches(&policy);
         self.state.api_policies.insert(policy.name.clone(), policy);
-        Ok(())
     }
 
     fn unset_policy(&mut self, name: &Name) -> Result<(), Rejected> {

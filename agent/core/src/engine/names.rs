@@ -53,6 +53,10 @@ impl Engine {
             let entry = if named { self.decide_path(path) } else { None };
             let name = name.into();
             let named = Named { place, name };
+            if entry.is_some() && !self.has_room(&named) {
+                self.unplaced.insert(path.clone());
+                continue;
+            }
             stale.remove(&named);
             touched.extend(self.settle_name(named, entry, changes));
         }
@@ -113,13 +117,13 @@ impl Engine {
         }
     }
 
+    fn has_room(&self, named: &Named) -> bool {
+        self.plan.names.len() < MAX_NAMES as usize || self.plan.names.contains_key(named)
+    }
+
     /// The number of the cgroup at a path below which policies name others; `None`: there is no room.
     pub(super) fn place(&mut self, path: &str) -> Option<PlaceId> {
-        let full = self.plan.names.len() >= MAX_NAMES as usize;
         let places = &mut self.state.memory.places;
-        if full {
-            return places.get(&levels(path)).map(PlaceId);
-        }
         places.give(&levels(path)).map(PlaceId)
     }
 }

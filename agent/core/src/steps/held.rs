@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use steer_common::{policy_flags, verdict};
 
 use super::Step;
-use crate::ids::{DomainIndex, TableId};
+use crate::ids::{DomainIndex, PolicyId, TableId};
 use crate::plan::{Hook, Plan, Rule, RuleAction};
 
 /// Which of `removals`, all of one kind, have to wait, given what is now and the steps that the kernel
@@ -25,11 +25,11 @@ pub fn held(is: &Plan, wanted: &Plan, refused: &[&Step], removals: &[Step]) -> V
     match removals.first() {
         Some(Step::Detach(_) | Step::Unguard(_)) => {
             let policies = policies_in_force(is);
-            let entry = |policy| is.policies.iter().find(|(id, _)| id.0 == policy);
+            let entry = |policy| is.policies.get(&PolicyId(policy));
             let strict = policies
                 .iter()
                 .filter_map(|policy| entry(*policy))
-                .any(|(_, policy)| policy.flags & policy_flags::STRICT != 0);
+                .any(|policy| policy.flags & policy_flags::STRICT != 0);
             each(&|step| match step {
                 Step::Detach(Hook::Setsockopt | Hook::Egress) => strict,
                 Step::Detach(_) => !policies.is_empty(),

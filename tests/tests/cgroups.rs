@@ -363,3 +363,39 @@ fn an_agent_in_the_managed_cgroup_manages_what_is_below() -> Result<()> {
     lab.flow_leaves_by(&below, "wlan0", Kind::Tcp, Family::V4)?;
     Ok(())
 }
+
+/// Whoever may make cgroups below a strict policy's must not get out of it by their names.
+#[test]
+fn cgroups_whose_names_are_not_utf8_keep_their_policy() -> Result<()> {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let lab = Lab::new()?;
+    let mut agent = lab.start_agent()?;
+    let app = lab.cgroup().child("app")?;
+    lab.set_policy("closed", &app, "wlan0", &["--strict"])?;
+    let mut sessions = Vec::new();
+    for name in [&b"\xff"[..], b"\xfe", "\u{fffd}".as_bytes()] {
+        let directory = app.path().join(OsStr::from_bytes(name));
+        std::fs::create_dir(&directory)?;
+        let session = Probe::new(Kind::UdpConnected, Family::V4).start(&lab, &app)?;
+        std::fs::write(directory.join("cgroup.procs"), session.pid().to_string())?;
+        sessions.push((directory, session));
+    }
+    // All of them are known to the agent: it has answered since, and has read the tree anew.
+    lab.steer(&["status"])?.success()?;
+    agent.restart_after_kill()?;
+    for (_, session) in &mut sessions {
+        let target = lab.target4();
+        session.succeed("open udp 4")?;
+        session.succeed(&format!("connect {}", SocketAddr::new(target, ECHO_PORT)))?;
+        session.succeed("send inside")?;
+        lab.assert_only_by("wlan0", target)?;
+    }
+    for (directory, session) in sessions {
+        app.adopt(session.pid())?;
+        drop(session);
+        std::fs::remove_dir(directory)?;
+    }
+    Ok(())
+}

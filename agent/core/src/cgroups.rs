@@ -18,6 +18,19 @@ struct Node {
     children: BTreeMap<Box<str>, CgroupId>,
 }
 
+/// The name of a cgroup's directory as text. Bytes that are not UTF-8 are written as a zero byte, which no
+/// name has, and two digits: two names are never taken for one.
+pub fn name_of(bytes: &[u8]) -> String {
+    let mut name = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        name.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            name.push_str(&format!("\0{byte:02x}"));
+        }
+    }
+    name
+}
+
 /// One change of the tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CgroupChange {
@@ -178,7 +191,22 @@ impl CgroupTree {
 
 #[cfg(test)]
 mod tests {
-    use super::{CgroupId, CgroupTree};
+    use super::{CgroupId, CgroupTree, name_of};
+
+    #[test]
+    fn names_that_are_not_utf8_are_told_apart() {
+        let names = [
+            &b"x"[..],
+            b"\xff",
+            b"\xfe",
+            "\u{fffd}".as_bytes(),
+            b"ff",
+            b"x\xff",
+        ];
+        let told: std::collections::BTreeSet<String> = names.into_iter().map(name_of).collect();
+        assert_eq!(told.len(), names.len());
+        assert_eq!(name_of("ä.service".as_bytes()), "ä.service");
+    }
 
     #[test]
     fn cgroups_are_found_by_path_and_id_until_they_are_removed() {

@@ -590,3 +590,43 @@ fn strict_policies_are_closed_when_the_kernel_refuses_what_they_rest_on() {
     assert_eq!(engine.plan().choices.len(), 1);
     assert_eq!(engine.cgroup_count(&name("tight")), 2);
 }
+
+#[test]
+fn a_name_below_a_cgroup_with_a_policy_by_its_id_is_closed_when_that_matters() {
+    let mut engine = engine();
+    set(&mut engine, strict(policy("outer", "a", &["wlan0"])));
+    set(&mut engine, strict(policy("inner", "a/b/c/d", &["wlan0"])));
+    let before = named(&engine, "a/b", "c").unwrap();
+    assert_eq!(before.flags & cgroup_flags::UNDECIDED, 0);
+    // Cgroup 11 is a/b. Made again it would have another id, and its children another policy.
+    let lax = Policy {
+        matches: vec![Match::CgroupId(CgroupId(11))],
+        ..policy("lax", "a", &["lte0"])
+    };
+    set(&mut engine, lax);
+    let c = named(&engine, "a/b", "c").unwrap();
+    assert_ne!(c.flags & cgroup_flags::UNDECIDED, 0);
+    let b = named(&engine, "a", "b").unwrap();
+    assert_eq!(b.flags & cgroup_flags::UNDECIDED, 0);
+    apply(&mut engine, removed(11));
+    assert_eq!(named(&engine, "a/b", "c"), Some(before));
+}
+
+#[test]
+fn where_patterns_cannot_match_any_more_strict_ones_close() {
+    let mut engine = engine();
+    set(
+        &mut engine,
+        strict(policy("deep", "a/**/secret", &["wlan0"])),
+    );
+    let mut parent = 10;
+    for depth in 0..70 {
+        apply(&mut engine, made(100 + depth, parent, "secret"));
+        parent = 100 + depth;
+        // `a` is the first level.
+        let entry = engine.plan().cgroups[&CgroupId(parent)];
+        let closed = entry.flags & cgroup_flags::UNDECIDED != 0;
+        assert_eq!(closed, depth + 2 > 64, "level {}", depth + 2);
+        assert!(closed || entry.policy != 0);
+    }
+}

@@ -6,9 +6,11 @@ mod watch;
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use steer_core::cgroups::name_of;
 use steer_core::ids::CgroupId;
 use thiserror::Error;
 
@@ -240,7 +242,7 @@ pub fn id_of(directory: &Path) -> Result<CgroupId, Error> {
 
 fn file_name(path: &Path) -> String {
     path.file_name()
-        .map(|n| n.to_string_lossy().into_owned())
+        .map(|n| name_of(n.as_bytes()))
         .unwrap_or_default()
 }
 

@@ -244,6 +244,9 @@ impl Daemon {
 
     /// Reads the cgroup tree anew.
     fn read_cgroups(&mut self) {
+        if let Err(error) = self.reconciler.note_cgroups() {
+            warn!("{}", chain(&error));
+        }
         match scan(&self.tree) {
             Ok(found) => self.fact(Event::Cgroups(CgroupChange::Dump(found))),
             Err(error) => warn!("{}", chain(&error)),

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use steer_core::cgroups::CgroupChange;
+use steer_core::cgroups::{CgroupChange, name_of};
 use steer_core::engine::{Engine, Rejected};
 use steer_core::name::Name;
 use steer_core::policy::{Match, Origin, Policy};
@@ -213,7 +214,7 @@ impl Daemon {
                 return Ok(());
             }
             let name = level.file_name().unwrap_or_default();
-            missing.push((id, name.to_string_lossy().into_owned()));
+            missing.push((id, name_of(name.as_bytes())));
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::{io, path::Path};
 use aya::maps::{Map, MapData, RingBuf};
 use bytemuck::Pod;
 use steer_common::{CgroupEvent, EventKind, GuardEvent};
+use steer_core::cgroups::name_of;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
@@ -106,7 +107,7 @@ fn parse(record: &[u8]) -> Option<Event> {
     Some(Event::CgroupMade {
         id: event.id,
         parent: event.parent,
-        name: String::from_utf8_lossy(name).into_owned(),
+        name: name_of(name),
     })
 }
 

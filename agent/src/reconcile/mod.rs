@@ -56,6 +56,8 @@ pub struct Reconciler {
     routing: Routing,
     sysctls: Sysctls,
     is: Plan,
+    /// Cgroups that had an entry before the tree was read last.
+    before: HashSet<CgroupId>,
     /// Steps that the kernel refused and that were not tried again since, with its words.
     refused: Vec<(Step, String)>,
     /// The same as of the check of everything before: what is refused still is no news.
@@ -77,6 +79,7 @@ impl Reconciler {
             routing,
             sysctls,
             is: Plan::default(),
+            before: HashSet::new(),
             refused: Vec::new(),
             told: Vec::new(),
         };
@@ -96,6 +99,10 @@ impl Reconciler {
     /// What is cannot be read.
     pub async fn apply_all(&mut self, plan: &Plan) -> Result<bool, Error> {
         self.read().await?;
+        // One that was made since the tree was read is not in the plan, but its entry is right.
+        let before = std::mem::take(&mut self.before);
+        let known = |id: &CgroupId| before.contains(id) || plan.cgroups.contains_key(id);
+        self.is.cgroups.retain(|id, _| known(id));
         let todo = steps(&self.is, plan, Scope::All);
         // What is refused still is among these.
         self.told = std::mem::take(&mut self.refused);
@@ -163,6 +170,17 @@ impl Reconciler {
             ..Changes::default()
         };
         Ok(self.apply(plan, &network).await)
+    }
+
+    /// Notes which cgroups have an entry. To be called before the cgroup tree is read: of these
+    /// [`Reconciler::apply_all`] removes what the plan has not.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn note_cgroups(&mut self) -> Result<(), Error> {
+        let entries = self.datapath.maps.cgroups.entries()?.into_iter();
+        self.before = entries.map(|(id, _)| CgroupId(id)).collect();
+        Ok(())
     }
 
     /// A cgroup was made: the kernel gave it what its parent has, which is not what was written here.

@@ -53,6 +53,8 @@ pub(super) struct Found {
     pub(super) conflicts: Vec<Conflict>,
     /// What new cgroups below could mean for patterns of strict policies.
     pub(super) reach: Reach,
+    /// It is deeper than patterns can match, and there are strict ones.
+    pub(super) too_deep: bool,
 }
 
 type Key = (Reverse<Origin>, Reverse<i32>, bool);
@@ -85,6 +87,10 @@ impl PolicyIndex {
     /// Units that strict policies name.
     pub(super) fn strict_units(&self) -> impl Iterator<Item = &str> {
         self.strict_units.keys().map(|unit| &**unit)
+    }
+
+    fn is_strict(&self, name: &Name) -> bool {
+        self.policies.get(name).is_some_and(|policy| policy.strict)
     }
 
     /// Whether a policy holds for exactly this cgroup.
@@ -131,14 +137,13 @@ impl PolicyIndex {
 
     /// The tree is another.
     pub(super) fn await_all(&mut self, tree: &CgroupTree) {
-        let strict = |name: &Name| self.policies.get(name).is_some_and(|policy| policy.strict);
         let mut awaited = Awaited::default();
         for (path, names) in &self.paths {
-            let names = names.iter().filter(|name| strict(name));
+            let names = names.iter().filter(|name| self.is_strict(name));
             names.for_each(|_| awaited.insert(path));
         }
         for (name, patterns) in &self.globs {
-            if strict(name) {
+            if self.is_strict(name) {
                 let paths = patterns.iter().map(CgroupPattern::literal);
                 paths.for_each(|path| awaited.insert(path));
             }
@@ -329,6 +334,9 @@ impl PolicyIndex {
         if first == 0 {
             found.order.extend(self.default.clone());
         }
+        // How deep patterns match has an end; beyond it strict ones are closed.
+        let strict_globs = self.globs.keys().any(|name| self.is_strict(name));
+        found.too_deep = nodes.len() > 65 && strict_globs;
         // A new child of a cgroup where a strict policy is in force gets it from its parent in the
         // kernel, so that one need not be awaited.
         let in_force = found.order.first();

@@ -96,7 +96,14 @@ impl Engine {
         // Its own id is not known yet.
         nodes.push(None);
         let found = self.index.find(path, &nodes, &self.state.exempt);
-        let (entry, _) = self.entry(path, found);
+        // Those above it may be made again too, and then have other ids.
+        let others = vec![None; nodes.len()];
+        let again = self.index.find(path, &others, &self.state.exempt);
+        let differs = (&again.order, again.reach) != (&found.order, found.reach);
+        let (mut entry, _) = self.entry(path, found);
+        if differs {
+            entry.flags |= cgroup_flags::UNDECIDED;
+        }
         (entry != CgroupEntry::default()).then_some(entry)
     }
 

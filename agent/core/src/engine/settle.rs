@@ -174,6 +174,9 @@ impl Engine {
             },
             place: 0,
         };
+        if found.too_deep {
+            entry.flags |= cgroup_flags::UNDECIDED;
+        }
         if self.index.strict_units().next().is_some() {
             entry.flags |= cgroup_flags::UNITS_UNDECIDED;
         }

@@ -24,8 +24,7 @@ use steer_core::engine::{Engine, Warning};
 use steer_core::ids::{CgroupId, DomainIndex, PolicyId, TableId};
 use steer_core::memory::Memory;
 use steer_core::name::Name;
-use steer_core::plan::Object;
-use steer_core::plan::{Hook, Rule, RuleAction};
+use steer_core::plan::{Hook, Object, Rule, RuleAction};
 use steer_core::policy::Policy;
 use steer_core::state::{Event, State};
 use steer_core::steps::Step;
@@ -109,7 +108,8 @@ struct Daemon {
     /// Says that this agent runs.
     _claim: Claim,
     started: SystemTime,
-    /// Cgroups that were made since the kernel was last brought to the plan: the kernel gave them an entry of its own.
+    /// Cgroups that were made since the kernel was last brought to the plan: it gave them an entry of its
+    /// own.
     made: BTreeSet<CgroupId>,
     /// When to look at domains that no policy can choose any more, and how long to wait then.
     retire_at: Option<Instant>,

@@ -212,6 +212,7 @@ impl PolicyIndex {
             }
         }
     }
+
     fn take(&mut self, policy: &Policy) {
         let name = &policy.name;
         self.acting -= usize::from(policy.acts());
@@ -357,7 +358,7 @@ impl PolicyIndex {
     ) -> Vec<(&'a Name, u64)> {
         let mut matched = Vec::new();
         for (name, patterns) in &self.globs {
-            let strict = self.policies.get(name).is_some_and(|policy| policy.strict);
+            let strict = self.is_strict(name);
             let mut levels = 0;
             for pattern in patterns {
                 let along = pattern.along(path);
@@ -434,7 +435,7 @@ impl PolicyIndex {
         let mut kept: Vec<Vec<Name>> = Vec::new();
         for level in levels {
             for (key, name) in level {
-                if self.policies.get(*name).is_some_and(|policy| policy.strict) {
+                if self.is_strict(name) {
                     floor = floor.max(key.0.0);
                 }
             }

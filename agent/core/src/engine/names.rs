@@ -1,5 +1,5 @@
-//! Bringing the part of the plan up to date that says what cgroups named by strict policies get when they are
-//! made: the kernel looks them up by their parent's number and their name.
+//! Bringing the part of the plan up to date that says what cgroups named by strict policies get when
+//! they are made: the kernel looks them up by their parent's number and their name.
 
 use std::collections::BTreeSet;
 
@@ -11,8 +11,8 @@ use crate::ids::{PlaceId, PolicyId};
 use crate::plan::Named;
 
 impl Engine {
-    /// Decides cgroups that strict policies name, whether they exist or not; returns the kernel policies that
-    /// they had and have.
+    /// Decides cgroups that strict policies name, whether they exist or not; returns the kernel policies
+    /// that they had and have.
     pub(super) fn settle_names(&mut self, changes: &mut Changes) -> BTreeSet<PolicyId> {
         let mut paths = std::mem::take(&mut self.dirty.paths);
         let mut stale = BTreeSet::new();
@@ -36,21 +36,25 @@ impl Engine {
         let managed = self.state.cgroups.path(self.state.cgroup_root);
         for path in &paths {
             let (parent, name) = split(path);
-            let named = self.index.acts()
+            let awaited = self.index.acts()
                 && self.index.awaited().contains(path)
                 && managed.as_ref().is_some_and(|top| is_below(parent, top));
             self.unplaced.remove(path);
-            let place = if named {
+            let place = if awaited {
                 self.place(parent)
             } else {
                 let places = &self.state.memory.places;
                 places.get(&levels(parent)).map(PlaceId)
             };
             let Some(place) = place else {
-                self.unplaced.extend(named.then(|| path.clone()));
+                self.unplaced.extend(awaited.then(|| path.clone()));
                 continue;
             };
-            let entry = if named { self.decide_path(path) } else { None };
+            let entry = if awaited {
+                self.decide_path(path)
+            } else {
+                None
+            };
             let name = name.into();
             let named = Named { place, name };
             if entry.is_some() && !self.has_room(&named) {

@@ -190,6 +190,7 @@ fn another_layout_takes_over_and_gives_back_under_load_wherever_it_is_killed() -
     let (mut layout, links) = only_layout(&lab)?;
     ensure!(links.len() > 10, "{links:?}");
     let mut next = false;
+    let mut cut = 0;
     // Killed before the first link, on the way, and not at all.
     for (round, taken) in [0, 1, 4, 8, 12].into_iter().enumerate() {
         let round_of = || format!("round {round}, killed after {taken} links");
@@ -198,7 +199,9 @@ fn another_layout_takes_over_and_gives_back_under_load_wherever_it_is_killed() -
         agent.upgrade(next)?;
         agent.spawn()?;
         kill_on_the_way(&mut agent, &lab, &layout, taken).with_context(round_of)?;
-        let left: BTreeSet<String> = pinned(&lab)?.into_values().flatten().collect();
+        let left = pinned(&lab)?;
+        cut += usize::from(taken > 0 && left.len() > 1);
+        let left: BTreeSet<String> = left.into_values().flatten().collect();
         ensure!(left.is_superset(&links), "{}: {left:?}", round_of());
         // The one or the other goes on.
         if round % 2 == 1 {
@@ -220,6 +223,7 @@ fn another_layout_takes_over_and_gives_back_under_load_wherever_it_is_killed() -
         ensure!(names(&still) == names(&policies), "{still}, not {policies}");
     }
 
+    ensure!(cut > 0, "every agent was done before it was killed");
     for load in loads {
         load.finish(&lab)?;
     }

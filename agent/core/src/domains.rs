@@ -40,6 +40,10 @@ pub struct Domain {
     pub ifname: Option<String>,
     /// Its kind.
     pub kind: LinkKind,
+    /// What it costs to use it: the lower, the cheaper.
+    pub cost: u32,
+    /// What is sent by it is paid for or limited.
+    pub metered: bool,
     /// What it can do now.
     pub state: DomainState,
     /// Why, as a sentence without a full stop.
@@ -180,6 +184,8 @@ impl Domain {
             interface: link.map(|link| link.index),
             ifname: link.map(|link| link.name.clone()),
             kind: LinkKind::default(),
+            cost: file.map_or(0, |file| file.cost),
+            metered: file.is_some_and(|file| file.metered),
             state: DomainState::Absent,
             reason: String::new(),
             running: link.is_some_and(|link| link.up && link.carrier),

@@ -46,6 +46,8 @@ fn a_whole_file_means_what_it_says() {
         kind = "wlan"
         sources = ["192.0.2.7", "2001:db8::/32"]
         gateways = ["192.0.2.1"]
+        cost = 1_000_000
+        metered = true
 
         [group.internet]
         domains = ["wifi", "wlan7"]
@@ -75,6 +77,7 @@ fn a_whole_file_means_what_it_says() {
     assert_eq!(wifi.kind, Some(LinkKind::Wlan));
     assert_eq!(wifi.matches.mac, Some([2, 0, 0x5e, 0x10, 0, 1]));
     assert_eq!(wifi.sources[0].to_string(), "192.0.2.7/32");
+    assert_eq!((wifi.cost, wifi.metered), (1_000_000, true));
     let backup = &config.policies["backup"];
     assert_eq!(backup.origin, Origin::Admin);
     assert_eq!(backup.matches.len(), 3);
@@ -199,6 +202,10 @@ fn limits_are_said() {
     assert_eq!(
         error("agent.mark-mask = \"0x1ff\""),
         "steer.toml:1:19: a mark mask has at most eight bits (255 domains)"
+    );
+    assert_eq!(
+        error("domain.x.cost = 1_000_001"),
+        "steer.toml:1:17: `cost` must be from 0 to 1000000"
     );
     assert_eq!(
         error("agent.rule-base = 32766\nagent.discover = true"),

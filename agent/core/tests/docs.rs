@@ -44,12 +44,38 @@ fn every_key_that_the_parser_knows_is_described_and_no_other() {
     for table in tables {
         let section = section(CONFIGURATION, table.table);
         let section = section.unwrap_or_else(|| panic!("no section `{}`", table.table));
-        let known = table.keys.iter().copied().collect();
+        let known = table.names().collect();
         assert_eq!(described(section), known, "{}", table.table);
     }
-    for key in file.keys {
+    for key in file.names() {
         let heading = format!("\n## `[{key}");
         assert!(CONFIGURATION.contains(&heading), "no section for {key}");
+    }
+}
+
+/// Set to write the tables anew instead of failing.
+const WRITE: &str = "STEER_WRITE_DOCS";
+
+#[test]
+fn the_tables_of_keys_are_made_of_the_schema() {
+    let mut page = CONFIGURATION.to_owned();
+    for table in &TABLES[1..] {
+        let begin = format!("<!-- keys of {}: made from the schema -->\n", table.table);
+        let end = "<!-- end of keys -->";
+        let (before, rest) = page
+            .split_once(&begin)
+            .unwrap_or_else(|| panic!("no {begin}"));
+        let (_, after) = rest.split_once(end).unwrap();
+        page = format!("{before}{begin}\n{}\n{end}{after}", table.to_markdown());
+    }
+    if std::env::var_os(WRITE).is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
+        std::fs::write(path, &page).unwrap();
+    } else {
+        assert!(
+            page == CONFIGURATION,
+            "docs/configuration.md is stale: run `{WRITE}=1 cargo test -p steer-core --test docs`"
+        );
     }
 }
 
@@ -72,10 +98,11 @@ fn the_defaults_of_the_agent_are_those_on_the_page() {
     let section = section(CONFIGURATION, "[agent]").unwrap();
     let agent = blocks(section, "toml").next().unwrap();
     assert_eq!(parse(&[("", agent)]).unwrap().agent, AgentConfig::default());
-    for key in TABLES.iter().find(|t| t.table == "[agent]").unwrap().keys {
+    let keys = TABLES.iter().find(|t| t.table == "[agent]").unwrap();
+    for key in keys.names() {
         // It has no default to write down.
         let written = agent.lines().any(|line| line.starts_with(key));
-        assert_eq!(written, *key != "cgroup-root", "{key}");
+        assert_eq!(written, key != "cgroup-root", "{key}");
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 use steer_core::domains::{DomainOrigin, DomainState, Domains};
 use steer_core::ids::IfIndex;
 use steer_core::network::{Address, Link, LinkKind, Network, NetworkChange};
-use support::{add_uplink, address, config, ip, link, route, two_uplinks};
+use support::{add_uplink, address, config, engine_with, ip, link, route, two_uplinks};
 
 fn names(text: &str, network: &Network) -> Vec<String> {
     let domains = Domains::new(&config(text), network);
@@ -148,4 +148,16 @@ fn sources_are_ordered_by_what_is_best_to_leave_with() {
     let wlan = domains.get("wlan0").expect("a file names it");
     assert_eq!(wlan.sources4[0], ip("10.0.0.1"), "the file's order");
     assert_eq!(wlan.sources6.len(), 3, "of IPv6 the file says nothing");
+}
+
+#[test]
+fn what_a_domain_costs_is_said_by_its_file_alone() {
+    let engine =
+        engine_with("[domain.wifi]\nmatch.interface = \"wlan0\"\ncost = 7\nmetered = true\n");
+    let costs = |name: &str| {
+        let domain = engine.domains().get(name).unwrap();
+        (domain.cost, domain.metered)
+    };
+    assert_eq!(costs("wifi"), (7, true));
+    assert_eq!(costs("lte0"), (0, false));
 }

@@ -149,6 +149,10 @@ pub struct DomainView {
     pub ifindex: Option<u32>,
     /// Kind of its interface: wired, wlan, cellular, vpn or other.
     pub kind: String,
+    /// What it costs to use it: the lower, the cheaper.
+    pub cost: u32,
+    /// Whether what is sent by it is paid for or limited.
+    pub metered: bool,
     /// State: `up` when it can be chosen, else a word for what is missing.
     pub state: String,
     /// That state in one sentence.

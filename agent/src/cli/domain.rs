@@ -39,6 +39,8 @@ pub(super) fn show(socket: &Path, name: String, json: bool) -> anyhow::Result<()
         ),
         ("interface", interface(&domain).into()),
         ("kind", domain.kind.as_str().into()),
+        ("cost", domain.cost.to_string().into()),
+        ("metered", if domain.metered { "yes" } else { "no" }.into()),
         ("state", Cell::new(&state, look(&domain))),
         ("addresses", joined(&domain.addresses).into()),
         ("gateways", joined(&domain.gateways).into()),

@@ -145,6 +145,8 @@ impl Daemon {
             interface: domain.ifname.clone(),
             ifindex: domain.interface.map(|IfIndex(index)| index),
             kind: kind(domain.kind).to_owned(),
+            cost: domain.cost,
+            metered: domain.metered,
             state: match domain.state {
                 DomainState::Absent => "absent",
                 DomainState::Down => "down",

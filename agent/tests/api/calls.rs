@@ -257,11 +257,18 @@ fn the_interface_describes_itself_to_other_implementations() {
             .await
             .unwrap()
             .unwrap();
-        let file = include_str!("../../src/api/net.steer.Agent.varlink");
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/src/api/net.steer.Agent.varlink"
+        );
+        if std::env::var_os("STEER_WRITE_DOCS").is_some() {
+            fs::write(path, told.as_raw().unwrap()).unwrap();
+        }
         assert_eq!(
             told.as_raw().unwrap(),
-            file,
-            "net.steer.Agent.varlink is not what is served"
+            fs::read_to_string(path).unwrap(),
+            "net.steer.Agent.varlink is not what is served: run \
+             `STEER_WRITE_DOCS=1 cargo test -p steer --test api`"
         );
         let interface = told.parse().unwrap();
         assert_eq!(interface.methods().count(), 8);

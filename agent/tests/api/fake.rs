@@ -184,6 +184,8 @@ pub(crate) fn domain(name: &str) -> DomainView {
         interface: Some("wlan0".to_owned()),
         ifindex: Some(3),
         kind: "wlan".to_owned(),
+        cost: 0,
+        metered: false,
         state: "up".to_owned(),
         reason: "it has carrier, an address and a route".to_owned(),
         addresses: vec!["192.0.2.7".to_owned()],

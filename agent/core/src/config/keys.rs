@@ -1,5 +1,18 @@
-//! Every key that a file may have, table by table. The parser refuses all others, and a test compares
-//! `docs/configuration.md` with these lists.
+//! The schema of the files: every key that they may have, table by table, with its type, its default and
+//! what it means. The parser refuses all others, and the tables of `docs/configuration.md` are made of it.
+
+/// A key that a table may have.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// The key.
+    pub name: &'static str,
+    /// What its value is, in words.
+    pub kind: &'static str,
+    /// What holds without it.
+    pub default: &'static str,
+    /// What it says, in one line.
+    pub about: &'static str,
+}
 
 /// A kind of table, and the keys that it may have.
 #[derive(Clone, Copy, Debug)]
@@ -7,12 +20,52 @@ pub struct Keys {
     /// What the table is called, with `x` for a name of the user's.
     pub table: &'static str,
     /// The keys.
-    pub keys: &'static [&'static str],
+    pub keys: &'static [Key],
 }
 
 impl Keys {
-    const fn new(table: &'static str, keys: &'static [&'static str]) -> Self {
+    const fn new(table: &'static str, keys: &'static [Key]) -> Self {
         Self { table, keys }
+    }
+
+    /// The keys alone.
+    pub fn names(self) -> impl Iterator<Item = &'static str> + Clone {
+        self.keys.iter().map(|key| key.name)
+    }
+
+    /// The table of `docs/configuration.md`.
+    pub fn to_markdown(self) -> String {
+        let cell = |text: &str| text.replace('|', "\\|");
+        let rows = self.keys.iter().map(|key| {
+            let Key {
+                name,
+                kind,
+                default,
+                about,
+            } = key;
+            format!(
+                "| `{name}` | {} | {} | {} |\n",
+                cell(kind),
+                cell(default),
+                cell(about)
+            )
+        });
+        let head = "| key | value | without it | says |\n|---|---|---|---|\n";
+        std::iter::once(head.to_owned()).chain(rows).collect()
+    }
+}
+
+const fn key(
+    name: &'static str,
+    kind: &'static str,
+    default: &'static str,
+    about: &'static str,
+) -> Key {
+    Key {
+        name,
+        kind,
+        default,
+        about,
     }
 }
 
@@ -28,48 +81,227 @@ pub const TABLES: [Keys; 8] = [
     DEFAULT_POLICY,
 ];
 
+const KIND: &str = "`\"wired\"`, `\"wlan\"`, `\"cellular\"`, `\"vpn\"` or `\"other\"`";
+const OTHERWISE: &str = "`\"block\"`, `\"pass\"` or `\"next\"`";
+const LOCAL_NETWORKS: &str = "`\"pass\"` or `\"steer\"`";
+const TRUTH: &str = "`true` or `false`";
+
 /// The file.
-pub(super) const FILE: Keys = Keys::new("the file", &["agent", "domain", "group", "policy"]);
+pub(super) const FILE: Keys = Keys::new(
+    "the file",
+    &[
+        key("agent", "table", "defaults", "how the agent works"),
+        key(
+            "domain",
+            "table of tables",
+            "none",
+            "domains by name: `[domain.x]`",
+        ),
+        key(
+            "group",
+            "table of tables",
+            "none",
+            "groups by name: `[group.x]`",
+        ),
+        key(
+            "policy",
+            "table of tables",
+            "none",
+            "policies by name: `[policy.x]`, `[policy.default]`",
+        ),
+    ],
+);
 
 /// `[agent]`.
 pub(super) const AGENT: Keys = Keys::new(
     "[agent]",
     &[
-        "cgroup-root",
-        "mark-mask",
-        "table-base",
-        "rule-base",
-        "discover",
+        key(
+            "cgroup-root",
+            "absolute path",
+            "the whole hierarchy",
+            "the cgroup below which policies hold",
+        ),
+        key(
+            "mark-mask",
+            "integer, or string such as `\"0x00ff0000\"`",
+            "`\"0x77000000\"`",
+            "the bits of marks that are steer's",
+        ),
+        key(
+            "table-base",
+            "integer from 256 to 4294967039",
+            "`40000`",
+            "the routing table of the domain with index N is this plus N",
+        ),
+        key(
+            "rule-base",
+            "integer from 1 to 32165",
+            "`4000`",
+            "the priority of the first of steer's 600 rules",
+        ),
+        key(
+            "discover",
+            "`true`, `false` or list of patterns",
+            "`true`",
+            "which interfaces are domains without being named in a file",
+        ),
     ],
 );
 
 /// `[domain.x]`.
-pub(super) const DOMAIN: Keys = Keys::new("[domain.x]", &["match", "kind", "sources", "gateways"]);
+pub(super) const DOMAIN: Keys = Keys::new(
+    "[domain.x]",
+    &[
+        key(
+            "match",
+            "table",
+            "the interface of the domain's name",
+            "which interface it is on",
+        ),
+        key(
+            "kind",
+            KIND,
+            "the interface's",
+            "what it is, where the interface does not tell",
+        ),
+        key(
+            "sources",
+            "list of addresses and prefixes",
+            "all global addresses",
+            "its addresses, preferred first",
+        ),
+        key(
+            "gateways",
+            "list of addresses",
+            "the host's routes",
+            "its default routes, preferred first",
+        ),
+        key(
+            "cost",
+            "integer from 0 to 1000000",
+            "`0`",
+            "what it costs to use it, as a number without unit: the lower, the cheaper",
+        ),
+        key(
+            "metered",
+            TRUTH,
+            "`false`",
+            "whether what is sent by it is paid for or limited",
+        ),
+    ],
+);
 
 /// `match` of a domain.
-pub(super) const DOMAIN_MATCH: Keys = Keys::new("[domain.x.match]", &["interface", "mac", "kind"]);
+pub(super) const DOMAIN_MATCH: Keys = Keys::new(
+    "[domain.x.match]",
+    &[
+        key(
+            "interface",
+            "string of 1 to 15 characters",
+            "any",
+            "the interface's name",
+        ),
+        key(
+            "mac",
+            "string such as `\"02:00:5e:10:00:01\"`",
+            "any",
+            "the interface's hardware address",
+        ),
+        key("kind", KIND, "any", "what the interface is"),
+    ],
+);
 
 /// `[group.x]`.
-pub(super) const GROUP: Keys = Keys::new("[group.x]", &["domains"]);
+pub(super) const GROUP: Keys = Keys::new(
+    "[group.x]",
+    &[key(
+        "domains",
+        "list of names",
+        "an error",
+        "its domains, first choice first",
+    )],
+);
 
 /// `[policy.x]`.
 pub(super) const POLICY: Keys = Keys::new(
     "[policy.x]",
     &[
-        "match",
-        "use",
-        "strict",
-        "otherwise",
-        "local-networks",
-        "priority",
+        key("match", "table", "an error", "which cgroups it is for"),
+        key(
+            "use",
+            "list of names",
+            "no domain: `otherwise` says all",
+            "domains and groups, first choice first",
+        ),
+        key(
+            "strict",
+            TRUTH,
+            "`false`",
+            "whether flows leave by these domains or not at all",
+        ),
+        key(
+            "otherwise",
+            OTHERWISE,
+            "`\"block\"`",
+            "what to do with a flow when no domain fits",
+        ),
+        key(
+            "local-networks",
+            LOCAL_NETWORKS,
+            "`\"pass\"`; strict: `\"steer\"`",
+            "what to do with destinations on-link at other interfaces",
+        ),
+        key(
+            "priority",
+            "integer from -2147483648 to 2147483647",
+            "`0`",
+            "which of two policies of one origin holds on one cgroup: the higher",
+        ),
     ],
 );
 
 /// `match` of a policy.
-pub(super) const POLICY_MATCH: Keys = Keys::new("[policy.x.match]", &["cgroup", "unit"]);
+pub(super) const POLICY_MATCH: Keys = Keys::new(
+    "[policy.x.match]",
+    &[
+        key(
+            "cgroup",
+            "list of paths and patterns",
+            "none",
+            "cgroups by path; `*` within a level, `**` across",
+        ),
+        key("unit", "list of names", "none", "cgroups of systemd units"),
+    ],
+);
 
 /// `[policy.default]`, which matches what no other does and competes with none.
 pub(super) const DEFAULT_POLICY: Keys = Keys::new(
     "[policy.default]",
-    &["use", "strict", "otherwise", "local-networks"],
+    &[
+        key(
+            "use",
+            "list of names",
+            "no domain: `otherwise` says all",
+            "domains and groups, first choice first",
+        ),
+        key(
+            "strict",
+            TRUTH,
+            "`false`",
+            "whether flows leave by these domains or not at all",
+        ),
+        key(
+            "otherwise",
+            OTHERWISE,
+            "`\"block\"`",
+            "what to do with a flow when no domain fits",
+        ),
+        key(
+            "local-networks",
+            LOCAL_NETWORKS,
+            "`\"pass\"`; strict: `\"steer\"`",
+            "what to do with destinations on-link at other interfaces",
+        ),
+    ],
 );

@@ -89,7 +89,14 @@ pub struct DomainConfig {
     /// `gateways`: default routes by these, in this order, in place of the interface's own, for each
     /// family that occurs.
     pub gateways: Vec<std::net::IpAddr>,
+    /// `cost`: what it costs to use it, as a number without unit, at most [`MAX_COST`].
+    pub cost: u32,
+    /// `metered`: what is sent by it is paid for or limited.
+    pub metered: bool,
 }
+
+/// Highest `cost` of a domain.
+pub const MAX_COST: u32 = 1_000_000;
 
 /// `match` of a domain. Without any key the interface of the domain's own name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

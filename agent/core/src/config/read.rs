@@ -58,13 +58,13 @@ impl Reader<'_> {
 
     /// Refuses keys of `table` that are not `known`.
     pub(super) fn known_keys(&mut self, table: Table<'_>, known: Keys) {
-        let known = known.keys;
+        let known: Vec<&str> = known.names().collect();
         for key in table.entries.keys() {
             let name = key.get_ref().as_ref();
             if !known.contains(&name) {
                 let help = nearest(name, known.iter().copied())
                     .map(|meant| format!("did you mean `{meant}`?"))
-                    .or_else(|| (known.len() <= 8).then(|| format!("known are {}", list(known))));
+                    .or_else(|| (known.len() <= 8).then(|| format!("known are {}", list(&known))));
                 let message = format!("unknown key {} in {}", Shown::new(name), table.title);
                 self.error(key.span(), message, help);
             }

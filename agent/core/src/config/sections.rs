@@ -9,7 +9,7 @@ use toml::de::DeValue;
 
 use super::parse::{Merged, PolicyAt, place};
 use super::read::{Reader, Table, Value};
-use super::{Discover, DomainConfig, DomainMatch, keys};
+use super::{Discover, DomainConfig, DomainMatch, MAX_COST, keys};
 use crate::name::{Name, Shown, interface_name};
 use crate::network::LinkKind;
 use crate::pattern::{CgroupPattern, UnitName};
@@ -95,6 +95,8 @@ impl Merged {
                 .map_err(|_| format!("{} is not an address", Shown::new(text)))
         };
         domain.gateways = without_places(reader.strings(table, "gateways", ip));
+        domain.cost = number(reader, table, "cost", 0, MAX_COST.into()).unwrap_or(0);
+        domain.metered = reader.boolean(table, "metered").unwrap_or(false);
         let place = place(reader, table.span());
         let earlier = self.domains.insert(name, (domain, place.clone()));
         self.note(earlier.map(|(_, earlier)| earlier), table.title, &place);

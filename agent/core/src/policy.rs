@@ -10,8 +10,8 @@ use crate::pattern::{CgroupPattern, UnitName};
 ///
 /// Which policy holds for a cgroup:
 /// 1. The one matched by the deepest cgroup wins, but a strict policy holds below its cgroup against
-///    every policy of a lower [`Origin`].
-/// 2. At one cgroup: the higher [`Origin`], then the higher `priority`, then an exact path or id
+///    every policy of a lower [`Rank`].
+/// 2. At one cgroup: the higher [`Rank`], then the higher `priority`, then an exact path or id
 ///    before a pattern or unit name.
 /// 3. Two that are still equal are a mistake. Where it can be seen at acceptance, the later is
 ///    refused. Where it shows only at a cgroup that both match, there one does not apply, and a
@@ -24,6 +24,9 @@ pub struct Policy {
     pub name: Name,
     /// Who wrote it.
     pub origin: Origin,
+    /// User id of the plain user whose it is; none: it is the administrators' (root's, for one).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
     /// Cgroups it matches: any of these. Empty for the default policy alone.
     pub matches: Vec<Match>,
     /// Domains and groups, first choice first. Empty: `otherwise` says all.
@@ -56,6 +59,16 @@ pub enum Origin {
     Operator,
     /// The administrator, by file.
     Admin,
+}
+
+/// What a policy has the right to, lowest first: its origin and, of two policies of one origin, the
+/// administrators' before a plain user's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rank {
+    /// Who wrote the policy.
+    pub origin: Origin,
+    /// Whether it is the administrators'.
+    pub administrators: bool,
 }
 
 /// What happens to a flow when no domain of its policy fits.
@@ -137,12 +150,21 @@ impl Policy {
         Self {
             name,
             origin,
+            owner: None,
             matches,
             use_,
             strict,
             otherwise: Otherwise::default_for(strict),
             local_networks: LocalNetworks::default_for(strict),
             priority: 0,
+        }
+    }
+
+    /// What it has the right to.
+    pub fn rank(&self) -> Rank {
+        Rank {
+            origin: self.origin,
+            administrators: self.owner.is_none(),
         }
     }
 

@@ -132,6 +132,34 @@ fn at_one_cgroup_origin_then_priority_then_exactness_decide() {
 }
 
 #[test]
+fn the_administrators_come_before_a_plain_user() {
+    let mut engine = engine();
+    let of_user = |policy| Policy {
+        owner: Some(1000),
+        priority: 9,
+        ..policy
+    };
+    // At one cgroup whatever the priorities say.
+    set(&mut engine, of_user(policy("alices", "c", &["wlan0"])));
+    set(&mut engine, policy("roots", "c", &["lte0"]));
+    assert_eq!(chain(&engine, 20), ["roots"]);
+    // Deeper wins all the same, but not against a strict one.
+    let inner = of_user(policy("inner", "a/b", &["wlan0"]));
+    set(&mut engine, policy("outer", "a", &["lte0"]));
+    set(&mut engine, inner.clone());
+    assert_eq!(chain(&engine, 11), ["inner"]);
+    set(&mut engine, strict(policy("outer", "a", &["lte0"])));
+    assert_eq!(chain(&engine, 11), ["outer"]);
+    let again = Policy {
+        name: name("again"),
+        priority: 3,
+        ..inner
+    };
+    let rejected = engine.apply(Event::SetPolicy(again));
+    assert!(matches!(rejected, Err(Rejected::ShutOut { by, .. }) if by.as_str() == "outer"));
+}
+
+#[test]
 fn a_strict_policy_of_the_admin_holds_against_a_users_below_it() {
     let text = "[policy.jail]\nmatch.cgroup = \"a\"\nuse = [\"wlan0\"]\nstrict = true\n";
     let mut engine = engine_with(text);

@@ -327,8 +327,8 @@ proptest! {
         let last: BTreeMap<_, _> = taken.into_iter().map(|policy| (policy.name.clone(), policy)).collect();
         let enough_marks = fresh.state().config.agent.mark_mask == MarkMask::DEFAULT;
         let mut last: Vec<Policy> = last.into_values().rev().collect();
-        // A policy is refused below a strict one of a higher origin, so those come later.
-        last.sort_by_key(|policy| policy.origin);
+        // A policy is refused below a strict one of a higher rank, so those come later.
+        last.sort_by_key(Policy::rank);
         for policy in last {
             used.apply(Event::SetPolicy(policy)).unwrap();
             used.settle();

@@ -9,7 +9,7 @@ use crate::cgroups::CgroupTree;
 use crate::ids::CgroupId;
 use crate::name::Name;
 use crate::pattern::{CgroupPattern, Reach};
-use crate::policy::{Match, Origin, Policy};
+use crate::policy::{Match, Origin, Policy, Rank};
 
 /// Policies by what they match.
 #[derive(Debug, Default)]
@@ -30,12 +30,12 @@ pub(super) struct PolicyIndex {
 /// What decides between policies.
 #[derive(Clone, Copy, Debug)]
 struct Ranked {
-    origin: Origin,
+    rank: Rank,
     priority: i32,
     strict: bool,
 }
 
-/// Two policies of one origin and priority on one cgroup.
+/// Two policies of one rank and priority on one cgroup.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Conflict {
     /// The one that applies there.
@@ -57,7 +57,7 @@ pub(super) struct Found {
     pub(super) too_deep: bool,
 }
 
-type Key = (Reverse<Origin>, Reverse<i32>, bool);
+type Key = (Reverse<Rank>, Reverse<i32>, bool);
 
 impl PolicyIndex {
     pub(super) fn new<'a>(policies: impl Iterator<Item = &'a Policy>, tree: &CgroupTree) -> Self {
@@ -184,7 +184,7 @@ impl PolicyIndex {
         self.acting += usize::from(policy.acts());
         self.strict += usize::from(policy.strict);
         let ranked = Ranked {
-            origin: policy.origin,
+            rank: policy.rank(),
             priority: policy.priority,
             strict: policy.strict,
         };
@@ -245,7 +245,7 @@ impl PolicyIndex {
         }
     }
 
-    /// Another policy of the same origin and priority that names one of the same cgroups.
+    /// Another policy of the same rank and priority that names one of the same cgroups.
     pub(super) fn rival(&self, policy: &Policy, tree: &CgroupTree) -> Option<(&Name, String)> {
         policy.matches.iter().find_map(|wanted| {
             let path = match wanted {
@@ -261,14 +261,14 @@ impl PolicyIndex {
                 .find(|other| {
                     **other != policy.name
                         && self.policies.get(*other).is_some_and(|other| {
-                            (other.origin, other.priority) == (policy.origin, policy.priority)
+                            (other.rank, other.priority) == (policy.rank(), policy.priority)
                         })
                 })
                 .map(|other| (other, path))
         })
     }
 
-    /// A strict policy of a higher origin that holds at one of the cgroups which `policy` names.
+    /// A strict policy of a higher rank that holds at one of the cgroups which `policy` names.
     pub(super) fn shut_out(&self, policy: &Policy, tree: &CgroupTree) -> Option<(&Name, String)> {
         policy.matches.iter().find_map(|wanted| {
             let path = match wanted {
@@ -289,7 +289,7 @@ impl PolicyIndex {
                 .find(|name| {
                     self.policies
                         .get(*name)
-                        .is_some_and(|other| other.strict && other.origin > policy.origin)
+                        .is_some_and(|other| other.strict && other.rank > policy.rank())
                 })
                 .map(|name| (name, path.clone()))
         })
@@ -403,7 +403,7 @@ impl PolicyIndex {
             .filter_map(|(name, exact)| {
                 let policy = self.policies.get(name)?;
                 Some((
-                    (Reverse(policy.origin), Reverse(policy.priority), !exact),
+                    (Reverse(policy.rank), Reverse(policy.priority), !exact),
                     name,
                 ))
             })
@@ -428,18 +428,18 @@ impl PolicyIndex {
         ranked
     }
 
-    /// Deepest first, without those that a strict policy of a higher origin at or above their cgroup
+    /// Deepest first, without those that a strict policy of a higher rank at or above their cgroup
     /// shuts out.
     fn order(&self, levels: &[Vec<(Key, &Name)>]) -> Vec<Name> {
-        let mut floor = Origin::Default;
+        let mut floor = None;
         let mut kept: Vec<Vec<Name>> = Vec::new();
         for level in levels {
             for (key, name) in level {
                 if self.is_strict(name) {
-                    floor = floor.max(key.0.0);
+                    floor = floor.max(Some(key.0.0));
                 }
             }
-            let names = level.iter().filter(|(key, _)| key.0.0 >= floor);
+            let names = level.iter().filter(|(key, _)| Some(key.0.0) >= floor);
             kept.push(names.map(|(_, name)| (*name).clone()).collect());
         }
         kept.into_iter().rev().flatten().collect()

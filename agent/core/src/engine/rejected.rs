@@ -35,7 +35,7 @@ pub enum Rejected {
         /// The cgroup.
         path: String,
     },
-    /// A strict policy of a higher origin holds for the cgroup.
+    /// A strict policy of a higher rank holds for the cgroup.
     #[error(
         "the strict policy `{by}` holds for the cgroup {path}, and `{name}` cannot override it"
     )]

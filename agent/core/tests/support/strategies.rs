@@ -140,8 +140,10 @@ prop_compose! {
         otherwise in prop_oneof![Just(Otherwise::Block), Just(Otherwise::Pass), Just(Otherwise::Next)],
         steer: bool,
         priority in 0..2,
+        owner in prop::option::of(1000u32..1002),
     ) -> Policy {
         Policy {
+            owner,
             otherwise: if strict { Otherwise::Block } else { otherwise },
             local_networks: if steer { LocalNetworks::Steer } else { LocalNetworks::Pass },
             priority,

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod name;
 pub mod network;
 pub mod pattern;
+pub mod permit;
 pub mod plan;
 pub mod policy;
 pub mod select;

@@ -70,7 +70,7 @@ const fn key(
 }
 
 /// All tables, the file itself first.
-pub const TABLES: [Keys; 8] = [
+pub const TABLES: [Keys; 9] = [
     FILE,
     AGENT,
     DOMAIN,
@@ -79,6 +79,7 @@ pub const TABLES: [Keys; 8] = [
     POLICY,
     POLICY_MATCH,
     DEFAULT_POLICY,
+    PERMIT,
 ];
 
 const KIND: &str = "`\"wired\"`, `\"wlan\"`, `\"cellular\"`, `\"vpn\"` or `\"other\"`";
@@ -108,6 +109,12 @@ pub(super) const FILE: Keys = Keys::new(
             "table of tables",
             "none",
             "policies by name: `[policy.x]`, `[policy.default]`",
+        ),
+        key(
+            "permit",
+            "table of tables",
+            "everybody may use what was found",
+            "what plain users may do, by name: `[permit.x]`",
         ),
     ],
 );
@@ -302,6 +309,49 @@ pub(super) const DEFAULT_POLICY: Keys = Keys::new(
             LOCAL_NETWORKS,
             "`\"pass\"`; strict: `\"steer\"`",
             "what to do with destinations on-link at other interfaces",
+        ),
+    ],
+);
+
+/// `[permit.x]`.
+pub(super) const PERMIT: Keys = Keys::new(
+    "[permit.x]",
+    &[
+        key(
+            "users",
+            "list of names and numbers; `\"*\"`: everybody",
+            "nobody",
+            "users whom it is for",
+        ),
+        key(
+            "groups",
+            "list of names and numbers",
+            "nobody",
+            "groups whose members it is for",
+        ),
+        key(
+            "domains",
+            "list of names",
+            "every domain that was found",
+            "domains and groups of domains that they may use",
+        ),
+        key(
+            "cgroups",
+            "list of paths and patterns",
+            "their own",
+            "cgroups of others that they may give policies to",
+        ),
+        key(
+            "destinations",
+            "list of addresses and prefixes",
+            "everywhere",
+            "reserved: a permit with it gives nothing yet",
+        ),
+        key(
+            "strict",
+            TRUTH,
+            "`true`",
+            "whether their policies may be strict",
         ),
     ],
 );

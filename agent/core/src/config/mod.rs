@@ -18,6 +18,7 @@ pub use self::print::{NotSavable, policy_to_toml};
 use crate::name::Name;
 use crate::network::{LinkKind, Network};
 use crate::pattern::glob;
+use crate::permit::Permit;
 use crate::policy::Policy;
 
 /// Everything the files say, merged.
@@ -31,6 +32,8 @@ pub struct Config {
     pub groups: BTreeMap<Name, Vec<Name>>,
     /// `[policy.x]`, with `[policy.default]` under the name `default`.
     pub policies: BTreeMap<Name, Policy>,
+    /// `[permit.x]`.
+    pub permits: BTreeMap<Name, Permit>,
     /// What `steer check` says besides errors.
     pub notes: Vec<Note>,
     /// Names that no file defines and that only a discovered interface can bear.

@@ -9,6 +9,7 @@ use super::error::{ConfigError, MAX_FILE_BYTES, Note, Source};
 use super::read::{Reader, Table};
 use super::{AgentConfig, Awaited, Config, DomainConfig, keys};
 use crate::name::{Name, interface_name};
+use crate::permit::Permit;
 use crate::policy::{Match, Policy};
 use crate::suggest::nearest;
 
@@ -45,6 +46,7 @@ pub(super) struct Merged {
     pub(super) domains: BTreeMap<Name, (DomainConfig, Place)>,
     pub(super) groups: BTreeMap<Name, (Vec<(Name, Place)>, Place)>,
     pub(super) policies: BTreeMap<Name, PolicyAt>,
+    pub(super) permits: BTreeMap<Name, PermitAt>,
     notes: Vec<Note>,
     awaited: Vec<Awaited>,
 }
@@ -57,6 +59,13 @@ pub(super) struct PolicyAt {
     pub(super) policy: Policy,
     pub(super) uses: Vec<Place>,
     pub(super) matches: Vec<Place>,
+    pub(super) place: Place,
+}
+
+#[derive(Debug)]
+pub(super) struct PermitAt {
+    pub(super) permit: Permit,
+    pub(super) domains: Vec<Place>,
     pub(super) place: Place,
 }
 
@@ -92,6 +101,7 @@ impl Merged {
         self.each(reader, top, "domain", Self::read_domain);
         self.each(reader, top, "group", Self::read_group);
         self.each(reader, top, "policy", Self::read_policy);
+        self.each(reader, top, "permit", Self::read_permit);
     }
 
     /// Reads each table of `[section.name]`.
@@ -166,6 +176,14 @@ impl Merged {
             for (name, place) in at.policy.use_.iter().zip(&at.uses) {
                 if !self.groups.contains_key(name) {
                     let title = format!("[policy.{policy}]");
+                    self.check_name(name, place, &title, errors, &mut awaited);
+                }
+            }
+        }
+        for (permit, at) in &self.permits {
+            for (name, place) in at.permit.domains.iter().zip(&at.domains) {
+                if !self.groups.contains_key(name) {
+                    let title = format!("[permit.{permit}]");
                     self.check_name(name, place, &title, errors, &mut awaited);
                 }
             }
@@ -256,6 +274,11 @@ impl Merged {
                 .policies
                 .into_iter()
                 .map(|(name, at)| (name, at.policy))
+                .collect(),
+            permits: self
+                .permits
+                .into_iter()
+                .map(|(name, at)| (name, at.permit))
                 .collect(),
             notes: self.notes,
             awaited: self.awaited,

@@ -7,12 +7,13 @@ use ipnet::IpNet;
 use steer_common::MarkMask;
 use toml::de::DeValue;
 
-use super::parse::{Merged, PolicyAt, place};
+use super::parse::{Merged, PermitAt, PolicyAt, place};
 use super::read::{Reader, Table, Value};
 use super::{Discover, DomainConfig, DomainMatch, MAX_COST, keys};
 use crate::name::{Name, Shown, interface_name};
 use crate::network::LinkKind;
 use crate::pattern::{CgroupPattern, UnitName};
+use crate::permit::{Account, Permit};
 use crate::plan::rules::offset;
 use crate::policy::{LocalNetworks, Match, Origin, Otherwise, Policy};
 
@@ -84,11 +85,6 @@ impl Merged {
             }
         }
         domain.kind = reader.word(table, "kind", &KINDS);
-        let net = |text: &str| {
-            let ip = text.parse::<IpAddr>().map(IpNet::from);
-            ip.or_else(|_| text.parse::<IpNet>())
-                .map_err(|_| format!("{} is neither an address nor a prefix", Shown::new(text)))
-        };
         domain.sources = without_places(reader.strings(table, "sources", net));
         let ip = |text: &str| {
             text.parse::<IpAddr>()
@@ -196,6 +192,41 @@ impl Merged {
         let earlier = self.policies.insert(name, at);
         self.note(earlier.map(|at| at.place), table.title, &here);
     }
+
+    pub(super) fn read_permit(&mut self, reader: &mut Reader<'_>, name: Name, table: Table<'_>) {
+        reader.known_keys(table, keys::PERMIT);
+        let users = reader.strings(table, "users", Account::new);
+        let groups = reader.strings(table, "groups", Account::new);
+        if users.is_none() && groups.is_none() {
+            let message = format!("{} has neither `users` nor `groups`", table.title);
+            let help = "say whom it is for; `users = \"*\"` is everybody";
+            reader.error(table.span(), message, Some(help.to_owned()));
+        }
+        let domains = reader.strings(table, "domains", Name::new);
+        let (domains, spans): (Vec<_>, Vec<_>) = domains.unwrap_or_default().into_iter().unzip();
+        let permit = Permit {
+            users: without_places(users),
+            groups: without_places(groups),
+            cgroups: without_places(reader.strings(table, "cgroups", CgroupPattern::new)),
+            domains,
+            destinations: without_places(reader.strings(table, "destinations", net)),
+            strict: reader.boolean(table, "strict"),
+        };
+        let here = place(reader, table.span());
+        let at = PermitAt {
+            permit,
+            domains: spans.into_iter().map(|span| place(reader, span)).collect(),
+            place: here.clone(),
+        };
+        let earlier = self.permits.insert(name, at);
+        self.note(earlier.map(|at| at.place), table.title, &here);
+    }
+}
+
+fn net(text: &str) -> Result<IpNet, String> {
+    let ip = text.parse::<IpAddr>().map(IpNet::from);
+    ip.or_else(|_| text.parse::<IpNet>())
+        .map_err(|_| format!("{} is neither an address nor a prefix", Shown::new(text)))
 }
 
 fn without_places<T>(values: Option<Vec<(T, Range<usize>)>>) -> Vec<T> {

@@ -45,8 +45,13 @@ pub struct StateFile {
 impl StateFile {
     /// The file `state.json` in `directory`.
     pub fn new(directory: &Path) -> Self {
+        Self::named(directory, "state.json")
+    }
+
+    /// Another file in `directory`, which is read and replaced as this one is.
+    pub fn named(directory: &Path, name: &str) -> Self {
         Self {
-            path: directory.join("state.json"),
+            path: directory.join(name),
         }
     }
 

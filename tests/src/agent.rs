@@ -56,6 +56,12 @@ impl Output {
         Ok(&self.stdout)
     }
 
+    /// Its standard output in one line: what it prints is laid out for a terminal.
+    pub fn unwrapped(&self) -> String {
+        let words: Vec<_> = self.stdout.split_whitespace().collect();
+        words.join(" ")
+    }
+
     /// Its standard output as JSON if the code is 0.
     ///
     /// # Errors

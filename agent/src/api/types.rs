@@ -89,6 +89,8 @@ pub struct DecisionView {
     pub source6: Option<String>,
     /// Why, in one sentence.
     pub reason: String,
+    /// Since when it is so: RFC 3339, UTC. Not known of a policy that is in force for no cgroup.
+    pub since: Option<String>,
     /// The domains looked at, in the policy's order.
     pub candidates: Vec<Candidate>,
 }
@@ -180,6 +182,9 @@ pub struct StatusView {
     pub agent_running: bool,
     /// When it started: RFC 3339, UTC.
     pub since: Option<String>,
+    /// When the agent that left these decisions was last seen to run: RFC 3339, UTC. Exact if it ended by
+    /// itself; one that was killed may have run up to 30 seconds longer. Only while no agent runs.
+    pub last_seen: Option<String>,
     /// Root of the managed cgroup tree.
     pub cgroup_root: String,
     /// Kernel hooks in place.

@@ -64,7 +64,7 @@ pub(super) fn table(page: &mut Page, domains: &[DomainView]) {
         };
         vec![
             domain.name.as_str().into(),
-            domain.interface.as_deref().unwrap_or("-").into(),
+            Cell::name(domain.interface.as_deref().unwrap_or("-")),
             domain.kind.as_str().into(),
             Cell::new(&domain.state, look(domain)),
             about.into(),

@@ -1,21 +1,28 @@
-//! What a command prints: JSON, or text for people. Text is aligned; on a terminal it is also
-//! coloured and kept within the width. What others named (policies, commands) cannot control the
-//! terminal.
+//! What a command prints: JSON, or text for people. Text is aligned and fits the width of the terminal,
+//! or 80 columns; on a terminal it is also coloured. What others named (policies, commands) cannot
+//! control the terminal.
+//!
+//! Piped text is laid out like any other: `--json` is for programs.
+
+mod columns;
 
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use anyhow::Context;
 use serde::Serialize;
+use terminal_size::terminal_size_of;
 
-/// Width of text when the terminal does not tell its own, columns.
+use columns::{Column, GAP, length, shorten, widths, wrap};
+
+/// Width of text where no terminal tells its own, columns.
 const WIDTH: usize = 80;
 
-/// Least width of a last column, columns.
-const LEAST: usize = 24;
+/// Least width that text is laid out for, columns.
+const NARROWEST: usize = 40;
 
-/// Spaces between columns.
-const GAP: usize = 2;
+/// Indentation of what is said of a row that has no room beside its name, columns.
+const INDENT: usize = 2;
 
 /// How a piece of text looks on a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +51,8 @@ impl Look {
 pub(super) struct Cell {
     text: String,
     look: Look,
+    /// Whether it must not be shortened.
+    whole: bool,
 }
 
 impl Cell {
@@ -51,7 +60,21 @@ impl Cell {
         Self {
             text: clean(text),
             look,
+            whole: false,
         }
+    }
+
+    /// A name, which is never shortened: it is to be typed again.
+    pub(super) fn name(name: &str) -> Self {
+        Self {
+            whole: true,
+            ..name.into()
+        }
+    }
+
+    /// The same with another look.
+    pub(super) fn look(self, look: Look) -> Self {
+        Self { look, ..self }
     }
 }
 
@@ -72,20 +95,21 @@ impl From<String> for Cell {
 pub(super) struct Page {
     text: String,
     colour: bool,
-    /// Where to wrap, if at all.
-    width: Option<usize>,
+    /// Where to wrap, columns.
+    width: usize,
 }
 
 impl Page {
     /// A page for standard output.
     pub(super) fn new() -> Self {
-        let terminal = io::stdout().is_terminal();
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
-            || std::env::var_os("TERM").is_some_and(|v| v == "dumb");
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        let plain = set("NO_COLOR").is_some() || set("TERM").is_some_and(|v| v == "dumb");
+        let columns = set("COLUMNS").and_then(|text| text.to_str()?.parse().ok());
+        let terminal = terminal_size_of(io::stdout()).map(|(width, _)| width.0.into());
         Self {
             text: String::new(),
-            colour: terminal && !plain,
-            width: terminal.then(terminal_width),
+            colour: io::stdout().is_terminal() && !plain,
+            width: width(columns, terminal),
         }
     }
 
@@ -96,7 +120,7 @@ impl Page {
         }
     }
 
-    /// One line or, on a terminal, as many as it takes.
+    /// A sentence, in as many lines as it takes.
     pub(super) fn line(&mut self, text: &str, look: Look) {
         for line in wrap(&clean(text), self.width) {
             self.paint(&line, look);
@@ -109,47 +133,61 @@ impl Page {
         let rows = rows
             .into_iter()
             .filter(|(_, cell)| !cell.text.is_empty())
-            .map(|(name, cell)| vec![Cell::new(name, Look::Heading), cell]);
-        self.rows(&rows.collect::<Vec<_>>());
+            .map(|(name, cell)| vec![heading(name), cell]);
+        let rows: Vec<_> = rows.collect();
+        if let Some(widths) = widths(&measure(&rows), self.width) {
+            self.rows(&rows, &widths);
+        }
     }
 
-    /// A table. Its last column takes what width is left.
+    /// A table. The first column holds names. The last takes what width is left and is wrapped, those
+    /// between are shortened if they must be, but for names. If it does not fit even then, each row
+    /// becomes a paragraph.
     pub(super) fn table(&mut self, headings: &[&str], mut rows: Vec<Vec<Cell>>) {
-        rows.insert(
-            0,
-            headings
-                .iter()
-                .map(|h| Cell::new(h, Look::Heading))
-                .collect(),
-        );
-        self.rows(&rows);
+        for name in rows.iter_mut().filter_map(|row| row.first_mut()) {
+            name.whole = true;
+        }
+        let headings: Vec<Cell> = headings.iter().map(|name| heading(name)).collect();
+        rows.insert(0, headings);
+        if let Some(widths) = widths(&measure(&rows), self.width) {
+            return self.rows(&rows, &widths);
+        }
+        let headings = rows.remove(0);
+        for row in rows {
+            let mut cells = headings.iter().zip(row);
+            if let Some((_, name)) = cells.next() {
+                self.paint(&name.text, name.look);
+                self.text.push('\n');
+            }
+            let facts = cells.filter(|(_, cell)| !cell.text.is_empty());
+            let facts: Vec<_> = facts
+                .map(|(heading, cell)| {
+                    let name = " ".repeat(INDENT) + &heading.text.to_lowercase();
+                    vec![Cell::new(&name, Look::Heading), cell]
+                })
+                .collect();
+            if let Some(widths) = widths(&measure(&facts), self.width) {
+                self.rows(&facts, &widths);
+            }
+        }
     }
 
-    fn rows(&mut self, rows: &[Vec<Cell>]) {
-        let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..columns)
-            .map(|c| {
-                rows.iter()
-                    .filter_map(|r| r.get(c))
-                    .map(|c| length(&c.text))
-                    .max()
-            })
-            .map(|width| width.unwrap_or(0))
-            .collect();
-        let indent: usize = widths.iter().rev().skip(1).map(|width| width + GAP).sum();
-        let left = self
-            .width
-            .map(|width| width.saturating_sub(indent).max(LEAST));
+    fn rows(&mut self, rows: &[Vec<Cell>], widths: &[usize]) {
+        let Some((left, widths)) = widths.split_last() else {
+            return;
+        };
+        let indent: usize = widths.iter().map(|width| width + GAP).sum();
         for row in rows {
             let Some((last, first)) = row.split_last() else {
                 continue;
             };
-            for (cell, width) in first.iter().zip(&widths) {
-                self.paint(&cell.text, cell.look);
-                let pad = width + GAP - length(&cell.text);
+            for (cell, width) in first.iter().zip(widths) {
+                let text = shorten(&cell.text, *width);
+                self.paint(&text, cell.look);
+                let pad = width + GAP - length(&text);
                 self.text.extend(std::iter::repeat_n(' ', pad));
             }
-            let mut lines = wrap(&last.text, left).into_iter();
+            let mut lines = wrap(&last.text, *left).into_iter();
             if let Some(line) = lines.next().filter(|line| !line.is_empty()) {
                 self.paint(&line, last.look);
             } else {
@@ -217,45 +255,35 @@ pub fn clean(text: &str) -> String {
     clean
 }
 
-fn length(text: &str) -> usize {
-    text.chars().count()
+fn heading(name: &str) -> Cell {
+    Cell::new(name, Look::Heading)
 }
 
-/// Breaks a text between words; a word longer than the width stays whole, so that it can be copied.
-fn wrap(text: &str, width: Option<usize>) -> Vec<String> {
-    let Some(width) = width else {
-        return vec![text.to_owned()];
-    };
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
-        let line = lines.last().map_or(0, |line| length(line));
-        if line > 0 && line + 1 + length(word) > width {
-            lines.push(String::new());
-        }
-        if let Some(line) = lines.last_mut() {
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line.push_str(word);
-        }
+/// The columns of a table whose rows are all of one length.
+fn measure(rows: &[Vec<Cell>]) -> Vec<Column> {
+    let count = rows.first().map_or(0, Vec::len);
+    let mut columns = vec![Column::default(); count];
+    for (column, cell) in rows.iter().flat_map(|row| row.iter().enumerate()) {
+        let Some(column) = columns.get_mut(column) else {
+            continue;
+        };
+        column.natural = column.natural.max(length(&cell.text));
+        column.whole |= cell.whole;
     }
-    lines
+    columns
 }
 
-/// Width of the terminal, but not more than reads well.
-fn terminal_width() -> usize {
-    let told = std::env::var("COLUMNS")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    told.filter(|&width: &usize| width >= 40)
-        .map_or(WIDTH, |width| width.min(WIDTH))
+/// How wide text is: as `COLUMNS` says, else as the terminal is, else as wide as every terminal.
+fn width(columns: Option<usize>, terminal: Option<usize>) -> usize {
+    let told = columns.filter(|&columns| columns > 0).or(terminal);
+    told.unwrap_or(WIDTH).max(NARROWEST)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn page(width: Option<usize>, colour: bool) -> Page {
+    fn page(width: usize, colour: bool) -> Page {
         Page {
             text: String::new(),
             colour,
@@ -275,8 +303,8 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_aligned_and_plain_when_piped() {
-        let mut page = page(None, false);
+    fn a_table_is_aligned() {
+        let mut page = page(80, false);
         page.table(&["NAME", "STATE", "REASON"], rows());
         let expected = "NAME           STATE  REASON\n\
                         web            up     one two three four five six\n\
@@ -285,8 +313,8 @@ mod tests {
     }
 
     #[test]
-    fn a_table_stays_within_the_terminal() {
-        let mut page = page(Some(46), false);
+    fn a_last_column_is_wrapped() {
+        let mut page = page(46, false);
         page.table(&["NAME", "STATE", "REASON"], rows());
         let expected = "NAME           STATE  REASON\n\
                         web            up     one two three four five\n\
@@ -296,8 +324,69 @@ mod tests {
     }
 
     #[test]
+    fn a_middle_column_is_shortened_but_no_name() {
+        let long = "0123456789".repeat(3);
+        let row = |middle: Cell| vec!["web".into(), middle, "one two three four five six".into()];
+        let mut short = page(46, false);
+        short.table(&["NAME", "USE", "REASON"], vec![row(long.as_str().into())]);
+        let expected = "NAME  USE             REASON\n\
+                        web   0123456789012…  one two three four five\n\
+                        \x20                     six\n";
+        assert_eq!(short.text, expected);
+        let mut whole = page(46, false);
+        whole.table(&["NAME", "USE", "REASON"], vec![row(Cell::name(&long))]);
+        let expected = format!("web\n  use     {long}\n  reason  one two three four five six\n");
+        assert_eq!(whole.text, expected);
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_page() {
+        let name = "n".repeat(64);
+        let path = "user.slice/user-1000.slice/user@1000.service/app.slice/app-firefox-1234.scope";
+        for width in [40, 80, 120] {
+            let mut page = page(width, false);
+            let decision = format!("steer by {name} (wlan0)");
+            let row = |cells: [&str; 4]| cells.map(Cell::from).to_vec();
+            page.table(
+                &["POLICY", "DECISION", "USE", "MATCHES"],
+                vec![
+                    row(["web", &decision, &name, path]),
+                    row(["a", "b", "c", "d"]),
+                ],
+            );
+            page.facts(vec![
+                ("policy", name.as_str().into()),
+                ("matches", path.into()),
+            ]);
+            page.line(&format!("warning: {path} {name}"), Look::Warning);
+            for line in page.text.lines() {
+                assert!(length(line) <= width, "{width}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_width_is_told_by_the_environment_then_by_the_terminal() {
+        for (columns, terminal, expected) in [
+            (None, None, 80),
+            (None, Some(132), 132),
+            (None, Some(60), 60),
+            (None, Some(20), 40),
+            (Some(100), Some(132), 100),
+            (Some(100), None, 100),
+            (Some(0), Some(90), 90),
+        ] {
+            assert_eq!(
+                width(columns, terminal),
+                expected,
+                "{columns:?} {terminal:?}"
+            );
+        }
+    }
+
+    #[test]
     fn colour_does_not_disturb_the_columns() {
-        let mut page = page(None, true);
+        let mut page = page(80, true);
         page.table(&["NAME", "STATE", "REASON"], rows());
         assert!(
             page.text.contains("\x1b[32mup\x1b[0m     one"),
@@ -313,7 +402,7 @@ mod tests {
             "a\\u{1b}[31m\\n\\u{202e}b\\u{9b}"
         );
         assert_eq!(clean("größe 100 €"), "größe 100 €");
-        let mut page = page(None, false);
+        let mut page = page(80, false);
         page.facts(vec![("name", "x\x07".into()), ("nothing", "".into())]);
         page.line("y\r", Look::Plain);
         assert_eq!(page.text, "name  x\\u{7}\ny\\r\n");

@@ -19,7 +19,7 @@ pub(super) fn list(socket: &Path, json: bool) -> anyhow::Result<()> {
     if policies.is_empty() {
         page.line(NONE, Look::Plain);
     } else {
-        table(&mut page, &policies);
+        table(&mut page, &policies, false);
     }
     page.print()
 }
@@ -69,19 +69,26 @@ fn without_slash(path: &str) -> String {
 /// What is said when there are none.
 pub(super) const NONE: &str = "no policies: every flow is left to the host's ordinary routing";
 
-/// All policies, one a line.
-pub(super) fn table(page: &mut Page, policies: &[PolicyView]) {
+/// All policies, one a line. `since`: with the time of the decision in place of what is wanted, for when nobody
+/// decides any more.
+pub(super) fn table(page: &mut Page, policies: &[PolicyView], since: bool) {
     let rows = policies.iter().map(|policy| {
         vec![
             policy.name.as_str().into(),
-            Cell::new(&decision(policy), look(policy)),
-            wish(policy).into(),
+            Cell::name(&decision(policy)).look(look(policy)),
+            if since {
+                let since = policy.decision.since.as_deref();
+                Cell::name(since.unwrap_or("-"))
+            } else {
+                wish(policy).into()
+            },
             policy.cgroups.to_string().into(),
             matches(policy).into(),
         ]
     });
+    let third = if since { "SINCE" } else { "USE" };
     page.table(
-        &["POLICY", "DECISION", "USE", "CGROUPS", "MATCHES"],
+        &["POLICY", "DECISION", third, "CGROUPS", "MATCHES"],
         rows.collect(),
     );
 }
@@ -95,6 +102,7 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
         source4,
         source6,
         reason,
+        since,
         candidates,
         ..
     } = &policy.decision;
@@ -116,6 +124,7 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
         ("policy", policy.name.as_str().into()),
         ("decision", Cell::new(&decision(policy), look(policy))),
         ("reason", reason.as_str().into()),
+        ("since", since.as_deref().unwrap_or_default().into()),
         (
             if policy.cgroups == 0 {
                 "not in force"

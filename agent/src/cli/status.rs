@@ -57,8 +57,17 @@ fn page(status: &StatusView, answered: bool) -> Page {
         (true, None) => Cell::new(&format!("running, version {}", status.version), Look::Good),
         (false, _) if nothing => Cell::new("not running", Look::Bad),
         (false, _) => Cell::new(
-            "not running; what follows was left in force by the last one, and does not follow \
-             the network",
+            &match &status.last_seen {
+                Some(seen) => format!(
+                    "not running since {seen}; what follows was left in force by the last one, and \
+                     does not follow the network"
+                ),
+                None => {
+                    "not running; what follows was left in force by the last one, and does not \
+                         follow the network"
+                        .to_owned()
+                }
+            },
             Look::Bad,
         ),
     };
@@ -85,7 +94,7 @@ fn page(status: &StatusView, answered: bool) -> Page {
     if status.policies.is_empty() {
         page.line(policy::NONE, Look::Plain);
     } else {
-        policy::table(&mut page, &status.policies);
+        policy::table(&mut page, &status.policies, !answered);
     }
     page.gap();
     // Which domains there are, and how they are, only an agent knows.

@@ -6,7 +6,7 @@ use std::path::Path;
 use steer_core::plan::TableRoute;
 
 use super::runs::is_run;
-use super::{Saved, running, state_file};
+use super::{Saved, decided, running, state_file};
 use crate::cgroup::{self, OwnCgroup, Placement, Tree, process};
 use crate::datapath::{self, PIN_ROOT};
 use crate::netlink::Routing;
@@ -126,6 +126,7 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
             ..Saved::default()
         })?;
     }
+    decided::remove()?;
     running::remove_leftover()?;
     // Only now an agent may start: it would have taken over half of what was there.
     detached.finish()?;

@@ -4,6 +4,7 @@
 //! events of the engine, and `Daemon::converge` brings the kernel to the plan.
 
 mod calls;
+mod decided;
 mod detach;
 mod files;
 mod offline;
@@ -36,6 +37,7 @@ use crate::netlink;
 use crate::reconcile::{Reconciler, chain};
 use crate::statefile::{self, StateFile};
 
+use decided::Decided;
 use running::Claim;
 use runs::Runs;
 
@@ -106,7 +108,8 @@ struct Daemon {
     policy_events: u64,
     config: Option<PathBuf>,
     /// Says that this agent runs.
-    _claim: Claim,
+    claim: Claim,
+    decided: Decided,
     started: SystemTime,
     /// Cgroups that were made since the kernel was last brought to the plan: it gave them an entry of its
     /// own.
@@ -164,8 +167,9 @@ impl Daemon {
     /// # Errors
     /// The state could not be kept; the kernel was brought to the plan all the same.
     async fn converge(&mut self, look: Look) -> Result<(), statefile::Error> {
+        let everything = look == Look::Everything;
         let mut look = Some(look);
-        self.rescan |= look == Some(Look::Everything);
+        self.rescan |= everything;
         let mut asked = false;
         let mut kept = Ok(());
         for _ in 0..ROUNDS {
@@ -192,6 +196,11 @@ impl Daemon {
         }
         self.plan_retirement();
         self.tell_warnings();
+        if everything {
+            self.decided
+                .note(&self.engine.plan().choices, None, SystemTime::now());
+        }
+        self.claim.seen();
         kept
     }
 
@@ -232,6 +241,9 @@ impl Daemon {
             Ok(attached) => self.rescan |= attached,
             Err(error) => error!("{}", chain(&error)),
         }
+        let choices = &self.engine.plan().choices;
+        self.decided
+            .note(choices, Some(&changes.choices), SystemTime::now());
         self.keep()
     }
 

@@ -9,6 +9,8 @@ use steer_core::ids::CgroupId;
 use steer_core::name::Name;
 use steer_core::policy;
 
+use super::decided::{Decided, timestamp};
+use super::running::last_seen;
 use super::views::{counters_view, local_networks, matches, nowhere, origin, otherwise};
 use super::{Saved, running, scan, state_file};
 use crate::api::types::{DecisionView, Origin, PolicyView, StatusView, Verdict};
@@ -22,11 +24,13 @@ use crate::datapath::{PIN_ROOT, Tables, read_pinned};
 pub fn offline_status() -> anyhow::Result<StatusView> {
     let pinned = read_pinned(Path::new(PIN_ROOT)).context("read what is pinned")?;
     let saved: Saved = state_file().read()?.unwrap_or_default();
+    let decided = Decided::read();
     let running = running();
     let mut view = StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         agent_running: running.is_some(),
         since: None,
+        last_seen: None,
         cgroup_root: saved.cgroup_root.display().to_string(),
         hooks: Vec::new(),
         guards: Vec::new(),
@@ -42,6 +46,9 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
         });
         return Ok(view);
     };
+    if running.is_none() {
+        view.last_seen = last_seen().map(timestamp);
+    }
     view.warnings.push(match &running {
         Some(running) => format!("{running}, and did not answer: this is what the kernel holds"),
         None => "no agent runs: these are the last one's decisions, still in force".to_owned(),
@@ -125,7 +132,7 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
             decision: if numbers.is_empty() {
                 nowhere()
             } else {
-                decision(&maps, &saved, entry)?
+                decision(&maps, &saved, &decided, entry)?
             },
             quarantined: None,
             note: None,
@@ -135,7 +142,12 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
     Ok(view)
 }
 
-fn decision(maps: &Tables, saved: &Saved, entry: PolicyEntry) -> anyhow::Result<DecisionView> {
+fn decision(
+    maps: &Tables,
+    saved: &Saved,
+    decided: &Decided,
+    entry: PolicyEntry,
+) -> anyhow::Result<DecisionView> {
     let choice = maps.choices.get(entry.choice)?;
     let mut view = DecisionView {
         verdict: match choice.verdict {
@@ -151,6 +163,7 @@ fn decision(maps: &Tables, saved: &Saved, entry: PolicyEntry) -> anyhow::Result<
         source4: None,
         source6: None,
         reason: "the last decision of an agent that no longer runs".to_owned(),
+        since: decided.since(entry.choice, choice),
         candidates: Vec::new(),
     };
     if view.verdict != Verdict::Steer {

@@ -7,10 +7,12 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tracing::warn;
 
 use crate::statefile::RUN_DIRECTORY;
 
@@ -55,10 +57,23 @@ pub fn running() -> Option<Running> {
     read(&path())
 }
 
+/// When an agent was last seen to run: at its end or, if it was killed, when it did something last, at most
+/// the time between two checks of everything before that. None: none ran since the boot or the last `detach`, or this user may not
+/// know.
+pub(super) fn last_seen() -> Option<SystemTime> {
+    fs::metadata(path()).ok()?.modified().ok()
+}
+
 /// What says that this process is the agent. It does as long as this is kept.
 #[derive(Debug)]
 pub(super) struct Claim {
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.seen();
+    }
 }
 
 impl Claim {
@@ -68,6 +83,14 @@ impl Claim {
     /// Another one is, or the file system refuses.
     pub(super) fn take(socket: &Path) -> Result<Self, Error> {
         Self::take_at(&path(), socket)
+    }
+
+    /// Says that this agent runs now: the file is as old as this.
+    pub(super) fn seen(&self) {
+        if let Err(error) = self.lock.set_modified(SystemTime::now()) {
+            // It only tells people how old the last decisions are.
+            warn!("note that the agent runs: {error}");
+        }
     }
 
     fn take_at(path: &Path, socket: &Path) -> Result<Self, Error> {
@@ -87,7 +110,7 @@ impl Claim {
         file.set_len(0)
             .and_then(|()| file.write_all(&text))
             .map_err(failed)?;
-        Ok(Self { _lock: file })
+        Ok(Self { lock: file })
     }
 }
 

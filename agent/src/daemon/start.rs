@@ -17,6 +17,7 @@ use steer_core::state::{Event, State};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use super::decided::Decided;
 use super::running::Claim;
 use super::runs::Runs;
 use super::serve::Inputs;
@@ -82,7 +83,8 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         kept: None,
         policy_events: 0,
         config: options.config.clone(),
-        _claim: claim,
+        claim,
+        decided: Decided::read(),
         started: SystemTime::now(),
         made: BTreeSet::new(),
         retire_at: None,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use steer_core::domains::{Domain, DomainOrigin, DomainState};
-use steer_core::ids::{CgroupId, DomainIndex, IfIndex, PolicyId};
+use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
 use steer_core::name::Name;
 use steer_core::network::LinkKind;
 use steer_core::plan::Family;
@@ -13,6 +13,7 @@ use steer_core::select::{self, Decision};
 use steer_core::steps::Step;
 
 use super::Daemon;
+use super::decided::timestamp;
 use crate::api::types::{
     Candidate, DecisionView, DomainView, LocalNetworks, Origin, Otherwise, PolicyView, StatusView,
     Verdict,
@@ -40,7 +41,10 @@ impl Daemon {
             priority: Some(i64::from(policy.priority)),
             saved: engine.state().config.policies.contains_key(&policy.name),
             cgroups: self.cgroups_in_force(policy, &numbers) as u64,
-            decision: self.decision_view(decision.as_ref()),
+            decision: DecisionView {
+                since: self.decided_since(&numbers),
+                ..self.decision_view(decision.as_ref())
+            },
             quarantined: engine
                 .conflicts_of(&policy.name)
                 .next()
@@ -104,6 +108,14 @@ impl Daemon {
         count
     }
 
+    /// Since when a policy's choice is what it is.
+    fn decided_since(&self, numbers: &[PolicyId]) -> Option<String> {
+        let plan = self.engine.plan();
+        let policy = plan.policies.get(numbers.first()?)?;
+        let choice = plan.choices.get(&ChoiceId(policy.choice))?;
+        self.decided.since(policy.choice, *choice)
+    }
+
     fn decision_view(&self, decision: Option<&Decision>) -> DecisionView {
         let Some(decision) = decision else {
             return nowhere();
@@ -126,6 +138,7 @@ impl Daemon {
             source4: source(Family::Ipv4),
             source6: source(Family::Ipv6),
             reason: decision.reason.clone(),
+            since: None,
             candidates: candidates(decision),
         }
     }
@@ -206,7 +219,8 @@ impl Daemon {
         let mut view = StatusView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             agent_running: true,
-            since: Some(humantime::format_rfc3339_seconds(self.started).to_string()),
+            since: Some(timestamp(self.started)),
+            last_seen: None,
             cgroup_root: self.tree.root().display().to_string(),
             hooks: is.hooks.iter().map(ToString::to_string).collect(),
             guards: is
@@ -277,6 +291,7 @@ pub(super) fn nowhere() -> DecisionView {
         source4: None,
         source6: None,
         reason: "it is in force for no cgroup".to_owned(),
+        since: None,
         candidates: Vec::new(),
     }
 }

@@ -17,7 +17,10 @@ pub(crate) fn probe() -> Result<PathBuf> {
 }
 
 /// The `steer` under test: `$STEER_BIN`, else what was built last beside the scenarios.
-pub(crate) fn steer() -> Result<PathBuf> {
+///
+/// # Errors
+/// If there is none.
+pub fn steer() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("STEER_BIN") {
         return std::path::absolute(path).context("make STEER_BIN absolute");
     }

@@ -29,6 +29,7 @@ pub use agent::{Agent, Output};
 pub use builder::LabBuilder;
 pub use capture::Capture;
 pub use cgroup::LabCgroup;
+pub use executable::steer as steer_binary;
 pub use ip::{ip, ip_batch, ip_json};
 pub use lab::{Lab, SERVER4, SERVER6};
 pub use link::send_frame;

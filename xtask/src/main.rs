@@ -2,6 +2,7 @@
 //!
 //! One module per command; this file only tells them apart.
 
+mod assets;
 mod bench;
 mod build;
 mod cargo;
@@ -31,6 +32,8 @@ enum Command {
     Setup,
     /// Build the release binary, kernel programs embedded
     Build,
+    /// Write manual pages and completion scripts to target/assets
+    Assets,
     /// Steer real programs in a small internet of network namespaces
     Demo,
     /// Run every test on the real kernel and write docs/conformance.md
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Setup => setup::run(),
         Command::Build => build::run().map(drop),
+        Command::Assets => assets::run(),
         Command::Demo => demo::run(),
         Command::Test(args) => test::run(&args),
         Command::Lint(args) => lint::run(&args),

@@ -6,24 +6,22 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    ArgGroup, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint,
+};
+use clap_complete::ArgValueCandidates;
 
+use super::{complete, examples};
 use crate::api::SOCKET;
 use crate::api::types::{LocalNetworks, Otherwise};
 
-const EXAMPLES: &str = "\
-Examples:
-  steer                                         what is in force, and why
-  steer domain list                             the ways out of this host
-  steer run --via wlan0 -- curl example.org     one command by one domain
-  steer policy set web --cgroup app.slice/firefox.scope --via wifi,lte --strict
-
+const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 usage, 3 agent not reachable, 4 no domain fits;
 `run` gives COMMAND's own, 126 if COMMAND cannot be run, 127 if it is not found.";
 
 /// Puts every flow of an application on the interface its policy names.
 #[derive(Debug, Parser)]
-#[command(name = "steer", version, after_help = EXAMPLES, propagate_version = false)]
+#[command(name = "steer", version, after_help = EXIT_CODES, propagate_version = false)]
 pub struct Cli {
     /// Socket of the agent.
     #[arg(
@@ -43,7 +41,10 @@ pub struct Cli {
 
 /// Reads the command line. Ends the process if it is wrong, or asks for help.
 pub fn parse() -> Cli {
-    Cli::try_parse().unwrap_or_else(|mut error| {
+    complete::answer_shell();
+    let matches = command().try_get_matches();
+    let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.unwrap_or_else(|mut error| {
         // `--via a, b`: the shell makes two words of it.
         let parted = std::env::args_os().any(|word| word.as_encoded_bytes().ends_with(b","));
         if parted && error.kind() == ErrorKind::UnknownArgument {
@@ -52,6 +53,46 @@ pub fn parse() -> Cli {
         }
         error.exit()
     })
+}
+
+/// The command line as it is parsed, with examples in its help.
+pub fn command() -> clap::Command {
+    examples::add(shape(), "")
+}
+
+/// The command line without examples.
+pub(super) fn shape() -> clap::Command {
+    Cli::command()
+}
+
+/// Every command for people by its path without `steer`, which itself is the empty one.
+pub(super) fn paths() -> Vec<String> {
+    fn add(command: &clap::Command, path: String, paths: &mut Vec<String>) {
+        let shown = command.get_subcommands().filter(|sub| !sub.is_hide_set());
+        let below: Vec<_> = shown
+            .map(|sub| (sub, below(&path, sub.get_name())))
+            .collect();
+        paths.push(path);
+        for (sub, path) in below {
+            add(sub, path, paths);
+        }
+    }
+    let mut paths = Vec::new();
+    add(&shape(), String::new(), &mut paths);
+    paths
+}
+
+/// The path of a command below another.
+pub(super) fn below(path: &str, name: &str) -> String {
+    format!("{path} {name}").trim_start().to_owned()
+}
+
+/// Whether there are commands below one.
+pub(super) fn has_commands(path: &str) -> bool {
+    let prefix = below(path, "");
+    paths()
+        .iter()
+        .any(|other| other != path && other.starts_with(&prefix))
 }
 
 /// What stands for a parameter of the API on the command line.
@@ -116,6 +157,13 @@ pub(super) enum Command {
                             agent starts again."
     )]
     Detach(Output),
+    /// Write manual pages and completion scripts below DIRECTORY, for packages.
+    #[command(hide = true)]
+    Generate {
+        /// Where: a prefix such as /usr.
+        #[arg(value_hint = ValueHint::DirPath)]
+        directory: PathBuf,
+    },
 }
 
 /// `steer agent`
@@ -127,7 +175,7 @@ pub(super) enum Command {
 )]
 pub(super) struct AgentArgs {
     /// Read this file, and steer.d/*.toml beside it, instead of /etc/steer/steer.toml.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) config: Option<PathBuf>,
 }
 
@@ -135,10 +183,6 @@ pub(super) struct AgentArgs {
 #[derive(Args, Debug)]
 #[command(override_usage = "steer run --via DOMAIN[,..] [OPTIONS] [--] COMMAND..")]
 #[command(after_help = "\
-Examples:
-  steer run --via wlan0 -- curl https://example.org
-  steer run --via wifi,lte --strict --wait=30s -- ./backup.sh
-
 COMMAND never starts unsteered: if the agent is not reachable (3) or no domain
 fits (4), it does not start at all. It keeps this process' id, environment,
 directory and user, and its exit code is yours; 127 if it is not found, 126 if it
@@ -150,6 +194,7 @@ pub(super) struct RunArgs {
         value_name = "DOMAIN",
         value_delimiter = ',',
         value_parser = listed,
+        add = ArgValueCandidates::new(complete::domains),
         required = true
     )]
     pub(super) via: Vec<String>,
@@ -161,7 +206,11 @@ pub(super) struct RunArgs {
     pub(super) wait: Option<Option<Duration>>,
     /// What to run, with its arguments.
     // Options of its own come behind its name; before it, they are ours, and mistakes.
-    #[arg(required = true, trailing_var_arg = true)]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        value_hint = ValueHint::CommandWithArguments
+    )]
     pub(super) command: Vec<OsString>,
 }
 
@@ -173,6 +222,7 @@ pub(super) enum PolicyCommand {
     /// Show one policy: what it says and what it came to.
     Show {
         /// Name of the policy.
+        #[arg(add = ArgValueCandidates::new(complete::policies))]
         name: String,
         #[command(flatten)]
         output: Output,
@@ -182,6 +232,7 @@ pub(super) enum PolicyCommand {
     /// Remove a policy.
     Unset {
         /// Name of the policy.
+        #[arg(add = ArgValueCandidates::new(complete::policies))]
         name: String,
         /// Remove it from the file that keeps it, too.
         #[arg(long)]
@@ -194,19 +245,15 @@ pub(super) enum PolicyCommand {
 /// `steer policy set`
 #[derive(Args, Debug)]
 #[command(
-    override_usage = "steer policy set NAME (--cgroup PATH.. | --pid PID | --unit UNIT..) \
-                      --via DOMAIN[,..] [OPTIONS]",
+    override_usage = "steer policy set NAME (--cgroup PATH.. | --pid PID | --unit UNIT..)\n\
+                      \x20                       --via DOMAIN[,..] [OPTIONS]",
     group(ArgGroup::new("match").required(true).args(["cgroup", "pid", "unit"])),
     after_help = "\
-Examples:
-  steer policy set web --cgroup app.slice/firefox.scope --via wifi,lte --strict
-  steer policy set mail --unit postfix.service --via lan --otherwise block --save
-  steer policy set this --pid 1234 --via lte
-
 The policy is in force when the command ends."
 )]
 pub(super) struct PolicySetArgs {
     /// Name of the policy.
+    #[arg(add = ArgValueCandidates::new(complete::policies))]
     pub(super) name: String,
     /// Cgroup, as in /proc/PID/cgroup; * matches within a level, ** across.
     #[arg(long, value_name = "PATH", num_args = 1..)]
@@ -223,6 +270,7 @@ pub(super) struct PolicySetArgs {
         value_name = "DOMAIN",
         value_delimiter = ',',
         value_parser = listed,
+        add = ArgValueCandidates::new(complete::domains),
         required_unless_present = "otherwise"
     )]
     pub(super) via: Vec<String>,
@@ -255,6 +303,7 @@ pub(super) enum DomainCommand {
     /// Show one domain.
     Show {
         /// Name of the domain, or of its interface.
+        #[arg(add = ArgValueCandidates::new(complete::domains))]
         name: String,
         #[command(flatten)]
         output: Output,
@@ -334,7 +383,6 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split(' '))

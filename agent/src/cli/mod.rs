@@ -3,8 +3,12 @@
 
 mod agent;
 mod args;
+mod complete;
 mod detach;
 mod domain;
+mod examples;
+mod generate;
+mod manual;
 mod output;
 mod policy;
 mod run;
@@ -20,7 +24,7 @@ use crate::api::methods::Method;
 use crate::daemon::{self, Mistakes, Running};
 use args::{Command, DomainCommand, Output, PolicyCommand};
 
-pub use args::{Cli, parse};
+pub use args::{Cli, command, parse};
 pub use output::clean;
 
 /// How long to try again while the agent is busy.
@@ -72,6 +76,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
             }
         }),
         Some(Command::Detach(output)) => detach::detach(socket, json(&[output])),
+        Some(Command::Generate { directory }) => done(generate::generate(&directory)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The `steer` command: parses, dispatches, and prints what went wrong, one message a line.
+//! The `steer` command: parses, dispatches, and prints what went wrong.
 
 use std::process::ExitCode;
 
@@ -8,9 +8,7 @@ fn main() -> ExitCode {
     match cli::dispatch(cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            for message in cli::messages(&error) {
-                eprintln!("steer: {message}");
-            }
+            eprintln!("{}", cli::message(&error));
             cli::exit_code(&error)
         }
     }

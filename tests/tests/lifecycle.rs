@@ -646,9 +646,9 @@ fn what_status_warns_of_and_why_the_agent_ended_are_logged() -> Result<()> {
         );
     }
     let pid = nix::unistd::Pid::from_raw(i32::try_from(agent.pid()?)?);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP)?;
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)?;
     wait::until("the agent to end", || Ok(agent.has_ended()?.then_some(())))?;
     let log = agent.log();
-    ensure!(log.contains("stopped by SIGHUP"), "{log}");
+    ensure!(log.contains("stopped by SIGINT"), "{log}");
     Ok(())
 }

@@ -168,6 +168,22 @@ impl Policy {
         }
     }
 
+    /// What stands in place of a strict one that is in quarantine: it blocks what that matches.
+    pub fn closed(&self) -> Self {
+        Self {
+            use_: Vec::new(),
+            strict: true,
+            otherwise: Otherwise::Block,
+            local_networks: LocalNetworks::Steer,
+            ..self.clone()
+        }
+    }
+
+    /// Whether it lets nothing through.
+    pub fn is_closed(&self) -> bool {
+        self.strict && self.use_.is_empty()
+    }
+
     /// Whether flows may get anything but the host's ordinary routing from it.
     pub fn acts(&self) -> bool {
         !self.use_.is_empty() || self.otherwise == Otherwise::Block

@@ -3,16 +3,19 @@
 
 use proptest::prelude::*;
 use steer_common::MarkMask;
-use steer_core::config::{Config, Discover, MAX_FILE_BYTES, NotSavable, parse, policy_to_toml};
+use steer_core::config::{
+    Config, Discover, MAX_FILE_BYTES, NotSavable, parse, parse_with_places, policy_to_toml,
+};
 use steer_core::ids::CgroupId;
 use steer_core::name::Name;
 use steer_core::network::{LinkKind, Network};
 use steer_core::pattern::{CgroupPattern, UnitName};
 use steer_core::policy::{LocalNetworks, Match, Origin, Otherwise, Policy};
 
+/// Everything that is wrong, with the file or with single policies.
 fn errors(text: &str) -> Vec<String> {
     match parse(&[("steer.toml", text)]) {
-        Ok(_) => Vec::new(),
+        Ok(config) => config.mistakes().map(ToString::to_string).collect(),
         Err(errors) => errors.iter().map(ToString::to_string).collect(),
     }
 }
@@ -257,14 +260,15 @@ fn an_interface_that_does_not_exist_is_no_mistake() {
 fn two_policies_of_one_priority_on_one_cgroup_are_a_mistake_whatever_their_files() {
     let a = "[policy.a]\nmatch.cgroup = \"x\"\nuse = \"eth0\"\n";
     let b = "[policy.b]\nmatch.cgroup = \"x\"\nuse = \"eth0\"\n";
-    let found = parse(&[("one", a), ("two", b)]).unwrap_err();
+    let config = parse(&[("one", a), ("two", b)]).unwrap();
     assert_eq!(
-        found[0].to_string(),
+        config.quarantined["b"].mistakes[0].to_string(),
         "two:2:16: [policy.b] and [policy.a] (one:2) have the same origin and priority on one \
          cgroup; give one of them another `priority`"
     );
     let apart = format!("{b}priority = 1\n");
-    assert!(parse(&[("one", a), ("two", &apart)]).is_ok());
+    let config = parse(&[("one", a), ("two", &apart)]).unwrap();
+    assert_eq!(config.mistakes().count(), 0);
 }
 
 #[test]
@@ -272,16 +276,21 @@ fn later_files_replace_policies_whole_and_merge_the_agent() {
     let one = "[agent]\nrule-base = 5000\ntable-base = 500\n[policy.a]\nmatch.cgroup = \"x\"\n\
                use = \"eth0\"\npriority = 5\n";
     let two = "[agent]\nrule-base = 6000\n[policy.a]\nmatch.unit = \"y.service\"\nuse = \"eth1\"\n";
-    let config = parse(&[("one", one), ("two", two)]).unwrap();
+    let parsed = parse_with_places(&[("one", one), ("two", two)]).unwrap();
+    let config = parsed.config;
     assert_eq!(
         (config.agent.rule_base, config.agent.table_base),
         (6000, 500)
     );
     let policy = &config.policies["a"];
     assert_eq!((policy.matches.len(), policy.priority), (1, 0));
+    let [replaced] = &parsed.places.replaced[..] else {
+        panic!("{:?}", parsed.places.replaced)
+    };
+    assert_eq!(replaced.section, "[policy.a]");
     assert_eq!(
-        config.notes[0].to_string(),
-        "two:3: [policy.a] replaces the one in one:4"
+        (replaced.later.to_string(), replaced.earlier.to_string()),
+        ("two:3".to_owned(), "one:4".to_owned())
     );
 }
 
@@ -295,7 +304,8 @@ fn groups_are_made_of_domains() {
     let both = "domain.a.match.interface = \"eth0\"\ngroup.a.domains = \"eth0\"\n";
     assert_eq!(
         error(both),
-        "steer.toml:2:7: `a` is both a group and the domain in steer.toml:1"
+        "steer.toml:2:7: `a` is both a group and the domain in steer.toml:1; give one of them \
+         another name"
     );
 }
 
@@ -388,14 +398,21 @@ proptest! {
 }
 
 fn check_spans(text: &str) -> Result<(), TestCaseError> {
-    if let Err(errors) = parse(&[("steer.toml", text)]) {
-        prop_assert!(!errors.is_empty());
-        for error in errors {
-            prop_assert!(text.get(error.span.clone()).is_some(), "{error:?}");
-            prop_assert!(error.line >= 1 && error.line <= text.matches('\n').count() + 1);
-            prop_assert!(error.column >= 1);
-            prop_assert!(!error.message.is_empty());
+    let errors = match parse(&[("steer.toml", text)]) {
+        Ok(config) => config.mistakes().cloned().collect(),
+        Err(errors) => {
+            prop_assert!(!errors.is_empty());
+            errors
         }
+    };
+    for error in errors {
+        let place = &error.place;
+        prop_assert!(text.get(place.span()).is_some(), "{error:?}");
+        let before = &text[..place.start];
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        prop_assert_eq!(place.line, before.matches('\n').count() + 1);
+        prop_assert_eq!(place.column, line.chars().count() + 1);
+        prop_assert!(!error.message.is_empty());
     }
     Ok(())
 }

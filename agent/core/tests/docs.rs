@@ -107,14 +107,6 @@ fn the_defaults_of_the_agent_are_those_on_the_page() {
 }
 
 #[test]
-fn the_error_on_the_page_is_the_parsers() {
-    let text = "[policy.web]\nmatch.cgroup = \"a\"\nusee = [\"wlan0\"]\notherwise = \"block\"\n";
-    let errors = parse(&[("/etc/steer/steer.toml", text)]).unwrap_err();
-    let shown: Vec<&str> = blocks(CONFIGURATION, "text").collect();
-    assert_eq!(shown, [format!("{}", errors[0])]);
-}
-
-#[test]
 fn every_priority_is_in_the_list_of_rules() {
     let listed: BTreeSet<u32> = HOST
         .lines()

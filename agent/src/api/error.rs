@@ -2,6 +2,7 @@
 
 use zlink::ReplyError;
 
+use super::mistake::Mistake;
 use super::types::Candidate;
 
 /// An error of interface `net.steer.Agent`.
@@ -42,6 +43,13 @@ pub enum ApiError {
     NotPermitted {
         /// Why not, and who may.
         reason: String,
+    },
+    /// The files cannot be taken. What was in force still is.
+    BadFiles {
+        /// That, in one sentence.
+        reason: String,
+        /// What is wrong, at most 100 of them, in the order of the files.
+        mistakes: Vec<Mistake>,
     },
     /// The agent tried and failed.
     Failed {
@@ -87,6 +95,12 @@ impl std::fmt::Display for ApiError {
             Self::NoSuchDomain { name, meant } => missing(f, "domain", name, meant.as_deref()),
             Self::InvalidArgument { field, reason } => write!(f, "{field}: {reason}"),
             Self::NotPermitted { reason } => write!(f, "not permitted: {reason}"),
+            Self::BadFiles { reason, mistakes } => {
+                f.write_str(reason)?;
+                mistakes
+                    .iter()
+                    .try_for_each(|mistake| write!(f, "; {mistake}"))
+            }
             Self::Failed { reason } => f.write_str(reason),
             Self::Busy { reason } => write!(f, "the agent is busy: {reason}"),
         }

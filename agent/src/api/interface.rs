@@ -11,9 +11,10 @@ use zlink::varlink_service;
 
 use super::error::ApiError;
 use super::methods::{
-    ListDomains, ListPolicies, Method, Request, Run, SetPolicy, ShowDomain, ShowPolicy, Status,
-    UnsetPolicy,
+    ListDomains, ListPolicies, Method, Reload, Request, Run, SetPolicy, ShowDomain, ShowPolicy,
+    Status, UnsetPolicy,
 };
+use super::mistake::Mistake;
 use super::types::{
     Candidate, DecisionView, DomainView, LocalNetworks, Origin, Otherwise, PolicyView, StatusView,
     Verdict,
@@ -26,6 +27,7 @@ const CUSTOM_TYPES: &[&idl::CustomType<'static>] = &[
     DecisionView::CUSTOM_TYPE,
     DomainView::CUSTOM_TYPE,
     LocalNetworks::CUSTOM_TYPE,
+    Mistake::CUSTOM_TYPE,
     Origin::CUSTOM_TYPE,
     Otherwise::CUSTOM_TYPE,
     PolicyView::CUSTOM_TYPE,
@@ -93,6 +95,7 @@ fn build() -> Result<Interface<'static>, zlink::names::Error> {
     let methods = vec![
         method::<ListDomains>()?,
         method::<ListPolicies>()?,
+        method::<Reload>()?,
         method::<Run>()?,
         method::<SetPolicy>()?,
         method::<ShowDomain>()?,
@@ -180,6 +183,10 @@ pub(super) fn read(message: Message) -> Result<Incoming, CallError> {
         (INTERFACE, Status::NAME) => {
             parse::<Status>(parameters)?;
             Ok(Incoming::Request(Request::Status))
+        }
+        (INTERFACE, Reload::NAME) => {
+            parse::<Reload>(parameters)?;
+            Ok(Incoming::Request(Request::Reload))
         }
         (INTERFACE, Run::NAME) => Ok(Incoming::Request(Request::Run(parse(parameters)?))),
         (INTERFACE | "org.varlink.service", _) => Err(unknown_method()),

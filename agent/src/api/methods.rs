@@ -4,6 +4,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zlink::introspect::Type;
 
+use super::mistake::Mistake;
 use super::types::{DomainView, LocalNetworks, Otherwise, PolicyView, StatusView};
 
 /// A method, by its parameters.
@@ -91,6 +92,10 @@ pub struct Run {
     pub command: String,
 }
 
+/// Reads the files again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct Reload {}
+
 /// One policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
 pub struct PolicyReply {
@@ -135,6 +140,17 @@ pub struct RunReply {
     pub policy: String,
     /// The domain that its flows leave by.
     pub domain: Option<String>,
+}
+
+/// What the files came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct Reloaded {
+    /// How many files were read.
+    pub files: u64,
+    /// How many policies of theirs are in force, with those in quarantine that block what they match.
+    pub policies: u64,
+    /// What is wrong with single policies.
+    pub quarantined: Vec<Mistake>,
 }
 
 /// Nothing but success.
@@ -184,6 +200,13 @@ impl Method for Status {
     type Reply = StatusReply;
 }
 
+impl Method for Reload {
+    const NAME: &'static str = "Reload";
+    const ABOUT: &'static str = "Reads the files again; bad ones change nothing. Answered when what \
+                                 they say is in force. For administrators.";
+    type Reply = Reloaded;
+}
+
 impl Method for Run {
     const NAME: &'static str = "Run";
     const ABOUT: &'static str = "Puts the calling process into a cgroup of its own with a policy \
@@ -208,6 +231,8 @@ pub enum Request {
     ShowDomain(ShowDomain),
     /// To be answered by [`Reply::Status`].
     Status,
+    /// To be answered by [`Reply::Reloaded`].
+    Reload,
     /// To be answered by [`Reply::Run`].
     Run(Run),
 }
@@ -225,6 +250,8 @@ pub enum Reply {
     Domains(Vec<DomainView>),
     /// The agent.
     Status(Box<StatusView>),
+    /// What the files came to.
+    Reloaded(Reloaded),
     /// Where the calling process now is.
     Run(RunReply),
     /// Done; nothing to say.
@@ -252,6 +279,7 @@ impl Reply {
                 status.sort();
                 serde_json::to_vec(&StatusReply { status: *status })
             }
+            Self::Reloaded(reloaded) => serde_json::to_vec(&reloaded),
             Self::Run(run) => serde_json::to_vec(&run),
             Self::Done => serde_json::to_vec(&Done {}),
         }

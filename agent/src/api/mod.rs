@@ -12,6 +12,7 @@ mod description;
 pub mod error;
 pub mod interface;
 pub mod methods;
+pub mod mistake;
 pub mod server;
 pub mod types;
 

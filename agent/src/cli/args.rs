@@ -151,6 +151,12 @@ pub(super) enum Command {
                             force, and exits with 3."
     )]
     Status(Output),
+    /// Have the agent read its files again.
+    #[command(after_help = "\
+Bad files change nothing: what is wrong is shown, and the exit code is 1. A policy that is bad in itself
+is put into quarantine: all else is taken, and what it matches is blocked if it is strict. `steer check`
+says the same before.")]
+    Reload(Output),
     /// Undo everything: rules, tables, kernel programs and cgroups that the agent made.
     #[command(
         after_help = "Stop the agent first. What the files say is in force again when the \

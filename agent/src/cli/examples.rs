@@ -34,6 +34,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ),
         ],
     ),
+    ("reload", &[("steer reload", "after a change of the files")]),
     (
         "run",
         &[

@@ -11,9 +11,11 @@ mod generate;
 mod manual;
 mod output;
 mod policy;
+mod reload;
 mod run;
 mod status;
 
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,7 +23,9 @@ use std::time::Duration;
 use crate::api::client::{self, Client, PATIENCE};
 use crate::api::error::ApiError;
 use crate::api::methods::Method;
+use crate::api::mistake::Mistake;
 use crate::daemon::{self, Mistakes, Running};
+use crate::draw::draw;
 use args::{Command, DomainCommand, Output, PolicyCommand};
 
 pub use args::{Cli, command, parse};
@@ -75,6 +79,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
                 domain::show(socket, name, json(&[output, own]))
             }
         }),
+        Some(Command::Reload(output)) => done(reload::reload(socket, json(&[output]))),
         Some(Command::Detach(output)) => detach::detach(socket, json(&[output])),
         Some(Command::Generate { directory }) => done(generate::generate(&directory)),
     }
@@ -99,14 +104,33 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     code.unwrap_or(FAILED).into()
 }
 
-/// What to print of an error, without what would control a terminal: one message a line.
-pub fn messages(error: &anyhow::Error) -> Vec<String> {
-    match error.downcast_ref::<Mistakes>() {
-        Some(Mistakes(lines)) => lines.iter().map(|line| clean(line)).collect(),
-        None => vec![clean(
-            &in_own_words(error).unwrap_or_else(|| format!("{error:#}")),
-        )],
+/// What to print of an error, without what would control a terminal.
+pub fn message(error: &anyhow::Error) -> String {
+    if let Some((reason, mistakes)) = mistakes(error) {
+        let colour = output::colour(std::io::stderr().is_terminal());
+        return format!("{}\n\nsteer: {}", draw(mistakes, colour), clean(&reason));
     }
+    let words = in_own_words(error).unwrap_or_else(|| format!("{error:#}"));
+    format!("steer: {}", clean(&words))
+}
+
+/// What is wrong in files, if the error is that.
+fn mistakes(error: &anyhow::Error) -> Option<(String, &[Mistake])> {
+    error.chain().find_map(|cause| {
+        if let Some(Mistakes(mistakes)) = cause.downcast_ref() {
+            let reason = match mistakes.len() {
+                1 => "the files cannot be taken: there is a mistake in them".to_owned(),
+                count => format!("the files cannot be taken: there are {count} mistakes in them"),
+            };
+            return Some((reason, mistakes.as_slice()));
+        }
+        match cause.downcast_ref()? {
+            client::Error::Api(ApiError::BadFiles { reason, mistakes }) => {
+                Some((reason.clone(), mistakes.as_slice()))
+            }
+            _ => None,
+        }
+    })
 }
 
 /// What the command knows better than the call that failed: where an agent listens that does not listen

@@ -99,16 +99,22 @@ pub(super) struct Page {
     width: usize,
 }
 
+/// Whether to use colour on what is a terminal, or not.
+pub(super) fn colour(terminal: bool) -> bool {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let plain = set("NO_COLOR").is_some() || set("TERM").is_some_and(|v| v == "dumb");
+    terminal && !plain
+}
+
 impl Page {
     /// A page for standard output.
     pub(super) fn new() -> Self {
         let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-        let plain = set("NO_COLOR").is_some() || set("TERM").is_some_and(|v| v == "dumb");
         let columns = set("COLUMNS").and_then(|text| text.to_str()?.parse().ok());
         let terminal = terminal_size_of(io::stdout()).map(|(width, _)| width.0.into());
         Self {
             text: String::new(),
-            colour: io::stdout().is_terminal() && !plain,
+            colour: colour(io::stdout().is_terminal()),
             width: width(columns, terminal),
         }
     }

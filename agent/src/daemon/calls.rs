@@ -1,8 +1,8 @@
 //! Answers the API's calls.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use steer_core::config::{AgentConfig, policy_to_toml};
+use steer_core::config::policy_to_toml;
 use steer_core::engine::Rejected;
 use steer_core::name::Name;
 use steer_core::pattern::{CgroupPattern, UnitName};
@@ -12,10 +12,10 @@ use steer_core::suggest::nearest;
 use tracing::info;
 
 use super::files::{self, DropIn};
-use super::{Daemon, Look, start};
+use super::{Daemon, Look};
 use crate::api::error::ApiError;
 use crate::api::methods::{Reply, Request, SetPolicy, UnsetPolicy};
-use crate::api::server::Call;
+use crate::api::server::{Call, Caller};
 use crate::api::types::{LocalNetworks, Otherwise};
 use crate::cgroup::id_of;
 use crate::reconcile::chain;
@@ -30,10 +30,20 @@ impl Daemon {
             Request::ShowPolicy(show) => self.show_policy(&show.name),
             Request::ListDomains => Ok(Reply::Domains(self.domain_views())),
             Request::ShowDomain(show) => self.show_domain(show.name),
+            Request::Reload => self.reload_for(&call.caller).await,
             Request::Status => Ok(Reply::Status(Box::new(self.status_view()))),
         };
         // A caller that did not wait gets no answer; what it asked for holds.
         let _gone = call.reply.send(result);
+    }
+
+    async fn reload_for(&mut self, caller: &Caller) -> Result<Reply, ApiError> {
+        if caller.uid != 0 {
+            return Err(ApiError::NotPermitted {
+                reason: "only root may have the files read again".to_owned(),
+            });
+        }
+        self.reload().await.map(Reply::Reloaded)
     }
 
     fn show_policy(&self, name: &str) -> Result<Reply, ApiError> {
@@ -228,7 +238,8 @@ impl Daemon {
     fn undo(&mut self, undo: Undo) -> Result<(), ApiError> {
         let files = undo.drop_in.map_or(Ok(()), |drop_in| {
             drop_in.put_back()?;
-            self.reload()
+            self.load_again()?;
+            Ok(())
         });
         if let Some(policy) = undo.policy {
             self.fact(policy);
@@ -246,11 +257,7 @@ impl Daemon {
 
     /// Where `save` writes a policy: a drop-in of its own.
     fn drop_in(&self, name: &Name) -> PathBuf {
-        let main = self
-            .config
-            .as_deref()
-            .unwrap_or(Path::new(files::DEFAULT_FILE));
-        files::drop_in_directory(main).join(format!("50-{name}.toml"))
+        files::drop_in_directory(&self.main_file()).join(format!("50-{name}.toml"))
     }
 
     /// Writes a policy to its drop-in and reads the files again. If they are wrong then, the drop-in
@@ -262,7 +269,7 @@ impl Daemon {
         let set = self.engine.state().api_policies.get(&policy.name);
         let set = set.cloned().map(Event::PutBack);
         drop_in.replace(text.as_bytes())?;
-        self.reload_or_put_back(drop_in, set)
+        self.load_or_put_back(&policy.name, drop_in, set)
     }
 
     fn unsave_policy(&mut self, name: &Name, save: bool) -> Result<Undo, ApiError> {
@@ -285,49 +292,35 @@ impl Daemon {
         }
         let drop_in = DropIn::read(path)?;
         drop_in.remove()?;
-        self.reload_or_put_back(drop_in, None)
+        self.load_or_put_back(name, drop_in, None)
     }
 
-    fn reload_or_put_back(
+    fn load_or_put_back(
         &mut self,
+        name: &Name,
         drop_in: DropIn,
         policy: Option<Event>,
     ) -> Result<Undo, ApiError> {
-        if let Err(wrong) = self.reload() {
+        let loaded = self.load_again().map_err(ApiError::from);
+        let wrong = match loaded {
+            Ok(loaded) => loaded.config.quarantined.get(name).map(|bad| {
+                let mistakes: Vec<String> = bad.mistakes.iter().map(ToString::to_string).collect();
+                ApiError::InvalidArgument {
+                    field: "save".to_owned(),
+                    reason: format!("the file would be wrong: {}", mistakes.join("; ")),
+                }
+            }),
+            Err(wrong) => Some(wrong),
+        };
+        if let Some(wrong) = wrong {
             drop_in.put_back()?;
+            self.load_again()?;
             return Err(wrong);
         }
         Ok(Undo {
             drop_in: Some(drop_in),
             policy,
         })
-    }
-
-    /// Reads the files again; wrong ones change nothing.
-    fn reload(&mut self) -> Result<(), ApiError> {
-        let config = start::load(self.config.as_deref()).map_err(|e| ApiError::Failed {
-            reason: format!("{e:#}"),
-        })?;
-        let fixed = |agent: &AgentConfig| {
-            let AgentConfig {
-                cgroup_root,
-                mark_mask,
-                table_base,
-                rule_base,
-                ..
-            } = agent;
-            (cgroup_root.clone(), *mark_mask, *table_base, *rule_base)
-        };
-        if fixed(&config.agent) != fixed(&self.engine.state().config.agent) {
-            return Err(ApiError::Failed {
-                reason:
-                    "cgroup-root, mark-mask, table-base or rule-base was changed in the files: \
-                         start the agent again first"
-                        .to_owned(),
-            });
-        }
-        self.event(Event::Config(Box::new(config)))
-            .map_err(|e| invalid("save", &e))
     }
 }
 

@@ -7,6 +7,7 @@ mod calls;
 mod decided;
 mod detach;
 mod files;
+mod load;
 mod offline;
 mod running;
 mod runs;
@@ -42,9 +43,9 @@ use running::Claim;
 use runs::Runs;
 
 pub use detach::{DetachReport, detach};
+pub use load::Mistakes;
 pub use offline::offline_status;
 pub use running::{Running, running};
-pub use start::Mistakes;
 
 /// A domain that no policy can choose any more is looked at after this time, and then less and less
 /// often, until its flows have ended.
@@ -205,11 +206,11 @@ impl Daemon {
     }
 
     /// Logs what `status` warns of, as far as that is news. What the kernel refused is logged where it is
-    /// tried.
+    /// tried, and what is wrong with policies of the files when these are read.
     fn tell_warnings(&mut self) {
         let mut warned = BTreeSet::new();
         for warning in self.engine.warnings() {
-            if matches!(warning, Warning::Refused(..)) {
+            if matches!(warning, Warning::Refused(..) | Warning::Quarantined { .. }) {
                 continue;
             }
             let words = warning.to_string();

@@ -53,7 +53,7 @@ pub(super) struct Inputs {
     pub(super) server: JoinHandle<()>,
 }
 
-/// Serves until SIGTERM, SIGINT or SIGHUP. What is in force stays in force.
+/// Serves until SIGTERM or SIGINT. What is in force stays in force.
 pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
@@ -83,8 +83,8 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
             biased;
             _ = terminate.recv() => break "SIGTERM",
             _ = interrupt.recv() => break "SIGINT",
-            // Its terminal is gone.
-            _ = hangup.recv() => break "SIGHUP",
+            // What is wrong is logged: nobody waits for an answer.
+            _ = hangup.recv() => drop(daemon.reload().await),
             () = at(gather) => {
                 gather = None;
                 let look = if std::mem::take(&mut routing_touched) {

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use anyhow::{Context, bail};
 use steer_common::policy_flags;
 use steer_core::cgroups::{CgroupChange, CgroupTree};
-use steer_core::config::{self, Config};
+use steer_core::config::Config;
 use steer_core::engine::Engine;
 use steer_core::plan::rules::offset;
 use steer_core::policy::{Match, Policy};
@@ -18,10 +18,11 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::decided::Decided;
+use super::load::{self, Loaded, load, tell_quarantined};
 use super::running::Claim;
 use super::runs::Runs;
 use super::serve::Inputs;
-use super::{Daemon, Look, Options, RETIRE_PAUSE, Saved, files, scan, state_file};
+use super::{Daemon, Look, Options, RETIRE_PAUSE, Saved, scan, state_file};
 use crate::api::server::Server;
 use crate::cgroup::{EmptyWatch, OwnCgroup, Tree, id_of};
 use crate::datapath::{self, Datapath, PIN_ROOT, Pinned};
@@ -36,7 +37,12 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     if !nix::unistd::geteuid().is_root() {
         bail!("the agent needs root: run it as root, or with sudo");
     }
-    let config = load(options.config.as_deref())?;
+    let Loaded {
+        config,
+        quarantined,
+        ..
+    } = load(options.config.as_deref()).map_err(load::Error::into_cause)?;
+    tell_quarantined(&quarantined);
     let tree = Tree::open(config.agent.cgroup_root.as_deref().map(Path::new))?;
 
     // First of all: a second agent must not touch what the first has.
@@ -144,22 +150,6 @@ impl Daemon {
         Ok(())
     }
 }
-
-/// Reads and checks the files.
-pub(super) fn load(named: Option<&Path>) -> anyhow::Result<Config> {
-    let texts = files::read(named)?;
-    let texts: Vec<(&str, &str)> = texts
-        .iter()
-        .map(|(name, text)| (name.as_str(), text.as_str()))
-        .collect();
-    config::parse(&texts)
-        .map_err(|errors| Mistakes(errors.iter().map(ToString::to_string).collect()).into())
-}
-
-/// What is wrong in the files, each with its place.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", .0.join("; "))]
-pub struct Mistakes(pub Vec<String>);
 
 /// What an earlier agent of this boot kept.
 ///

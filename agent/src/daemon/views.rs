@@ -29,6 +29,11 @@ impl Daemon {
         let decision = engine.decision(name);
         let numbers = engine.numbers(&policy.name);
         let refused = self.refused_of(&policy.name, &numbers);
+        let mistakes = self.mistakes_of(name);
+        let mut decision = self.decision_view(decision.as_ref());
+        if mistakes.is_some() && decision.verdict == Verdict::Block {
+            decision.reason = "blocked as long as the policy is in quarantine".to_owned();
+        }
         PolicyView {
             name: name.to_owned(),
             origin: origin(policy.origin),
@@ -39,19 +44,24 @@ impl Daemon {
             otherwise: Some(otherwise(policy.otherwise)),
             local_networks: local_networks(policy.local_networks),
             priority: Some(i64::from(policy.priority)),
-            saved: engine.state().config.policies.contains_key(&policy.name),
+            saved: engine.state().config.defines(name),
             cgroups: self.cgroups_in_force(policy, &numbers) as u64,
             decision: DecisionView {
                 since: self.decided_since(&numbers),
-                ..self.decision_view(decision.as_ref())
+                ..decision
             },
-            quarantined: engine
-                .conflicts_of(&policy.name)
-                .next()
-                .map(|w| w.to_string())
+            quarantined: mistakes
+                .or_else(|| Some(engine.conflicts_of(&policy.name).next()?.to_string()))
                 .or(refused),
             note: None,
         }
+    }
+
+    /// What is wrong with a policy of the files.
+    fn mistakes_of(&self, name: &str) -> Option<String> {
+        let bad = self.engine.state().config.quarantined.get(name)?;
+        let mistakes: Vec<String> = bad.mistakes.iter().map(ToString::to_string).collect();
+        Some(mistakes.join("; "))
     }
 
     /// [`Daemon::policy_view`] with what takes a look at every cgroup.
@@ -183,8 +193,14 @@ impl Daemon {
     }
 
     pub(super) fn policy_views(&self) -> Vec<PolicyView> {
-        let policies = self.engine.state().policies();
-        policies.map(|policy| self.policy_view(policy)).collect()
+        let state = self.engine.state();
+        let bad = state.config.quarantined.keys();
+        let elsewhere = bad.filter(|name| state.policy(name.as_str()).is_none());
+        let names = state.policies().map(|policy| &policy.name).chain(elsewhere);
+        names
+            .filter_map(|name| self.find_policy(name.as_str()))
+            .map(|policy| self.policy_view(policy))
+            .collect()
     }
 
     pub(super) fn domain_views(&self) -> Vec<DomainView> {
@@ -246,12 +262,21 @@ impl Daemon {
         )
     }
 
+    /// A policy by its name; one that is in quarantine as it is written, unless one that was set by
+    /// command is in force.
     pub(super) fn find_policy(&self, name: &str) -> Option<&Policy> {
-        self.engine.state().policy(name)
+        let state = self.engine.state();
+        let bad = state.config.quarantined.get(name).map(|bad| &bad.policy);
+        let policy = state.policy(name);
+        if state.config.policies.contains_key(name) {
+            bad.or(policy)
+        } else {
+            policy.or(bad)
+        }
     }
 
     pub(super) fn is_from_file(&self, name: &Name) -> bool {
-        self.engine.state().config.policies.contains_key(name)
+        self.engine.state().config.defines(name.as_str())
     }
 }
 

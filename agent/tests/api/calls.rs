@@ -271,8 +271,8 @@ fn the_interface_describes_itself_to_other_implementations() {
              `STEER_WRITE_DOCS=1 cargo test -p steer --test api`"
         );
         let interface = told.parse().unwrap();
-        assert_eq!(interface.methods().count(), 8);
-        assert_eq!(interface.errors().count(), 7);
+        assert_eq!(interface.methods().count(), 9);
+        assert_eq!(interface.errors().count(), 8);
 
         let own = "org.varlink.service".try_into().unwrap();
         let told = connection

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use steer::api::INTERFACE;
 use steer::api::client::Client;
-use steer::api::methods::{Reply, Request, RunReply, Status};
+use steer::api::methods::{Reloaded, Reply, Request, RunReply, Status};
 use steer::api::server::{Call, Limits, Server};
 use steer::api::types::{
     Candidate, DecisionView, DomainView, LocalNetworks, Origin, Otherwise, PolicyView, StatusView,
@@ -229,6 +229,7 @@ pub(crate) fn agreeable(call: Call) {
         Request::ListDomains => Reply::Domains(vec![domain("wifi"), domain("lte")]),
         Request::ShowDomain(d) => Reply::Domain(Box::new(domain(&d.name))),
         Request::Status => Reply::Status(Box::new(status())),
+        Request::Reload => Reply::Reloaded(Reloaded::default()),
         Request::Run(r) => Reply::Run(RunReply {
             cgroup: "/steer/run-1".to_owned(),
             policy: r.command,

@@ -1,4 +1,4 @@
-//! Errors and notes about files, with their place.
+//! Mistakes in files, and the places that they are about.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,32 +7,32 @@ use std::sync::Arc;
 /// Largest file that is read, bytes.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
 
-/// A mistake in a file, and where it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError {
+/// A place in a file.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
     /// The file.
     pub file: Arc<str>,
     /// Line, from 1.
     pub line: usize,
     /// Column in characters, from 1.
     pub column: usize,
-    /// Bytes of the file that it is about.
-    pub span: Range<usize>,
-    /// What is wrong.
-    pub message: String,
-    /// What to do.
-    pub help: Option<String>,
+    /// First byte of the file that it is about.
+    pub start: usize,
+    /// The byte behind the last.
+    pub end: usize,
 }
 
-/// Something worth knowing about a file that is no mistake.
+/// A mistake in a file, and where it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Note {
-    /// The file.
-    pub file: Arc<str>,
-    /// Line, from 1.
-    pub line: usize,
-    /// What it is.
+pub struct ConfigError {
+    /// Where it is.
+    pub place: Place,
+    /// What is wrong.
     pub message: String,
+    /// What is wrong with the very words at the place, briefly.
+    pub label: Option<String>,
+    /// What to do.
+    pub help: Option<String>,
 }
 
 /// A file, with the places of its lines: a large one has many places to tell.
@@ -54,8 +54,8 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// An error about `span`, which is cut to the text and to whole characters.
-    pub(super) fn error(&self, span: Range<usize>, message: String) -> ConfigError {
+    /// The place of `span`, which is cut to the text and to whole characters.
+    pub(super) fn place(&self, span: &Range<usize>) -> Place {
         let start = self
             .text
             .floor_char_boundary(span.start.min(self.text.len()));
@@ -63,14 +63,30 @@ impl<'a> Source<'a> {
             .text
             .ceil_char_boundary(span.end.clamp(start, self.text.len()));
         let line = self.lines.partition_point(|begin| *begin <= start);
-        ConfigError {
+        Place {
             file: Arc::clone(&self.file),
             line,
             column: self.text[self.lines[line - 1]..start].chars().count() + 1,
-            span: start..end,
-            message,
+            start,
+            end,
+        }
+    }
+}
+
+impl Place {
+    /// A mistake here.
+    pub(super) fn error(&self, message: impl Into<String>) -> ConfigError {
+        ConfigError {
+            place: self.clone(),
+            message: message.into(),
+            label: None,
             help: None,
         }
+    }
+
+    /// The bytes of the file that it is about.
+    pub fn span(&self) -> Range<usize> {
+        self.start..self.end
     }
 }
 
@@ -80,12 +96,24 @@ impl ConfigError {
         self.help = help.into();
         self
     }
+
+    /// The same with words for the place itself.
+    pub(super) fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = Some(label.into());
+        self
+    }
+}
+
+/// File and line.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (file, line, column) = (&self.file, self.line, self.column);
-        write!(f, "{file}:{line}:{column}: {}", self.message)?;
+        write!(f, "{}:{}: {}", self.place, self.place.column, self.message)?;
         match &self.help {
             Some(help) => write!(f, "; {help}"),
             None => Ok(()),
@@ -94,9 +122,3 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
-
-impl fmt::Display for Note {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}", self.file, self.line, self.message)
-    }
-}

@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use steer_common::MarkMask;
 
-pub use self::error::{ConfigError, MAX_FILE_BYTES, Note};
-pub use self::parse::parse;
+pub use self::error::{ConfigError, MAX_FILE_BYTES, Place};
+pub use self::parse::{Parsed, Places, PolicyPlaces, Replaced, parse, parse_with_places};
 pub use self::print::{NotSavable, policy_to_toml};
 use crate::name::Name;
 use crate::network::{LinkKind, Network};
@@ -34,10 +34,22 @@ pub struct Config {
     pub policies: BTreeMap<Name, Policy>,
     /// `[permit.x]`.
     pub permits: BTreeMap<Name, Permit>,
-    /// What `steer check` says besides errors.
-    pub notes: Vec<Note>,
+    /// Policies that are bad in themselves, and are not in force. In place of a strict one there is in
+    /// `policies` one that blocks what it matches.
+    pub quarantined: BTreeMap<Name, Quarantine>,
+    /// Where the keys of `[agent]` are that were given.
+    pub agent_places: BTreeMap<&'static str, Place>,
     /// Names that no file defines and that only a discovered interface can bear.
     pub awaited: Vec<Awaited>,
+}
+
+/// A policy that is bad in itself in an otherwise good file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quarantine {
+    /// The policy as far as it could be read.
+    pub policy: Policy,
+    /// What is wrong with it: one mistake or more.
+    pub mistakes: Vec<ConfigError>,
 }
 
 /// A name in `use` or in a group that no file defines.
@@ -136,6 +148,16 @@ impl Discover {
 }
 
 impl Config {
+    /// Whether the files define a policy of this name, good or bad.
+    pub fn defines(&self, name: &str) -> bool {
+        self.policies.contains_key(name) || self.quarantined.contains_key(name)
+    }
+
+    /// What is wrong with single policies.
+    pub fn mistakes(&self) -> impl Iterator<Item = &ConfigError> {
+        self.quarantined.values().flat_map(|bad| &bad.mistakes)
+    }
+
     /// Whether a name in `use` means something now: a domain or group of the files, or an interface
     /// that may be discovered.
     pub fn knows(&self, name: &Name, network: &Network) -> bool {

@@ -5,19 +5,71 @@ use std::ops::Range;
 
 use toml::de::DeTable;
 
-use super::error::{ConfigError, MAX_FILE_BYTES, Note, Source};
+use super::error::{ConfigError, MAX_FILE_BYTES, Place, Source};
 use super::read::{Reader, Table};
-use super::{AgentConfig, Awaited, Config, DomainConfig, keys};
+use super::{AgentConfig, Awaited, Config, DomainConfig, Quarantine, keys};
 use crate::name::{Name, interface_name};
 use crate::permit::Permit;
 use crate::policy::{Match, Policy};
 use crate::suggest::nearest;
 
+/// What the files say, and where they say it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parsed {
+    /// What they say.
+    pub config: Config,
+    /// Where.
+    pub places: Places,
+}
+
+/// Where the files say what they say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Places {
+    /// `[domain.x]`: its name.
+    pub domains: BTreeMap<Name, Place>,
+    /// `[group.x]`: its name, and each of its domains.
+    pub groups: BTreeMap<Name, (Place, Vec<Place>)>,
+    /// `[policy.x]`.
+    pub policies: BTreeMap<Name, PolicyPlaces>,
+    /// Sections that a later file replaced.
+    pub replaced: Vec<Replaced>,
+}
+
+/// Where a file says what a policy is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyPlaces {
+    /// Its name.
+    pub name: Place,
+    /// Each name in `use`.
+    pub uses: Vec<Place>,
+    /// Each match.
+    pub matches: Vec<Place>,
+}
+
+/// A section that a later file replaced whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaced {
+    /// The section, as `[policy.x]`.
+    pub section: String,
+    /// Where it was.
+    pub earlier: Place,
+    /// What replaces it.
+    pub later: Place,
+    /// What was wrong with it, where that does not make the file bad: it counts no more.
+    pub mistakes: Vec<ConfigError>,
+}
+
 /// Parses files, given as name and text, and merges them in their order: a later `[policy.x]`,
-/// `[domain.x]` or `[group.x]` replaces an earlier one whole, `[agent]` merges key by key.
+/// `[domain.x]`, `[group.x]` or `[permit.x]` replaces an earlier one whole, `[agent]` merges key by key.
 ///
-/// All mistakes of all files are found at once. On any, nothing of the files is taken.
+/// All mistakes of all files are found at once. A policy that is bad in itself, and whose match can be
+/// read, is put into [`Config::quarantined`]. On any other mistake nothing of the files is taken.
 pub fn parse(files: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
+    parse_with_places(files).map(|parsed| parsed.config)
+}
+
+/// As [`parse`], with the places.
+pub fn parse_with_places(files: &[(&str, &str)]) -> Result<Parsed, Vec<ConfigError>> {
     let mut merged = Merged::default();
     let mut errors = Vec::new();
     for (file, text) in files {
@@ -33,26 +85,32 @@ pub fn parse(files: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
         merged.check(&mut errors);
     }
     if errors.is_empty() {
-        Ok(merged.config())
-    } else {
-        Err(errors)
+        return Ok(merged.parsed());
     }
+    let policies = merged.policies.into_values();
+    errors.extend(policies.flat_map(|at| at.mistakes));
+    let order = |error: &ConfigError| {
+        let file = files
+            .iter()
+            .position(|(name, _)| **name == *error.place.file);
+        (file, error.place.start)
+    };
+    errors.sort_by_key(order);
+    Err(errors)
 }
 
 /// What was read so far, with places for checks across files.
 #[derive(Debug, Default)]
 pub(super) struct Merged {
     pub(super) agent: AgentConfig,
+    pub(super) agent_places: BTreeMap<&'static str, Place>,
     pub(super) domains: BTreeMap<Name, (DomainConfig, Place)>,
     pub(super) groups: BTreeMap<Name, (Vec<(Name, Place)>, Place)>,
     pub(super) policies: BTreeMap<Name, PolicyAt>,
     pub(super) permits: BTreeMap<Name, PermitAt>,
-    notes: Vec<Note>,
+    replaced: Vec<Replaced>,
     awaited: Vec<Awaited>,
 }
-
-/// A place in a file, as an error that has no message yet.
-pub(super) type Place = ConfigError;
 
 #[derive(Debug)]
 pub(super) struct PolicyAt {
@@ -60,6 +118,8 @@ pub(super) struct PolicyAt {
     pub(super) uses: Vec<Place>,
     pub(super) matches: Vec<Place>,
     pub(super) place: Place,
+    /// What is wrong with it alone.
+    pub(super) mistakes: Vec<ConfigError>,
 }
 
 #[derive(Debug)]
@@ -132,15 +192,19 @@ impl Merged {
         }
     }
 
-    pub(super) fn note(&mut self, earlier: Option<Place>, title: &str, here: &Place) {
-        if let Some(earlier) = earlier {
-            self.notes.push(Note {
-                file: here.file.clone(),
-                line: here.line,
-                message: format!(
-                    "{title} replaces the one in {}:{}",
-                    earlier.file, earlier.line
-                ),
+    /// Notes that a section took the place of an earlier one.
+    pub(super) fn note(
+        &mut self,
+        earlier: Option<(Place, Vec<ConfigError>)>,
+        section: &str,
+        later: &Place,
+    ) {
+        if let Some((earlier, mistakes)) = earlier {
+            self.replaced.push(Replaced {
+                section: section.to_owned(),
+                earlier,
+                later: later.clone(),
+                mistakes,
             });
         }
     }
@@ -149,9 +213,10 @@ impl Merged {
     fn check(&mut self, errors: &mut Vec<ConfigError>) {
         for (name, (_, place)) in &self.groups {
             if let Some((_, domain)) = self.domains.get(name) {
-                let at = format!("{}:{}", domain.file, domain.line);
-                let message = format!("`{name}` is both a group and the domain in {at}");
-                errors.push(say(place, message, None));
+                let message = format!("`{name}` is both a group and the domain in {domain}");
+                let help = "give one of them another name".to_owned();
+                let error = place.error(message).label("the group").help(help);
+                errors.push(error);
             }
         }
         let mut awaited = BTreeMap::new();
@@ -160,23 +225,10 @@ impl Merged {
                 if self.groups.contains_key(name) {
                     let message = format!("[group.{group}] contains the group `{name}`");
                     let help = "a group is made of domains".to_owned();
-                    errors.push(say(place, message, Some(help)));
+                    errors.push(place.error(message).label("a group").help(help));
                 } else {
-                    self.check_name(
-                        name,
-                        place,
-                        &format!("[group.{group}]"),
-                        errors,
-                        &mut awaited,
-                    );
-                }
-            }
-        }
-        for (policy, at) in &self.policies {
-            for (name, place) in at.policy.use_.iter().zip(&at.uses) {
-                if !self.groups.contains_key(name) {
-                    let title = format!("[policy.{policy}]");
-                    self.check_name(name, place, &title, errors, &mut awaited);
+                    let title = format!("[group.{group}]");
+                    errors.extend(self.check_name(name, place, &title, &mut awaited));
                 }
             }
         }
@@ -184,33 +236,47 @@ impl Merged {
             for (name, place) in at.permit.domains.iter().zip(&at.domains) {
                 if !self.groups.contains_key(name) {
                     let title = format!("[permit.{permit}]");
-                    self.check_name(name, place, &title, errors, &mut awaited);
+                    errors.extend(self.check_name(name, place, &title, &mut awaited));
                 }
             }
         }
-        self.check_matches(errors);
+        let mut mistakes: BTreeMap<Name, Vec<ConfigError>> = BTreeMap::new();
+        for (policy, at) in &self.policies {
+            for (name, place) in at.policy.use_.iter().zip(&at.uses) {
+                if !self.groups.contains_key(name) {
+                    let title = format!("[policy.{policy}]");
+                    if let Some(error) = self.check_name(name, place, &title, &mut awaited) {
+                        mistakes.entry(policy.clone()).or_default().push(error);
+                    }
+                }
+            }
+        }
+        self.check_matches(&mut mistakes);
+        for (name, mistakes) in mistakes {
+            if let Some(at) = self.policies.get_mut(&name) {
+                at.mistakes.extend(mistakes);
+            }
+        }
         self.awaited = awaited.into_values().collect();
     }
 
+    /// What is wrong with a name of a domain, if that is sure; else notes it as awaited.
     fn check_name(
         &self,
         name: &Name,
         place: &Place,
         title: &str,
-        errors: &mut Vec<ConfigError>,
         awaited: &mut BTreeMap<Name, Awaited>,
-    ) {
+    ) -> Option<ConfigError> {
         // Said once for each name: many policies may share one.
         if self.domains.contains_key(name) || awaited.contains_key(name) {
-            return;
+            return None;
         }
-        let interfaces = self
+        let mut interfaces = self
             .domains
             .values()
             .filter_map(|(d, _)| d.matches.interface.as_deref());
-        let alias = interfaces
-            .clone()
-            .any(|interface| interface == name.as_str());
+        let alias = interfaces.any(|interface| interface == name.as_str());
         let known = self
             .domains
             .keys()
@@ -220,8 +286,10 @@ impl Merged {
             Some(meant) => format!("did you mean `{meant}`?"),
             None => "define it by [domain.x] or [group.x], or name an interface".to_owned(),
         };
-        let message = format!("unknown domain `{name}` in {title}");
-        let error = say(place, message, Some(help));
+        let error = place
+            .error(format!("unknown domain `{name}` in {title}"))
+            .label("no domain, group or interface has this name")
+            .help(help);
         let may_come = self.agent.discover.covers(name.as_str())
             && interface_name(name.as_str(), false).is_ok();
         if alias || may_come {
@@ -230,70 +298,82 @@ impl Merged {
                 error,
             };
             awaited.insert(name.clone(), awaits);
-        } else {
-            errors.push(error);
+            return None;
         }
+        Some(error)
     }
 
     /// Two policies of one priority that name one cgroup or unit: the one that comes later by name is
     /// refused, so the order of files does not matter.
-    fn check_matches(&self, errors: &mut Vec<ConfigError>) {
+    fn check_matches(&self, mistakes: &mut BTreeMap<Name, Vec<ConfigError>>) {
         let mut seen: BTreeMap<(&Match, i32), (&Name, &Place)> = BTreeMap::new();
         for (name, at) in &self.policies {
-            for (wanted, place) in at.policy.matches.iter().zip(&at.matches) {
-                let earlier = seen.insert((wanted, at.policy.priority), (name, place));
-                if let Some((other, there)) = earlier.filter(|(other, _)| *other != name) {
-                    let message = format!(
-                        "[policy.{name}] and [policy.{other}] ({}:{}) have the same origin and \
-                         priority on one cgroup",
-                        there.file, there.line
-                    );
-                    let help = "give one of them another `priority`".to_owned();
-                    errors.push(say(place, message, Some(help)));
-                }
+            // One that is in quarantine competes with none.
+            if !at.mistakes.is_empty() || mistakes.contains_key(name) {
+                continue;
+            }
+            let wanted = || at.policy.matches.iter().zip(&at.matches);
+            let priority = at.policy.priority;
+            let rivals = wanted().filter_map(|(wanted, place)| {
+                let (other, there) = seen.get(&(wanted, priority))?;
+                let message = format!(
+                    "[policy.{name}] and [policy.{other}] ({there}) have the same origin and \
+                     priority on one cgroup"
+                );
+                let error = place.error(message).label(format!("also `{other}`'s"));
+                Some(error.help("give one of them another `priority`".to_owned()))
+            });
+            let rivals: Vec<ConfigError> = rivals.collect();
+            if rivals.is_empty() {
+                seen.extend(wanted().map(|(w, place)| ((w, priority), (name, place))));
+            } else {
+                mistakes.insert(name.clone(), rivals);
             }
         }
     }
 
-    fn config(self) -> Config {
-        Config {
-            agent: self.agent,
-            domains: self
-                .domains
-                .into_iter()
-                .map(|(name, (domain, _))| (name, domain))
-                .collect(),
-            groups: self
-                .groups
-                .into_iter()
-                .map(|(name, (domains, _))| {
-                    (name, domains.into_iter().map(|(name, _)| name).collect())
-                })
-                .collect(),
-            policies: self
-                .policies
-                .into_iter()
-                .map(|(name, at)| (name, at.policy))
-                .collect(),
-            permits: self
-                .permits
-                .into_iter()
-                .map(|(name, at)| (name, at.permit))
-                .collect(),
-            notes: self.notes,
-            awaited: self.awaited,
+    fn parsed(self) -> Parsed {
+        let mut parsed = Parsed::default();
+        let Parsed { config, places } = &mut parsed;
+        config.agent = self.agent;
+        config.agent_places = self.agent_places;
+        config.awaited = self.awaited;
+        for (name, (domain, place)) in self.domains {
+            places.domains.insert(name.clone(), place);
+            config.domains.insert(name, domain);
         }
+        for (name, (domains, place)) in self.groups {
+            let (domains, uses) = domains.into_iter().unzip();
+            places.groups.insert(name.clone(), (place, uses));
+            config.groups.insert(name, domains);
+        }
+        for (name, at) in self.policies {
+            let at_places = PolicyPlaces {
+                name: at.place,
+                uses: at.uses,
+                matches: at.matches,
+            };
+            places.policies.insert(name.clone(), at_places);
+            if at.mistakes.is_empty() {
+                config.policies.insert(name, at.policy);
+                continue;
+            }
+            if at.policy.strict {
+                config.policies.insert(name.clone(), at.policy.closed());
+            }
+            let quarantine = Quarantine {
+                policy: at.policy,
+                mistakes: at.mistakes,
+            };
+            config.quarantined.insert(name, quarantine);
+        }
+        let permits = self.permits.into_iter();
+        config.permits = permits.map(|(name, at)| (name, at.permit)).collect();
+        places.replaced = self.replaced;
+        parsed
     }
 }
 
-pub(super) fn place(reader: &Reader<'_>, span: Range<usize>) -> Place {
-    reader.source.error(span, String::new())
-}
-
-fn say(place: &Place, message: String, help: Option<String>) -> ConfigError {
-    ConfigError {
-        message,
-        help,
-        ..place.clone()
-    }
+pub(super) fn place(reader: &Reader<'_>, span: &Range<usize>) -> Place {
+    reader.source.place(span)
 }

@@ -37,8 +37,20 @@ impl Reader<'_> {
         message: impl Display,
         help: Option<String>,
     ) {
-        let error = self.source.error(span, message.to_string());
+        let error = self.source.place(&span).error(message.to_string());
         self.errors.push(error.help(help));
+    }
+
+    /// As [`Reader::error`], with words for the place itself.
+    pub(super) fn labelled(
+        &mut self,
+        span: &Range<usize>,
+        message: impl Display,
+        label: impl Into<String>,
+        help: Option<String>,
+    ) {
+        let error = self.source.place(span).error(message.to_string());
+        self.errors.push(error.label(label).help(help));
     }
 
     /// A value as a table.
@@ -66,7 +78,7 @@ impl Reader<'_> {
                     .map(|meant| format!("did you mean `{meant}`?"))
                     .or_else(|| (known.len() <= 8).then(|| format!("known are {}", list(&known))));
                 let message = format!("unknown key {} in {}", Shown::new(name), table.title);
-                self.error(key.span(), message, help);
+                self.labelled(&key.span(), message, "there is no such key", help);
             }
         }
     }
@@ -79,7 +91,7 @@ impl Reader<'_> {
             "a"
         };
         let message = format!("{what} must be {wanted}, not {article} {found}");
-        self.error(value.span(), message, None);
+        self.labelled(&value.span(), message, format!("{article} {found}"), None);
     }
 
     pub(super) fn boolean(&mut self, table: Table<'_>, key: &str) -> Option<bool> {
@@ -107,11 +119,8 @@ impl Reader<'_> {
         let number = i64::from_str_radix(integer.as_str(), integer.radix()).ok();
         let fits = number.filter(|number| (low..=high).contains(number));
         if fits.is_none() {
-            self.error(
-                value.span(),
-                format!("`{key}` must be from {low} to {high}"),
-                None,
-            );
+            let message = format!("`{key}` must be from {low} to {high}");
+            self.labelled(&value.span(), message, "out of range", None);
         }
         fits
     }
@@ -168,7 +177,7 @@ impl Reader<'_> {
                 Shown::new(text)
             );
             let meant = nearest(text, names).map(|meant| format!("did you mean `{meant}`?"));
-            self.error(value.span(), message, meant);
+            self.labelled(&value.span(), message, "no such word", meant);
         }
         found.map(|(_, meaning)| *meaning)
     }

@@ -15,7 +15,8 @@ use crate::network::LinkKind;
 use crate::pattern::{CgroupPattern, UnitName};
 use crate::permit::{Account, Permit};
 use crate::plan::rules::offset;
-use crate::policy::{LocalNetworks, Match, Origin, Otherwise, Policy};
+use crate::policy::{LocalNetworks, Match, Origin, Otherwise, Policy, PolicyError};
+use crate::suggest::nearest;
 
 const KINDS: [(&str, LinkKind); 5] = [
     ("wired", LinkKind::Wired),
@@ -25,9 +26,25 @@ const KINDS: [(&str, LinkKind); 5] = [
     ("other", LinkKind::Other),
 ];
 
+const OTHERWISE: [(&str, Otherwise); 3] = [
+    ("block", Otherwise::Block),
+    ("pass", Otherwise::Pass),
+    ("next", Otherwise::Next),
+];
+
+const LOCAL_NETWORKS: [(&str, LocalNetworks); 2] = [
+    ("pass", LocalNetworks::Pass),
+    ("steer", LocalNetworks::Steer),
+];
+
 impl Merged {
     pub(super) fn read_agent(&mut self, reader: &mut Reader<'_>, table: Table<'_>) {
         reader.known_keys(table, keys::AGENT);
+        for key in keys::AGENT.names() {
+            if let Some(value) = table.entries.get(key) {
+                self.agent_places.insert(key, place(reader, &value.span()));
+            }
+        }
         let root = reader.string(table, "cgroup-root", |text| {
             let relative = text.trim_start_matches('/');
             let fits = relative
@@ -93,9 +110,13 @@ impl Merged {
         domain.gateways = without_places(reader.strings(table, "gateways", ip));
         domain.cost = number(reader, table, "cost", 0, MAX_COST.into()).unwrap_or(0);
         domain.metered = reader.boolean(table, "metered").unwrap_or(false);
-        let place = place(reader, table.span());
+        let place = place(reader, &table.span());
         let earlier = self.domains.insert(name, (domain, place.clone()));
-        self.note(earlier.map(|(_, earlier)| earlier), table.title, &place);
+        self.note(
+            earlier.map(|(_, earlier)| (earlier, Vec::new())),
+            table.title,
+            &place,
+        );
     }
 
     pub(super) fn read_group(&mut self, reader: &mut Reader<'_>, name: Name, table: Table<'_>) {
@@ -109,21 +130,22 @@ impl Merged {
             .unwrap_or_default();
         let domains = domains
             .into_iter()
-            .map(|(name, span)| (name, place(reader, span)))
+            .map(|(name, span)| (name, place(reader, &span)))
             .collect();
-        let place = place(reader, table.span());
+        let place = place(reader, &table.span());
         let earlier = self.groups.insert(name, (domains, place.clone()));
-        self.note(earlier.map(|(_, earlier)| earlier), table.title, &place);
+        self.note(
+            earlier.map(|(_, earlier)| (earlier, Vec::new())),
+            table.title,
+            &place,
+        );
     }
 
+    /// Reads a policy. What is wrong with it alone is noted with it, once its match could be read: then it
+    /// is known which cgroups are to be closed, if it is strict.
     pub(super) fn read_policy(&mut self, reader: &mut Reader<'_>, name: Name, table: Table<'_>) {
         let default = name.as_str() == Name::DEFAULT_POLICY;
-        let known = if default {
-            keys::DEFAULT_POLICY
-        } else {
-            keys::POLICY
-        };
-        reader.known_keys(table, known);
+        let before = reader.errors.len();
         let matches = match table.entries.get("match") {
             Some(value) if !default => read_policy_match(reader, table, value),
             _ => Vec::new(),
@@ -131,66 +153,33 @@ impl Merged {
         if !default && !table.entries.contains_key("match") {
             let message = format!("{} has no match", table.title);
             let help = "give it `match.cgroup` or `match.unit`";
-            reader.error(table.span(), message, Some(help.to_owned()));
+            reader.labelled(
+                &table.span(),
+                message,
+                "matches nothing",
+                Some(help.to_owned()),
+            );
         }
-        let uses = reader.strings(table, "use", Name::new);
-        let otherwise = reader.word(
-            table,
-            "otherwise",
-            &[
-                ("block", Otherwise::Block),
-                ("pass", Otherwise::Pass),
-                ("next", Otherwise::Next),
-            ],
-        );
-        let strict = reader.boolean(table, "strict");
-        if uses.is_none() && otherwise.is_none() && strict.is_none() {
-            let message = format!("{} has no `use`", table.title);
-            let help = "name domains or groups, or say `otherwise = \"block\"` or `\"pass\"`";
-            reader.error(table.span(), message, Some(help.to_owned()));
-        }
-        let strict = strict.unwrap_or(false);
-        let local = reader.word(
-            table,
-            "local-networks",
-            &[
-                ("pass", LocalNetworks::Pass),
-                ("steer", LocalNetworks::Steer),
-            ],
-        );
-        let priority = reader.integer(table, "priority", i32::MIN.into(), i32::MAX.into());
-        let (uses, use_spans): (Vec<_>, Vec<_>) = uses.unwrap_or_default().into_iter().unzip();
+        let readable = reader.errors.len() == before;
         let (matches, spans): (Vec<_>, Vec<_>) = matches.into_iter().unzip();
-        let policy = Policy {
-            origin: if default {
-                Origin::Default
-            } else {
-                Origin::Admin
-            },
-            otherwise: otherwise.unwrap_or(Otherwise::default_for(strict)),
-            local_networks: local.unwrap_or(LocalNetworks::default_for(strict)),
-            priority: priority.and_then(|p| i32::try_from(p).ok()).unwrap_or(0),
-            ..Policy::new(name.clone(), Origin::Admin, matches, uses, strict)
+        let (policy, use_spans) = read_wishes(reader, name.clone(), matches, table);
+        let mistakes = if readable {
+            reader.errors.split_off(before)
+        } else {
+            Vec::new()
         };
-        if let (Err(error), true) = (policy.check(), reader.errors.is_empty()) {
-            let span = table
-                .entries
-                .get("otherwise")
-                .map_or(table.span(), |value| value.span());
-            reader.error(span, error, None);
-        }
+        let places = |spans: Vec<Range<usize>>| spans.iter().map(|s| place(reader, s)).collect();
         let at = PolicyAt {
             policy,
-            uses: use_spans
-                .into_iter()
-                .map(|span| place(reader, span))
-                .collect(),
-            matches: spans.into_iter().map(|span| place(reader, span)).collect(),
-            place: place(reader, table.span()),
+            uses: places(use_spans),
+            matches: places(spans),
+            place: place(reader, &table.span()),
+            mistakes,
         };
         let here = at.place.clone();
         let earlier = self.policies.insert(name, at);
-        self.note(earlier.map(|at| at.place), table.title, &here);
+        let earlier = earlier.map(|at| (at.place, at.mistakes));
+        self.note(earlier, table.title, &here);
     }
 
     pub(super) fn read_permit(&mut self, reader: &mut Reader<'_>, name: Name, table: Table<'_>) {
@@ -212,15 +201,88 @@ impl Merged {
             destinations: without_places(reader.strings(table, "destinations", net)),
             strict: reader.boolean(table, "strict"),
         };
-        let here = place(reader, table.span());
+        let here = place(reader, &table.span());
         let at = PermitAt {
             permit,
-            domains: spans.into_iter().map(|span| place(reader, span)).collect(),
+            domains: spans.iter().map(|span| place(reader, span)).collect(),
             place: here.clone(),
         };
         let earlier = self.permits.insert(name, at);
-        self.note(earlier.map(|at| at.place), table.title, &here);
+        self.note(earlier.map(|at| (at.place, Vec::new())), table.title, &here);
     }
+}
+
+/// Reads all of a policy but its match; with the places of the names in `use`.
+///
+/// What cannot be read counts as what is safe: strict where that is not said clearly, and before all
+/// others where its priority is not.
+fn read_wishes(
+    reader: &mut Reader<'_>,
+    name: Name,
+    matches: Vec<Match>,
+    table: Table<'_>,
+) -> (Policy, Vec<Range<usize>>) {
+    let before = reader.errors.len();
+    let default = name.as_str() == Name::DEFAULT_POLICY;
+    let known = if default {
+        keys::DEFAULT_POLICY
+    } else {
+        keys::POLICY
+    };
+    reader.known_keys(table, known);
+    let misspelt = table.entries.keys().any(|key| {
+        let key: &str = key.get_ref().as_ref();
+        known.names().all(|known| known != key) && nearest(key, known.names()) == Some("strict")
+    });
+    let uses = reader.strings(table, "use", Name::new);
+    let otherwise = reader.word(table, "otherwise", &OTHERWISE);
+    let strict = reader.boolean(table, "strict");
+    if uses.is_none() && otherwise.is_none() && strict.is_none() && reader.errors.len() == before {
+        let message = format!("{} has no `use`", table.title);
+        let help = "name domains or groups, or say `otherwise = \"block\"` or `\"pass\"`";
+        reader.labelled(
+            &table.span(),
+            message,
+            "does nothing",
+            Some(help.to_owned()),
+        );
+    }
+    let unclear = misspelt || table.entries.contains_key("strict");
+    let strict = strict.unwrap_or(unclear);
+    let local = reader.word(table, "local-networks", &LOCAL_NETWORKS);
+    let priority = reader
+        .integer(table, "priority", i32::MIN.into(), i32::MAX.into())
+        .and_then(|priority| i32::try_from(priority).ok());
+    let unclear = table.entries.contains_key("priority");
+    let (uses, use_spans): (Vec<_>, Vec<_>) = uses.unwrap_or_default().into_iter().unzip();
+    let policy = Policy {
+        origin: if default {
+            Origin::Default
+        } else {
+            Origin::Admin
+        },
+        otherwise: otherwise.unwrap_or(Otherwise::default_for(strict)),
+        local_networks: local.unwrap_or(LocalNetworks::default_for(strict)),
+        priority: priority.unwrap_or(if unclear { i32::MAX } else { 0 }),
+        ..Policy::new(name, Origin::Admin, matches, uses, strict)
+    };
+    // Where nothing else is wrong with it: a match that could not be read is none.
+    if let (Err(error), true) = (policy.check(), reader.errors.len() == before)
+        && (default || !policy.matches.is_empty())
+    {
+        let key = match error {
+            PolicyError::StrictOtherwise(_) => "otherwise",
+            _ => "use",
+        };
+        let value = table.entries.get(key);
+        let span = value.map_or(table.span(), |value| value.span());
+        let label = match error {
+            PolicyError::StrictOtherwise(_) => "contradicts `strict = true`",
+            _ => "too many",
+        };
+        reader.labelled(&span, error, label, None);
+    }
+    (policy, use_spans)
 }
 
 fn net(text: &str) -> Result<IpNet, String> {

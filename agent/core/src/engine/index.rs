@@ -33,6 +33,8 @@ struct Ranked {
     rank: Rank,
     priority: i32,
     strict: bool,
+    /// It lets nothing through.
+    closed: bool,
 }
 
 /// Two policies of one rank and priority on one cgroup.
@@ -187,6 +189,7 @@ impl PolicyIndex {
             rank: policy.rank(),
             priority: policy.priority,
             strict: policy.strict,
+            closed: policy.is_closed(),
         };
         self.policies.insert(name.clone(), ranked);
         if policy.origin == Origin::Default {
@@ -408,9 +411,13 @@ impl PolicyIndex {
                 ))
             })
             .collect();
-        // Of two that are equal, a strict one applies: too tight is a nuisance, too loose a leak.
-        let lax = |name| self.policies.get(name).is_some_and(|policy| !policy.strict);
-        ranked.sort_unstable_by_key(|(key, name)| (*key, lax(*name), *name));
+        // Of two that are equal, one that is closed applies, or a strict one: too tight is a nuisance,
+        // too loose a leak.
+        let tightness = |name| {
+            let policy = self.policies.get(name);
+            Reverse(policy.map(|policy| (policy.closed, policy.strict)))
+        };
+        ranked.sort_unstable_by_key(|(key, name)| (*key, tightness(*name), *name));
         let mut refused = Vec::new();
         ranked.dedup_by(|later, first| {
             let equal = later.0 == first.0;

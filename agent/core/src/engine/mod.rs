@@ -208,7 +208,7 @@ impl Engine {
     pub fn check(&self, policy: &Policy) -> Result<(), Rejected> {
         policy.check()?;
         let name = &policy.name;
-        if self.state.config.policies.contains_key(name) {
+        if self.state.config.defines(name.as_str()) {
             return Err(Rejected::InFile(name.clone()));
         }
         let (config, network) = (&self.state.config, &self.state.network);
@@ -258,7 +258,7 @@ impl Engine {
             self.forget(&old);
             return Ok(());
         }
-        if self.state.config.policies.contains_key(name) {
+        if self.state.config.defines(name.as_str()) {
             return Err(Rejected::InFile(name.clone()));
         }
         let known = self.state.api_policies.keys().map(Name::as_str);

@@ -44,6 +44,15 @@ pub enum Warning {
     NoNumber(usize),
     /// A name in the files means nothing for now.
     Unknown(ConfigError),
+    /// A policy of the files is bad in itself, and not in force.
+    Quarantined {
+        /// The policy.
+        name: Name,
+        /// What it matches is blocked.
+        closed: bool,
+        /// What is wrong with it.
+        error: ConfigError,
+    },
     /// Two domains hold one address.
     Overlap {
         /// The address.
@@ -169,6 +178,14 @@ impl Engine {
                 .cloned()
                 .map(Warning::Unknown),
         );
+        for (name, bad) in &state.config.quarantined {
+            let each = bad.mistakes.iter().cloned();
+            warnings.extend(each.map(|error| Warning::Quarantined {
+                name: name.clone(),
+                closed: bad.policy.strict,
+                error,
+            }));
+        }
         warnings.extend(self.overlaps());
         let refused = state.refused.iter();
         warnings
@@ -268,6 +285,18 @@ impl fmt::Display for Warning {
                  them are closed until the agent has decided"
             ),
             Self::Unknown(error) => error.fmt(f),
+            Self::Quarantined {
+                name,
+                closed,
+                error,
+            } => {
+                let what = if *closed {
+                    "what it matches is blocked"
+                } else {
+                    "it does not apply"
+                };
+                write!(f, "policy `{name}` is in quarantine, and {what}: {error}")
+            }
             Self::Overlap { address, domains } => {
                 write!(f, "the domains")?;
                 for (i, name) in domains.iter().enumerate() {

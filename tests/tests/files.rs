@@ -1,0 +1,221 @@
+//! Files that are read again, and bad policies in good files, on the wire.
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use steer_tests::{Agent, Family, Kind, Lab, LabCgroup, wait};
+
+fn hang_up(agent: &Agent<'_>) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(agent.pid()?)?);
+    kill(pid, Signal::SIGHUP).context("send SIGHUP")
+}
+
+/// `[policy.NAME]` for a cgroup.
+fn policy(name: &str, cgroup: &LabCgroup, says: &str) -> String {
+    format!(
+        "[policy.{name}]\nmatch.cgroup = \"{}\"\n{says}\n",
+        cgroup.name()
+    )
+}
+
+/// Steered as `steer.toml` said before.
+fn goes_on(lab: &Lab, app: &LabCgroup, uplink: &str) -> Result<()> {
+    lab.flow_leaves_by(app, uplink, Kind::Tcp, Family::V4)?;
+    lab.flow_leaves_by(app, uplink, Kind::UdpUnconnected, Family::V6)
+        .map(drop)
+}
+
+#[test]
+fn files_that_are_read_again_are_in_force_when_the_command_ends() -> Result<()> {
+    let lab = Lab::new()?;
+    let app = lab.cgroup().child("app")?;
+    lab.configure(&policy("app", &app, "use = \"wlan0\""))?;
+    let _agent = lab.start_agent()?;
+    goes_on(&lab, &app, "wlan0")?;
+    lab.configure(&policy("app", &app, "use = \"wwan0\""))?;
+    goes_on(&lab, &app, "wlan0").context("before it is told")?;
+    lab.steer(&["reload"])?.success()?;
+    goes_on(&lab, &app, "wwan0")?;
+    lab.configure("")?;
+    let reloaded = lab.steer(&["reload", "--json"])?.json()?;
+    ensure!(
+        reloaded["files"] == 1 && reloaded["policies"] == 0,
+        "{reloaded}"
+    );
+    let policies = lab.steer(&["policy", "list", "--json"])?.json()?;
+    ensure!(policies == Value::Array(Vec::new()), "{policies}");
+    goes_on(&lab, &app, "eth0").context("the host's own routing")
+}
+
+#[test]
+fn a_hangup_has_the_files_read_again_and_the_agent_goes_on() -> Result<()> {
+    let lab = Lab::new()?;
+    let app = lab.cgroup().child("app")?;
+    lab.configure(&policy("app", &app, "use = \"wlan0\""))?;
+    let mut agent = lab.start_agent()?;
+    lab.configure(&policy("app", &app, "use = \"wwan0\""))?;
+    hang_up(&agent)?;
+    lab.wait_decision("app", "domain", "wwan0")?;
+    goes_on(&lab, &app, "wwan0")?;
+    lab.configure("[polices.app]\n")?;
+    hang_up(&agent)?;
+    wait::until("the mistake to be logged", || {
+        let told =
+            agent.log().contains("1 | [polices.app]") || agent.log().contains("did you mean");
+        Ok(told.then_some(()))
+    })?;
+    ensure!(!agent.has_ended()?, "it ended: {}", agent.log());
+    goes_on(&lab, &app, "wwan0")
+}
+
+#[test]
+fn a_bad_file_changes_nothing_and_the_caller_gets_what_is_wrong() -> Result<()> {
+    let lab = Lab::new()?;
+    let app = lab.cgroup().child("app")?;
+    let good = policy("app", &app, "use = \"wlan0\"");
+    lab.configure(&good)?;
+    let agent = lab.start_agent()?;
+    let before = lab.steer(&["policy", "list", "--json"])?.json()?;
+    for (bad, says) in [
+        ("[policy.app\n", "unclosed table"),
+        ("[domain.x]\ncolour = 1\n", "unknown key `colour`"),
+        ("[policy.new]\nuse = \"wwan0\"\n", "has no match"),
+    ] {
+        let other = policy("app", &app, "use = \"wwan0\"");
+        lab.configure(&format!("{other}{bad}"))?;
+        let output = lab.steer(&["reload"])?;
+        let words = output.failure(1)?;
+        ensure!(
+            words.contains(says) && words.contains("^") && words.contains("steer.toml:"),
+            "{bad}: {words}"
+        );
+        ensure!(agent.log().contains(says), "{}", agent.log());
+        let after = lab.steer(&["policy", "list", "--json"])?.json()?;
+        ensure!(after == before, "{bad}: {after}");
+    }
+    goes_on(&lab, &app, "wlan0")
+}
+
+#[test]
+fn what_only_a_start_can_change_is_told_with_its_place() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.configure("")?;
+    let _agent = lab.start_agent()?;
+    for (key, was) in [
+        ("mark-mask = \"0x00ff0000\"", "0x77000000"),
+        ("table-base = 9000", "40000"),
+        ("rule-base = 9000", "4000"),
+    ] {
+        lab.configure_agent(key, "")?;
+        let output = lab.steer(&["reload"])?;
+        let words = output.failure(1)?;
+        let name = key.split(' ').next().unwrap_or_default();
+        for part in [
+            format!("`{name}` cannot be changed while the agent runs (it is {was})"),
+            "steer.toml:3:".to_owned(),
+            "systemctl restart steer".to_owned(),
+        ] {
+            ensure!(words.contains(&part), "{part}: {words}");
+        }
+    }
+    lab.write_file("/etc/steer/steer.toml", "")?;
+    let output = lab.steer(&["reload"])?;
+    ensure!(output.failure(1)?.contains("`cgroup-root`"), "{output:?}");
+    lab.configure_agent("discover = [\"wlan0\"]", "")?;
+    lab.steer(&["reload"])?.success()?;
+    let domains = lab.steer(&["domain", "list", "--json"])?.json()?;
+    let count = domains.as_array().map_or(0, Vec::len);
+    ensure!(count == 1, "{domains}");
+    Ok(())
+}
+
+/// Each is bad in itself, and strict.
+const STRICT_AND_BAD: [&str; 3] = [
+    "use = \"wlan0\"\nstrict = true\notherwise = \"pass\"",
+    "use = \"a-name-no-interface-has\"\nstrict = true",
+    "use = \"wlan0\"\nstirct = true",
+];
+
+fn quarantined(lab: &Lab, name: &str) -> Result<String> {
+    let shown = lab.steer(&["policy", "show", name, "--json"])?.json()?;
+    let reason = shown.get("quarantined").and_then(Value::as_str);
+    Ok(reason.with_context(|| format!("{shown}"))?.to_owned())
+}
+
+#[test]
+fn a_strict_policy_in_quarantine_stays_silent_and_the_others_of_its_file_steer() -> Result<()> {
+    let lab = Lab::new()?;
+    let [vault, app, plain, lax] = ["vault", "app", "plain", "lax"].map(|n| lab.cgroup().child(n));
+    let (vault, app, plain, lax) = (vault?, app?, plain?, lax?);
+    let file = |bad: &str| {
+        [
+            policy("app", &app, "use = \"wwan0\""),
+            policy("vault", &vault, bad),
+            policy("lax", &lax, "use = \"wlan0\"\nlunch = true"),
+        ]
+        .concat()
+    };
+    lab.configure(&file(STRICT_AND_BAD[0]))?;
+    let mut agent = lab.start_agent()?;
+    for (round, bad) in STRICT_AND_BAD.into_iter().enumerate() {
+        if round > 0 {
+            lab.configure(&file(bad))?;
+            let output = lab.steer(&["reload"])?;
+            output.success()?;
+            ensure!(output.stderr.contains("error[quarantined]"), "{output:?}");
+        }
+        lab.matrix_is_refused(&vault, None).context(bad)?;
+        let child = vault.child(&format!("below-{round}"))?;
+        lab.matrix_is_refused(&child, None)
+            .with_context(|| format!("a cgroup below: {bad}"))?;
+        goes_on(&lab, &app, "wwan0").context(bad)?;
+        goes_on(&lab, &lax, "eth0").context("the host's own routing")?;
+        goes_on(&lab, &plain, "eth0")?;
+        let reason = quarantined(&lab, "vault")?;
+        ensure!(reason.contains("steer.toml:"), "{reason}");
+        quarantined(&lab, "lax")?;
+    }
+    let status = lab.steer(&["status", "--json"])?.json()?;
+    ensure!(status.to_string().contains("is in quarantine"), "{status}");
+    agent.restart_after_kill()?;
+    lab.matrix_is_refused(&vault, None).context("restarted")?;
+
+    lab.configure(&file("use = \"wlan0\"\nstrict = true"))?;
+    lab.steer(&["reload"])?.success()?;
+    lab.matrix_leaves_by(&vault, "wlan0").context("mended")
+}
+
+#[test]
+fn a_policy_that_was_in_force_is_closed_when_it_goes_bad() -> Result<()> {
+    let lab = Lab::new()?;
+    let vault = lab.cgroup().child("vault")?;
+    lab.configure(&policy("vault", &vault, "use = \"wlan0\"\nstrict = true"))?;
+    let _agent = lab.start_agent()?;
+    lab.matrix_leaves_by(&vault, "wlan0")?;
+    lab.configure(&policy("vault", &vault, STRICT_AND_BAD[0]))?;
+    lab.steer(&["reload"])?.success()?;
+    lab.matrix_is_refused(&vault, None)
+}
+
+#[test]
+fn a_policy_is_not_saved_if_the_files_would_have_it_in_quarantine() -> Result<()> {
+    let lab = Lab::new()?;
+    let app = lab.cgroup().child("app")?;
+    lab.configure(&policy("app", &app, "use = \"wlan0\""))?;
+    let _agent = lab.start_agent()?;
+    let output = lab.steer(&[
+        "policy",
+        "set",
+        "second",
+        "--cgroup",
+        app.name(),
+        "--via",
+        "wwan0",
+        "--save",
+    ])?;
+    ensure!(output.failure(1)?.contains("priority"), "{output:?}");
+    let policies = lab.steer(&["policy", "list", "--json"])?.json()?;
+    ensure!(!policies.to_string().contains("second"), "{policies}");
+    goes_on(&lab, &app, "wlan0")
+}

@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zlink::introspect::CustomType;
 
 /// Who wrote a policy or a domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[zlink(rename_all = "lowercase")]
 pub enum Origin {
@@ -26,7 +27,7 @@ pub enum Origin {
 }
 
 /// What becomes of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[zlink(rename_all = "lowercase")]
 pub enum Verdict {
@@ -39,7 +40,7 @@ pub enum Verdict {
 }
 
 /// What becomes of a policy's flows when none of its domains fits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[zlink(rename_all = "lowercase")]
 pub enum Otherwise {
@@ -52,7 +53,7 @@ pub enum Otherwise {
 }
 
 /// What becomes of flows to networks that other interfaces are attached to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[zlink(rename_all = "lowercase")]
 pub enum LocalNetworks {
@@ -63,7 +64,7 @@ pub enum LocalNetworks {
 }
 
 /// A domain that a policy may use, and what the agent made of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
 pub struct Candidate {
     /// Name of the domain.
     pub domain: String,
@@ -74,8 +75,9 @@ pub struct Candidate {
 }
 
 /// What the agent chose for a policy now, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
 #[zlink(rename = "Decision")]
+#[schemars(rename = "Decision")]
 pub struct DecisionView {
     /// What becomes of the policy's flows.
     pub verdict: Verdict,
@@ -96,8 +98,9 @@ pub struct DecisionView {
 }
 
 /// A policy and what came of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
 #[zlink(rename = "Policy")]
+#[schemars(rename = "Policy")]
 pub struct PolicyView {
     /// Name of the policy.
     pub name: String,
@@ -136,8 +139,9 @@ pub struct PolicyView {
 }
 
 /// A provisioning domain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
 #[zlink(rename = "Domain")]
+#[schemars(rename = "Domain")]
 pub struct DomainView {
     /// Name of the domain.
     pub name: String,
@@ -172,8 +176,9 @@ pub struct DomainView {
 }
 
 /// The agent and all it does.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
 #[zlink(rename = "Status")]
+#[schemars(rename = "Status")]
 pub struct StatusView {
     /// Version of the agent, or of the command where no agent runs.
     pub version: String,

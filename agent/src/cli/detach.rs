@@ -4,7 +4,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
-use serde_json::json;
 
 use super::FAILED;
 use super::output::{Look, Page, print_json};
@@ -45,7 +44,11 @@ pub(super) fn detach(socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
         FAILED.into()
     };
     if json {
-        print_json(&json!({ "removed": removed, "left": left, "notes": notes }))?;
+        print_json(&DetachReport {
+            removed,
+            left,
+            notes,
+        })?;
         return Ok(code);
     }
     let mut page = Page::new();

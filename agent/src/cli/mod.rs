@@ -13,6 +13,7 @@ mod output;
 mod policy;
 mod reload;
 mod run;
+mod schema;
 mod status;
 
 use std::io::IsTerminal;
@@ -30,6 +31,7 @@ use args::{Command, DomainCommand, Output, PolicyCommand};
 
 pub use args::{Cli, command, parse};
 pub use output::clean;
+pub use schema::schema;
 
 /// How long to try again while the agent is busy.
 const PERSISTENCE: Duration = Duration::from_secs(5);

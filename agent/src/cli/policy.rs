@@ -2,13 +2,21 @@
 
 use std::path::Path;
 
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::args::PolicySetArgs;
 use super::output::{Cell, Look, Page, print_json};
 use super::{call, list as joined};
 use crate::api::methods::{ListPolicies, SetPolicy, ShowPolicy, UnsetPolicy};
 use crate::api::types::{DecisionView, PolicyView, Verdict};
+
+/// What `policy unset` did.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Removed {
+    /// Name of the policy that was removed.
+    removed: String,
+}
 
 pub(super) fn list(socket: &Path, json: bool) -> anyhow::Result<()> {
     let policies = call(socket, &ListPolicies {})?.policies;
@@ -51,7 +59,9 @@ pub(super) fn unset(socket: &Path, name: String, save: bool, json: bool) -> anyh
     };
     call(socket, &unset)?;
     if json {
-        return print_json(&json!({ "removed": unset.name }));
+        return print_json(&Removed {
+            removed: unset.name,
+        });
     }
     let mut page = Page::new();
     page.line(&format!("policy {} removed", unset.name), Look::Plain);

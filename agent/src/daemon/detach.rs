@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use steer_core::plan::TableRoute;
 
 use super::runs::is_run;
@@ -13,7 +15,7 @@ use crate::netlink::Routing;
 use crate::reconcile::{Sysctls, chain};
 
 /// What [`detach`] removed, and what it had to leave.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct DetachReport {
     /// What was removed, one object a line.
     pub removed: Vec<String>,

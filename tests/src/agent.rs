@@ -197,6 +197,7 @@ impl Lab {
         let output = command
             .args(args)
             .env("NO_COLOR", "1")
+            .env_remove("COLUMNS")
             .stdin(Stdio::null())
             .output()
             .with_context(|| format!("start steer {}", args.join(" ")))?;

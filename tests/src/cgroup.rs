@@ -24,14 +24,14 @@ pub struct LabCgroup {
 }
 
 impl LabCgroup {
-    /// Makes `<cgroup2 mount>/steer-lab-<pid>-<n>`.
+    /// Makes `<cgroup2 mount>/steer-lab-<pid>-<n>`, with numbers of one width: text is laid out by it.
     ///
     /// # Errors
     /// If there is no cgroup2 mount, or it may not be written.
     pub fn new() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{PREFIX}{}-{number}", std::process::id());
+        let name = format!("{PREFIX}{:07}-{number:02}", std::process::id());
         let path = mount_point()?.join(&name);
         fs::create_dir(&path).with_context(|| format!("make cgroup {}", path.display()))?;
         let janitor = janitor(&path)?;

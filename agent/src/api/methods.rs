@@ -1,5 +1,6 @@
 //! The methods of the API: what is asked, what is answered.
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zlink::introspect::Type;
@@ -143,7 +144,7 @@ pub struct RunReply {
 }
 
 /// What the files came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type, JsonSchema)]
 pub struct Reloaded {
     /// How many files were read.
     pub files: u64,

@@ -1,6 +1,7 @@
 //! What is wrong in the files, or worth knowing of them, as it stands on the wire: with its place, and the
 //! line that it is about, so that it can be drawn by who has not the file.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use steer_core::config::{ConfigError, Place};
 use zlink::introspect::CustomType;
@@ -9,7 +10,7 @@ use zlink::introspect::CustomType;
 const LONGEST_LINE: usize = 1000;
 
 /// Something about a place in a file.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomType)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
 pub struct Mistake {
     /// Word for what it is: `mistake` makes the files bad as a whole, `quarantined` one policy. `steer
     /// check` has more.

@@ -6,6 +6,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::policy::Removed;
+use crate::api::methods::Reloaded;
 use crate::api::types::{DomainView, PolicyView, StatusView};
 use crate::daemon::DetachReport;
 
@@ -24,6 +25,7 @@ const COMMANDS: &[(&str, Describe)] = &[
     ("policy set", of::<PolicyView>),
     ("policy show", of::<PolicyView>),
     ("policy unset", of::<Removed>),
+    ("reload", of::<Reloaded>),
     ("status", of::<StatusView>),
 ];
 
@@ -34,7 +36,9 @@ fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {
 /// The schema. What the command `policy list` prints is described by `$defs`, `steer policy list`.
 pub fn schema() -> Value {
     // As it is written: every field is always there.
-    let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
+    let mut generator = SchemaSettings::draft2020_12()
+        .for_serialize()
+        .into_generator();
     let mut definitions = Map::new();
     for (command, describe) in COMMANDS {
         let name = super::args::below("steer", command);

@@ -62,3 +62,33 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    const PAGES: [&str; 2] = [
+        include_str!("../../README.md"),
+        include_str!("../../CONTRIBUTING.md"),
+    ];
+
+    #[test]
+    fn every_command_is_in_the_pages_and_no_other() {
+        let command = Cli::command();
+        let mut known: Vec<_> = command
+            .get_subcommands()
+            .map(clap::Command::get_name)
+            .collect();
+        known.sort_unstable();
+        let mut named: Vec<&str> = PAGES
+            .iter()
+            .flat_map(|page| page.split("cargo xtask ").skip(1))
+            .filter_map(|rest| rest.split(|c: char| !c.is_ascii_lowercase()).next())
+            .collect();
+        named.sort_unstable();
+        named.dedup();
+        assert_eq!(named, known);
+    }
+}

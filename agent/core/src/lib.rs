@@ -9,6 +9,7 @@ pub mod cgroups;
 pub mod config;
 pub mod domains;
 pub mod engine;
+pub mod explain;
 pub mod ids;
 pub mod memory;
 pub mod name;

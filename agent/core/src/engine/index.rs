@@ -59,7 +59,30 @@ pub(super) struct Found {
     pub(super) too_deep: bool,
 }
 
-type Key = (Reverse<Rank>, Reverse<i32>, bool);
+/// What decides between policies that match one cgroup, the winner first: rank, priority, and whether
+/// it is a pattern or unit that matches, and no path or id.
+pub(super) type Key = (Reverse<Rank>, Reverse<i32>, bool);
+
+/// A policy that matches a cgroup or one above it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Contender<'a> {
+    pub(super) name: &'a Name,
+    /// How many levels below the root it matches; 0: the default policy.
+    pub(super) depth: usize,
+    pub(super) key: Key,
+    pub(super) standing: Standing<'a>,
+}
+
+/// How it stands there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing<'a> {
+    /// It holds: it is in force, or behind what is.
+    Holds,
+    /// It is equal to this one, which applies.
+    Equal(&'a Name),
+    /// This strict policy of a higher rank shuts it out.
+    ShutOut(&'a Name),
+}
 
 impl PolicyIndex {
     pub(super) fn new<'a>(policies: impl Iterator<Item = &'a Policy>, tree: &CgroupTree) -> Self {
@@ -307,36 +330,19 @@ impl PolicyIndex {
         nodes: &[Option<CgroupId>],
         exempt: &BTreeSet<CgroupId>,
     ) -> Found {
-        let first = nodes
-            .iter()
-            .rposition(|node| node.is_some_and(|node| exempt.contains(&node)))
-            .map_or(0, |exempt| exempt + 1);
-
         let mut found = Found::default();
         let mut reaches = Vec::new();
-        let globs = self.match_globs(path, &mut reaches);
-        let mut ranked: Vec<Vec<(Key, &Name)>> = Vec::new();
-        let below_root = nodes.iter().enumerate().skip(1);
-        for ((depth, node), (_, here)) in below_root.zip(levels(path)) {
-            if depth < first {
-                continue;
+        for contender in self.contest(path, nodes, exempt, &mut reaches) {
+            match contender.standing {
+                Standing::Holds => found.order.push(contender.name.clone()),
+                Standing::Equal(applies) if contender.depth + 1 == nodes.len() => {
+                    found.conflicts.push(Conflict {
+                        applies: applies.clone(),
+                        refused: contender.name.clone(),
+                    });
+                }
+                Standing::Equal(_) | Standing::ShutOut(_) => {}
             }
-            let last = depth + 1 == nodes.len();
-            let mut matched = self.at(*node, here);
-            let bit = 1u64
-                .checked_shl(u32::try_from(depth - 1).unwrap_or(u32::MAX))
-                .unwrap_or(0);
-            matched.extend(
-                globs
-                    .iter()
-                    .filter(|(_, bits)| bits & bit != 0)
-                    .map(|(name, _)| (*name, false)),
-            );
-            ranked.push(self.rank(matched, last.then_some(&mut found.conflicts)));
-        }
-        found.order = self.order(&ranked);
-        if first == 0 {
-            found.order.extend(self.default.clone());
         }
         // How deep patterns match has an end; beyond it strict ones are closed.
         let strict_globs = self.globs.keys().any(|name| self.is_strict(name));
@@ -351,6 +357,57 @@ impl PolicyIndex {
             .max()
             .unwrap_or_default();
         found
+    }
+
+    /// Every policy that matches the cgroup at `path` or one above it, in the order of precedence, and
+    /// how it stands there; arguments as of [`Self::find`]. Notes how far strict patterns reach below.
+    pub(super) fn contest<'a>(
+        &'a self,
+        path: &str,
+        nodes: &[Option<CgroupId>],
+        exempt: &BTreeSet<CgroupId>,
+        reaches: &mut Vec<(&'a Name, Reach)>,
+    ) -> Vec<Contender<'a>> {
+        let first = nodes
+            .iter()
+            .rposition(|node| node.is_some_and(|node| exempt.contains(&node)))
+            .map_or(0, |exempt| exempt + 1);
+
+        let globs = self.match_globs(path, reaches);
+        let mut ranked = Vec::new();
+        let below_root = nodes.iter().enumerate().skip(1);
+        for ((depth, node), (_, here)) in below_root.zip(levels(path)) {
+            if depth < first {
+                continue;
+            }
+            let mut matched = self.at(*node, here);
+            let bit = 1u64
+                .checked_shl(u32::try_from(depth - 1).unwrap_or(u32::MAX))
+                .unwrap_or(0);
+            matched.extend(
+                globs
+                    .iter()
+                    .filter(|(_, bits)| bits & bit != 0)
+                    .map(|(name, _)| (*name, false)),
+            );
+            ranked.push(self.rank(depth, matched));
+        }
+        self.shut_out_below(&mut ranked);
+        // The deepest first.
+        let mut contenders: Vec<_> = ranked.into_iter().rev().flatten().collect();
+        if let (0, Some(default)) = (first, &self.default) {
+            let rank = Rank {
+                origin: Origin::Default,
+                administrators: true,
+            };
+            contenders.push(Contender {
+                name: default,
+                depth: 0,
+                key: (Reverse(rank), Reverse(0), true),
+                standing: Standing::Holds,
+            });
+        }
+        contenders
     }
 
     /// Globs that match along `path`, with the levels; notes how far strict ones reach below it.
@@ -392,23 +449,21 @@ impl PolicyIndex {
 
     /// Orders what matches one cgroup; of those that are equal the first by name stays, or a strict
     /// one.
-    fn rank<'a>(
-        &'a self,
-        here: Vec<(&'a Name, bool)>,
-        conflicts: Option<&mut Vec<Conflict>>,
-    ) -> Vec<(Key, &'a Name)> {
+    fn rank<'a>(&'a self, depth: usize, here: Vec<(&'a Name, bool)>) -> Vec<Contender<'a>> {
         let mut exactness: BTreeMap<&Name, bool> = BTreeMap::new();
         for (name, exact) in here {
             *exactness.entry(name).or_default() |= exact;
         }
-        let mut ranked: Vec<(Key, &Name)> = exactness
+        let mut ranked: Vec<Contender<'_>> = exactness
             .into_iter()
             .filter_map(|(name, exact)| {
                 let policy = self.policies.get(name)?;
-                Some((
-                    (Reverse(policy.rank), Reverse(policy.priority), !exact),
+                Some(Contender {
                     name,
-                ))
+                    depth,
+                    key: (Reverse(policy.rank), Reverse(policy.priority), !exact),
+                    standing: Standing::Holds,
+                })
             })
             .collect();
         // Of two that are equal, one that is closed applies, or a strict one: too tight is a nuisance,
@@ -417,39 +472,39 @@ impl PolicyIndex {
             let policy = self.policies.get(name);
             Reverse(policy.map(|policy| (policy.closed, policy.strict)))
         };
-        ranked.sort_unstable_by_key(|(key, name)| (*key, tightness(*name), *name));
-        let mut refused = Vec::new();
-        ranked.dedup_by(|later, first| {
-            let equal = later.0 == first.0;
-            if equal {
-                refused.push(Conflict {
-                    applies: first.1.clone(),
-                    refused: later.1.clone(),
-                });
+        ranked.sort_unstable_by_key(|c| (c.key, tightness(c.name), c.name));
+        let mut applies: Option<(Key, &Name)> = None;
+        for contender in &mut ranked {
+            match applies {
+                Some((key, name)) if key == contender.key => {
+                    contender.standing = Standing::Equal(name);
+                }
+                _ => applies = Some((contender.key, contender.name)),
             }
-            equal
-        });
-        if let Some(conflicts) = conflicts {
-            *conflicts = refused;
         }
         ranked
     }
 
-    /// Deepest first, without those that a strict policy of a higher rank at or above their cgroup
-    /// shuts out.
-    fn order(&self, levels: &[Vec<(Key, &Name)>]) -> Vec<Name> {
-        let mut floor = None;
-        let mut kept: Vec<Vec<Name>> = Vec::new();
+    /// Shuts out what a strict policy of a higher rank at or above its cgroup does not leave room for;
+    /// `levels` are from the root down.
+    fn shut_out_below<'a>(&self, levels: &mut [Vec<Contender<'a>>]) {
+        let mut floor: Option<(Rank, &'a Name)> = None;
         for level in levels {
-            for (key, name) in level {
-                if self.is_strict(name) {
-                    floor = floor.max(Some(key.0.0));
+            for contender in level.iter() {
+                let rank = contender.key.0.0;
+                let higher = floor.is_none_or(|(floor, _)| rank > floor);
+                if contender.standing == Standing::Holds && higher && self.is_strict(contender.name)
+                {
+                    floor = Some((rank, contender.name));
                 }
             }
-            let names = level.iter().filter(|(key, _)| Some(key.0.0) >= floor);
-            kept.push(names.map(|(_, name)| (*name).clone()).collect());
+            let Some((floor, by)) = floor else { continue };
+            for contender in level {
+                if contender.standing == Standing::Holds && contender.key.0.0 < floor {
+                    contender.standing = Standing::ShutOut(by);
+                }
+            }
         }
-        kept.into_iter().rev().flatten().collect()
     }
 }
 

@@ -6,6 +6,7 @@
 mod awaited;
 mod index;
 mod names;
+pub mod ranking;
 mod rejected;
 mod report;
 mod settle;

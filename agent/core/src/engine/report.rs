@@ -217,7 +217,7 @@ impl Engine {
             })
     }
 
-    fn decide(&self, chain: &[Name]) -> Decision {
+    pub(super) fn decide(&self, chain: &[Name]) -> Decision {
         if let Some((object, words)) = self.unenforceable()
             && chain.iter().any(|name| self.is_strict(name))
         {

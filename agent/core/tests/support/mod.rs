@@ -186,3 +186,18 @@ pub(crate) fn apply(engine: &mut Engine, event: Event) -> steer_core::engine::Ch
     engine.apply(event).unwrap();
     engine.settle()
 }
+
+/// [`engine`] with these policies, of the files where their origin is the administrator's.
+pub(crate) fn engine_of(policies: &[Policy]) -> Engine {
+    let mut engine = engine();
+    for policy in policies {
+        if policy.origin == Origin::Admin {
+            let mut config = engine.state().config.clone();
+            config.policies.insert(policy.name.clone(), policy.clone());
+            apply(&mut engine, Event::Config(Box::new(config)));
+        } else {
+            apply(&mut engine, Event::SetPolicy(policy.clone()));
+        }
+    }
+    engine
+}

@@ -92,9 +92,10 @@ fn rendered(lab: &Lab, command: &str, output: &Output, schema: &Value) -> Result
     let line = normal(lab, &output.command);
     let (stdout, stderr) = (normal(lab, &output.stdout), normal(lab, &output.stderr));
     let mut text = format!("$ {line}\n");
+    let json = output.command.contains(" --json");
     let wide = stdout.lines().find(|line| line.chars().count() > 80);
-    ensure!(wide.is_none(), "wider than 80 columns: {wide:?}");
-    if output.command.contains(" --json") && !output.stdout.is_empty() {
+    ensure!(json || wide.is_none(), "wider than 80 columns: {wide:?}");
+    if json && !output.stdout.is_empty() {
         let mut document: Value = serde_json::from_str(&output.stdout)?;
         ensure!(
             output.stdout == format!("{document:#}\n"),

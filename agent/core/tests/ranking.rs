@@ -304,7 +304,7 @@ fn is_true(
             let other = find(other);
             (other.rank(), other.priority, exact(other, at))
                 == (policy.rank(), policy.priority, exact(policy, at))
-                && (other.strict || !policy.strict)
+                && ((other.is_closed(), other.strict) >= (policy.is_closed(), policy.strict))
         }
         Standing::ShutOut(by) => {
             let other = find(by);

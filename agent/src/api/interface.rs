@@ -10,6 +10,10 @@ use zlink::introspect::{CustomType, ReplyError};
 use zlink::varlink_service;
 
 use super::error::ApiError;
+use super::explain::{
+    AddressFamily, ContenderView, Explain, ExplanationView, FamilyPathView, FlowOutcome, FlowView,
+    KernelView, MapEntriesView, RuleView, Standing, SubjectView,
+};
 use super::methods::{
     ListDomains, ListPolicies, Method, Reload, Request, Run, SetPolicy, ShowDomain, ShowPolicy,
     Status, UnsetPolicy,
@@ -23,15 +27,26 @@ use super::{INTERFACE, description};
 
 /// Types with a name of their own.
 const CUSTOM_TYPES: &[&idl::CustomType<'static>] = &[
+    AddressFamily::CUSTOM_TYPE,
     Candidate::CUSTOM_TYPE,
+    ContenderView::CUSTOM_TYPE,
     DecisionView::CUSTOM_TYPE,
     DomainView::CUSTOM_TYPE,
+    ExplanationView::CUSTOM_TYPE,
+    FamilyPathView::CUSTOM_TYPE,
+    FlowOutcome::CUSTOM_TYPE,
+    FlowView::CUSTOM_TYPE,
+    KernelView::CUSTOM_TYPE,
     LocalNetworks::CUSTOM_TYPE,
     Mistake::CUSTOM_TYPE,
+    MapEntriesView::CUSTOM_TYPE,
     Origin::CUSTOM_TYPE,
     Otherwise::CUSTOM_TYPE,
     PolicyView::CUSTOM_TYPE,
+    RuleView::CUSTOM_TYPE,
+    Standing::CUSTOM_TYPE,
     StatusView::CUSTOM_TYPE,
+    SubjectView::CUSTOM_TYPE,
     Verdict::CUSTOM_TYPE,
 ];
 
@@ -93,6 +108,7 @@ fn service_description() -> &'static str {
 
 fn build() -> Result<Interface<'static>, zlink::names::Error> {
     let methods = vec![
+        method::<Explain>()?,
         method::<ListDomains>()?,
         method::<ListPolicies>()?,
         method::<Reload>()?,
@@ -188,6 +204,7 @@ pub(super) fn read(message: Message) -> Result<Incoming, CallError> {
             parse::<Reload>(parameters)?;
             Ok(Incoming::Request(Request::Reload))
         }
+        (INTERFACE, Explain::NAME) => Ok(Incoming::Request(Request::Explain(parse(parameters)?))),
         (INTERFACE, Run::NAME) => Ok(Incoming::Request(Request::Run(parse(parameters)?))),
         (INTERFACE | "org.varlink.service", _) => Err(unknown_method()),
         (other, _) => Err(CallError::Service(

@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zlink::introspect::Type;
 
+use super::explain::{Explain, ExplainReply, ExplanationView};
 use super::mistake::Mistake;
 use super::types::{DomainView, LocalNetworks, Otherwise, PolicyView, StatusView};
 
@@ -236,6 +237,8 @@ pub enum Request {
     Reload,
     /// To be answered by [`Reply::Run`].
     Run(Run),
+    /// To be answered by [`Reply::Explanation`].
+    Explain(Explain),
 }
 
 /// The answer to a [`Request`]; lists need no order, the server sorts them.
@@ -255,6 +258,8 @@ pub enum Reply {
     Reloaded(Reloaded),
     /// Where the calling process now is.
     Run(RunReply),
+    /// What happens to flows, and why; in the order in which things are decided.
+    Explanation(Box<ExplanationView>),
     /// Done; nothing to say.
     Done,
 }
@@ -282,6 +287,9 @@ impl Reply {
             }
             Self::Reloaded(reloaded) => serde_json::to_vec(&reloaded),
             Self::Run(run) => serde_json::to_vec(&run),
+            Self::Explanation(explanation) => serde_json::to_vec(&ExplainReply {
+                explanation: *explanation,
+            }),
             Self::Done => serde_json::to_vec(&Done {}),
         }
     }

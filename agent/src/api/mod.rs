@@ -10,6 +10,7 @@ pub mod client;
 mod connection;
 mod description;
 pub mod error;
+pub mod explain;
 pub mod interface;
 pub mod methods;
 pub mod mistake;

@@ -11,6 +11,7 @@ use clap::{
 };
 use clap_complete::ArgValueCandidates;
 
+use super::explain::Destination;
 use super::{complete, examples};
 use crate::api::SOCKET;
 use crate::api::types::{LocalNetworks, Otherwise};
@@ -109,6 +110,8 @@ pub(super) fn of_parameter(name: &str) -> Option<&'static str> {
         "priority" => "--priority",
         "save" => "--save",
         "wait_ms" => "--wait",
+        "destination" | "port" => "DEST[:PORT]",
+        "family" => "-4, -6",
         _ => return None,
     })
 }
@@ -157,6 +160,8 @@ Bad files change nothing: what is wrong is shown, and the exit code is 1. A poli
 is put into quarantine: all else is taken, and what it matches is blocked if it is strict. `steer check`
 says the same before.")]
     Reload(Output),
+    /// Tell what happens to the flows of a process or cgroup, and why.
+    Explain(Box<ExplainArgs>),
     /// Undo everything: rules, tables, kernel programs and cgroups that the agent made.
     #[command(
         after_help = "Stop the agent first. What the files say is in force again when the \
@@ -297,6 +302,38 @@ pub(super) struct PolicySetArgs {
     /// Keep it over a restart of the host, in /etc/steer/steer.d/50-NAME.toml.
     #[arg(long)]
     pub(super) save: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
+}
+
+/// `steer explain`
+#[derive(Args, Debug)]
+#[command(
+    group(ArgGroup::new("subject").args(["pid", "cgroup", "unit"])),
+    after_help = "\
+Shows the policy in force and why that one, every candidate, and how the flow is
+put on its domain; then asks the kernel, and warns where that differs."
+)]
+pub(super) struct ExplainArgs {
+    /// A process. Without it, --cgroup or --unit: what is started from here.
+    #[arg(long)]
+    pub(super) pid: Option<u32>,
+    /// A cgroup, as in /proc/PID/cgroup, whether it exists or not.
+    #[arg(long, value_name = "PATH")]
+    pub(super) cgroup: Option<String>,
+    /// A systemd unit that has a cgroup.
+    #[arg(long)]
+    pub(super) unit: Option<String>,
+    /// Where a flow goes: an address, perhaps with a port (192.0.2.1:443, [2001:db8::1]:443). Names are not
+    /// resolved.
+    #[arg(value_name = "DEST[:PORT]")]
+    pub(super) destination: Option<Destination>,
+    /// IPv4 only.
+    #[arg(short = '4', conflicts_with = "ipv6")]
+    pub(super) ipv4: bool,
+    /// IPv6 only.
+    #[arg(short = '6')]
+    pub(super) ipv6: bool,
     #[command(flatten)]
     pub(super) output: Output,
 }

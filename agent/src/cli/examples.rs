@@ -104,6 +104,21 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "explain",
+        &[
+            ("steer explain", "what is started from here"),
+            (
+                "steer explain --pid 1234 192.0.2.1:443",
+                "a flow of a program",
+            ),
+            ("steer explain --unit postfix.service 2001:db8::1", ""),
+            (
+                "steer explain --cgroup app.slice/browser.scope --json",
+                "for programs",
+            ),
+        ],
+    ),
+    (
         "detach",
         &[("steer detach", "after `systemctl stop steer`")],
     ),

@@ -7,6 +7,7 @@ mod complete;
 mod detach;
 mod domain;
 mod examples;
+mod explain;
 mod generate;
 mod manual;
 mod output;
@@ -82,6 +83,10 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
             }
         }),
         Some(Command::Reload(output)) => done(reload::reload(socket, json(&[output]))),
+        Some(Command::Explain(args)) => {
+            let json = json(&[args.output]);
+            done(explain::explain(socket, *args, json))
+        }
         Some(Command::Detach(output)) => detach::detach(socket, json(&[output])),
         Some(Command::Generate { directory }) => done(generate::generate(&directory)),
     }

@@ -6,6 +6,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::policy::Removed;
+use crate::api::explain::ExplanationView;
 use crate::api::methods::Reloaded;
 use crate::api::types::{DomainView, PolicyView, StatusView};
 use crate::daemon::DetachReport;
@@ -20,6 +21,7 @@ const COMMANDS: &[(&str, Describe)] = &[
     ("domain", of::<Vec<DomainView>>),
     ("domain list", of::<Vec<DomainView>>),
     ("domain show", of::<DomainView>),
+    ("explain", of::<ExplanationView>),
     ("policy", of::<Vec<PolicyView>>),
     ("policy list", of::<Vec<PolicyView>>),
     ("policy set", of::<PolicyView>),

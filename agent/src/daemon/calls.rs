@@ -24,6 +24,7 @@ impl Daemon {
     pub(super) async fn call(&mut self, call: Call) {
         let result = match call.request {
             Request::Run(run) => return self.run(&call.caller, run, call.reply).await,
+            Request::Explain(asked) => self.explain(&call.caller, asked).await,
             Request::SetPolicy(set) => self.set_policy(set).await,
             Request::UnsetPolicy(unset) => self.unset_policy(unset).await,
             Request::ListPolicies => Ok(Reply::Policies(self.policy_views())),

@@ -6,6 +6,7 @@
 mod calls;
 mod decided;
 mod detach;
+mod explain;
 mod files;
 mod load;
 mod offline;

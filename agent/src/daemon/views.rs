@@ -119,14 +119,14 @@ impl Daemon {
     }
 
     /// Since when a policy's choice is what it is.
-    fn decided_since(&self, numbers: &[PolicyId]) -> Option<String> {
+    pub(super) fn decided_since(&self, numbers: &[PolicyId]) -> Option<String> {
         let plan = self.engine.plan();
         let policy = plan.policies.get(numbers.first()?)?;
         let choice = plan.choices.get(&ChoiceId(policy.choice))?;
         self.decided.since(policy.choice, *choice)
     }
 
-    fn decision_view(&self, decision: Option<&Decision>) -> DecisionView {
+    pub(super) fn decision_view(&self, decision: Option<&Decision>) -> DecisionView {
         let Some(decision) = decision else {
             return nowhere();
         };

@@ -8,6 +8,7 @@ mod address;
 mod connection;
 pub mod filter;
 mod link;
+mod lookup;
 mod mirror;
 mod route;
 mod routing;
@@ -22,6 +23,7 @@ use std::ops::RangeInclusive;
 use steer_core::plan::{Rule, TableRoute};
 
 pub use connection::Refusal;
+pub use lookup::{Question, route_to};
 pub use routing::Routing;
 pub use sockets::{closed_sources, netns_cookie, sockets_with_mark};
 pub use watcher::{Notification, Watcher};

@@ -14,6 +14,7 @@ use std::mem::discriminant;
 use ipnet::IpNet;
 use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, PolicyEntry};
 use steer_core::engine::Changes;
+use steer_core::explain::held::Held;
 use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
 use steer_core::plan::{Hook, Plan, TableRoute};
 use steer_core::steps::{Scope, Step, Steps, held, steps};
@@ -408,6 +409,24 @@ impl Reconciler {
             Step::UnmarkIngress(interface) => self.datapath.set_ingress(interface.0, None)?,
         }
         Ok(())
+    }
+
+    /// What the maps hold for a cgroup now, followed as the programs follow it.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn held(&self, id: CgroupId) -> Result<Held, Error> {
+        let maps = &self.datapath.maps;
+        let cgroup = maps.cgroups.get(&id.0)?;
+        let policy = maps.policies.get(cgroup.map_or(0, |entry| entry.policy))?;
+        let choice = maps.choices.get(policy.choice)?;
+        let domain = maps.domains.get(choice.domain)?;
+        Ok(Held {
+            cgroup,
+            policy,
+            choice,
+            domain,
+        })
     }
 
     async fn read(&mut self) -> Result<(), Error> {

@@ -271,7 +271,7 @@ fn the_interface_describes_itself_to_other_implementations() {
              `STEER_WRITE_DOCS=1 cargo test -p steer --test api`"
         );
         let interface = told.parse().unwrap();
-        assert_eq!(interface.methods().count(), 9);
+        assert_eq!(interface.methods().count(), 10);
         assert_eq!(interface.errors().count(), 8);
 
         let own = "org.varlink.service".try_into().unwrap();

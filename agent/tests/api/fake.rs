@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use steer::api::INTERFACE;
 use steer::api::client::Client;
+use steer::api::explain::{ExplanationView, SubjectView};
 use steer::api::methods::{Reloaded, Reply, Request, RunReply, Status};
 use steer::api::server::{Call, Limits, Server};
 use steer::api::types::{
@@ -213,6 +214,34 @@ pub(crate) fn status() -> StatusView {
     }
 }
 
+pub(crate) fn explanation() -> ExplanationView {
+    ExplanationView {
+        summary: "this process: by wifi".to_owned(),
+        subject: SubjectView {
+            pid: Some(7),
+            command: Some("sh".to_owned()),
+            uid: Some(0),
+            caller: true,
+            unit: None,
+        },
+        cgroup: "/app.slice".to_owned(),
+        cgroup_id: Some(9),
+        unmanaged: None,
+        policy: Some("web".to_owned()),
+        contenders: Vec::new(),
+        chain: vec!["web".to_owned(), "default".to_owned()],
+        decision: Some(policy("web").decision),
+        domain: Some(domain("wifi")),
+        paths: Vec::new(),
+        strict: true,
+        forbids: Vec::new(),
+        flow: None,
+        maps: None,
+        notes: Vec::new(),
+        warnings: Vec::new(),
+    }
+}
+
 /// Answers everything as asked.
 pub(crate) fn agreeable(call: Call) {
     let reply = match call.request {
@@ -230,6 +259,7 @@ pub(crate) fn agreeable(call: Call) {
         Request::ShowDomain(d) => Reply::Domain(Box::new(domain(&d.name))),
         Request::Status => Reply::Status(Box::new(status())),
         Request::Reload => Reply::Reloaded(Reloaded::default()),
+        Request::Explain(_) => Reply::Explanation(Box::new(explanation())),
         Request::Run(r) => Reply::Run(RunReply {
             cgroup: "/steer/run-1".to_owned(),
             policy: r.command,

@@ -19,6 +19,7 @@ pub(crate) fn play(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
     let mut agent = lab.start_agent()?;
     policies(lab, case)?;
     domains(lab, case)?;
+    explain(lab, case)?;
     run(case)?;
     files(lab, case)?;
     mistakes(case)?;
@@ -125,6 +126,33 @@ fn domains(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
         let shown = lab.steer(&["policy", "show", "web", "--json"])?.json()?;
         Ok((shown["decision"]["domain"] == "wlan0").then_some(()))
     })
+}
+
+fn explain(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
+    let web = lab.cgroup().child("app.slice/web.scope")?;
+    let vault = lab.cgroup().child("vault")?;
+    for (name, args) in [
+        ("explain", &["explain", "--cgroup", web.name()][..]),
+        (
+            "explain-flow",
+            &["explain", "--unit", "web.scope", "198.51.100.1:443"],
+        ),
+        (
+            "explain-flow-json",
+            &[
+                "explain",
+                "--cgroup",
+                vault.name(),
+                "2001:db8:ffff::1",
+                "--json",
+            ],
+        ),
+        ("explain-own", &["explain", "127.0.0.1"]),
+        ("explain-name", &["explain", "example.org"]),
+    ] {
+        case(name, args)?;
+    }
+    Ok(())
 }
 
 fn run(case: &mut Case<'_>) -> Result<()> {

@@ -16,6 +16,8 @@ const PATTERNS: &[(&str, &str)] = &[
     // Processes.
     (r"\bpid \d+", "pid 1"),
     (r"\brun-\d+-\d+", "run-1-1"),
+    // Cgroups.
+    (r"\(id \d+\)", "(id 1)"),
     // Indices of interfaces.
     (r"\b((?:eth|wlan|wwan)\d) \(\d+\)", "$1 (2)"),
     // How much there is, which differs between kernels.
@@ -59,6 +61,7 @@ pub(crate) fn normal_json(value: &mut Value) {
             for (key, value) in object.iter_mut() {
                 match key.as_str() {
                     "ifindex" if value.is_number() => *value = json!(2),
+                    "cgroup_id" if value.is_number() => *value = json!(1),
                     "version" => *value = json!("0.0.0"),
                     _ => normal_json(value),
                 }

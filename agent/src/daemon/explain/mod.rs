@@ -1,0 +1,210 @@
+//! Answers `Explain`: asks the engine what should happen, the kernel what does, and compares.
+
+mod flow;
+mod subject;
+mod view;
+
+use std::net::IpAddr;
+
+use steer_core::explain::Explanation;
+use steer_core::explain::held::Held;
+use steer_core::explain::words;
+use steer_core::ids::IfIndex;
+use steer_core::plan::Family;
+
+use self::subject::Subject;
+use self::view::Findings;
+use super::{Daemon, Look};
+use crate::api::error::ApiError;
+use crate::api::explain::{AddressFamily, Explain, ExplanationView, FlowView};
+use crate::api::methods::Reply;
+use crate::api::server::Caller;
+use crate::reconcile::chain;
+
+/// Where a flow goes.
+#[derive(Clone, Copy, Debug)]
+struct Destination {
+    ip: IpAddr,
+    port: Option<u16>,
+    /// The interface that a link-local address is meant at.
+    interface: Option<IfIndex>,
+}
+
+impl Daemon {
+    pub(super) async fn explain(
+        &mut self,
+        caller: &Caller,
+        asked: Explain,
+    ) -> Result<Reply, ApiError> {
+        let destination = self.destination(&asked)?;
+        let subject = self.subject(caller, &asked)?;
+        if self.dirty {
+            // What was asked about may have been made just now.
+            self.converge_and_log(Look::Nothing).await;
+        }
+        let explanation = self.engine.explain(&subject.path);
+        let mut findings = Findings::default();
+        findings.notes.extend(subject.note.clone());
+        let maps = match explanation.id {
+            Some(id) => match self.reconciler.held(id) {
+                Ok(held) => {
+                    let planned = Held::planned(self.engine.plan(), id);
+                    let difference = planned.difference(&held);
+                    findings.warnings.extend(difference.map(|d| d.to_string()));
+                    Some((held, held == planned))
+                }
+                Err(error) => {
+                    findings.warnings.push(chain(&error));
+                    None
+                }
+            },
+            None => None,
+        };
+        let flow = match &destination {
+            Some(destination) => Some(
+                self.flow(&subject, &explanation, destination, &mut findings)
+                    .await?,
+            ),
+            None => None,
+        };
+        let families = match asked.family {
+            Some(AddressFamily::Ipv4) => &[Family::Ipv4][..],
+            Some(AddressFamily::Ipv6) => &[Family::Ipv6],
+            None => &Family::BOTH,
+        };
+        self.note(&explanation, destination.as_ref(), &mut findings);
+        let summary = self.summary(&subject, &explanation, flow.as_ref(), &findings);
+        let view = ExplanationView {
+            maps: maps.map(|(held, agrees)| self.map_entries(&held, agrees)),
+            flow,
+            notes: findings.notes,
+            warnings: findings.warnings,
+            ..self.explanation_view(summary, subject, &explanation, families)
+        };
+        Ok(Reply::Explanation(Box::new(view)))
+    }
+
+    fn destination(&self, asked: &Explain) -> Result<Option<Destination>, ApiError> {
+        let invalid = |field: &str, reason: String| ApiError::InvalidArgument {
+            field: field.to_owned(),
+            reason,
+        };
+        let port = asked.port.map(u16::try_from).transpose();
+        let port = port.map_err(|_| invalid("port", "a port is at most 65535".to_owned()))?;
+        let Some(text) = &asked.destination else {
+            if port.is_some() {
+                let reason = "name the destination that the port is of".to_owned();
+                return Err(invalid("port", reason));
+            }
+            return Ok(None);
+        };
+        let (address, zone) = match text.split_once('%') {
+            Some((address, zone)) => (address, Some(zone)),
+            None => (text.as_str(), None),
+        };
+        let ip: IpAddr = address.parse().map_err(|_| {
+            invalid(
+                "destination",
+                format!(
+                    "`{text}` is no address: resolve the name first (`getent ahosts {text}`) and name \
+                     one of its addresses"
+                ),
+            )
+        })?;
+        let ip = ip.to_canonical();
+        let family = asked.family.map(|family| match family {
+            AddressFamily::Ipv4 => Family::Ipv4,
+            AddressFamily::Ipv6 => Family::Ipv6,
+        });
+        if family.is_some_and(|family| family != Family::of(ip)) {
+            let reason = format!("{ip} is not of the family that was asked for");
+            return Err(invalid("family", reason));
+        }
+        let interface = zone.map(|zone| {
+            let mut links = self.engine.state().network.links.values();
+            let link = links.find(|link| link.name == zone);
+            let link = link.map(|link| link.index);
+            link.ok_or_else(|| invalid("destination", format!("there is no interface {zone}")))
+        });
+        Ok(Some(Destination {
+            ip,
+            port,
+            interface: interface.transpose()?,
+        }))
+    }
+
+    /// What is worth knowing besides.
+    fn note(
+        &self,
+        explanation: &Explanation,
+        destination: Option<&Destination>,
+        findings: &mut Findings,
+    ) {
+        let notes = &mut findings.notes;
+        if explanation.id.is_none() && words::unmanaged(explanation).is_none() {
+            notes.push(format!(
+                "there is no cgroup {} now: this is what holds as soon as it is made",
+                explanation.path
+            ));
+        }
+        let Some(policy) = explanation.ranking.chain.first() else {
+            return;
+        };
+        let numbers = self.engine.numbers(policy);
+        findings.warnings.extend(self.refused_of(policy, &numbers));
+        let strict = explanation
+            .owner(&self.engine)
+            .is_some_and(|owner| owner.strict);
+        notes.push(
+            if strict {
+                "sockets that were open before the policy or its decision came: the guard drops what they \
+                 send by another interface or from another address"
+            } else {
+                "sockets that were open before the policy or its decision came go on as they began; new \
+                 ones follow it"
+            }
+            .to_owned(),
+        );
+        let mask = self.engine.state().config.agent.mark_mask.bits();
+        notes.push(if strict {
+            format!(
+                "bits of a socket's mark outside {mask:#010x} are not steer's; a rule of others that looks \
+                 at them can only lead its packets to where the guard drops them"
+            )
+        } else {
+            format!(
+                "a program that binds an address or an interface has its way; bits of its sockets' marks \
+                 outside {mask:#010x} are not steer's, and a rule of others that looks at them may lead \
+                 elsewhere"
+            )
+        });
+        let dhcp = destination.is_some_and(|to| {
+            matches!(
+                (to.ip, to.port),
+                (IpAddr::V4(_), Some(67)) | (IpAddr::V6(_), Some(547))
+            )
+        });
+        if dhcp {
+            notes.push(
+                "what a DHCP client sends (UDP, from its own port) is never steered: the main table leads \
+                 it"
+                .to_owned(),
+            );
+        }
+    }
+
+    /// The answer in one sentence.
+    fn summary(
+        &self,
+        subject: &Subject,
+        explanation: &Explanation,
+        flow: Option<&FlowView>,
+        findings: &Findings,
+    ) -> String {
+        let who = subject.words();
+        match flow {
+            Some(flow) => flow::sentence(&who, explanation, flow, findings.differs),
+            None => format!("{who}: {}", self.verdict_words(explanation)),
+        }
+    }
+}

@@ -105,5 +105,19 @@ fn a_command_that_cannot_be_is_found() -> Result<()> {
     ensure!(play::page(&page("sudo steer domain list\n"))? == 1);
     ensure!(play::page(&page("sudo steer domain show wlan7\n")).is_err());
     ensure!(play::page(&page("sudo steer domain show wlan7  # exit code 1\n"))? == 1);
+    let showing = |text: &str| {
+        let mut page = page("sudo steer policy\n");
+        page.blocks.push(Block {
+            language: "text".to_owned(),
+            line: 5,
+            text: text.to_owned(),
+        });
+        play::page(&page)
+    };
+    let all = "no policies: every flow is left to the host's ordinary routing\n";
+    ensure!(showing(all)? == 1 && showing("...\n")? == 1);
+    for wrong in ["no policies\n", "...\nx\n", ""] {
+        ensure!(showing(wrong).is_err(), "{wrong}");
+    }
     Ok(())
 }

@@ -56,6 +56,12 @@ impl Page {
 }
 
 impl Block {
+    /// Whether `next` shows something and stands right below.
+    pub(crate) fn is_before(&self, next: &Self) -> bool {
+        let end = self.line + self.text.lines().count() + 1;
+        next.language == "text" && next.line == end + 2
+    }
+
     /// Its commands, each with its line: without comments, and with continued lines put together.
     pub(crate) fn commands(&self) -> Vec<(usize, String)> {
         let parsed = self.parsed();

@@ -27,6 +27,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("systemctl ", "there is no systemd in the laboratory"),
     ("journalctl ", "likewise"),
     (
+        "bpftool ",
+        "not on every machine; the maps have tests of their own",
+    ),
+    (
         "varlinkctl ",
         "not on every machine; the API's tests speak to the same socket",
     ),
@@ -34,7 +38,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
 ];
 
 /// Commands of others that only show something, and are run.
-const SHOWING: &[&str] = &["ip ", "ls ", "cat ", "bpftool "];
+const SHOWING: &[&str] = &["ip ", "ls ", "cat "];
 
 /// What becomes of a command.
 pub(crate) fn what(command: &str) -> Result<What> {
@@ -88,7 +92,11 @@ pub(crate) fn page(page: &Page) -> Result<usize> {
         if block.language != "sh" {
             continue;
         }
-        for ((line, command), code) in block.commands().into_iter().zip(block.exit_codes()) {
+        let commands = block.commands();
+        // What one command prints may stand below it.
+        let shown = page.blocks.get(number + 1);
+        let shown = shown.filter(|next| commands.len() == 1 && block.is_before(next));
+        for ((line, command), code) in commands.into_iter().zip(block.exit_codes()) {
             let mut play = || -> Result<()> {
                 if let What::Elsewhere(why) = what(&command)? {
                     println!("{}:{line}: not run: {why}", page.name);
@@ -100,7 +108,8 @@ pub(crate) fn page(page: &Page) -> Result<usize> {
                 if detaches == running {
                     toggle(&mut agent, &mut running)?;
                 }
-                run(&lab, &command, code)
+                let printed = run(&lab, &command, code)?;
+                shown.map_or(Ok(()), |shown| compare(&lab, shown, &printed))
             };
             play().with_context(|| format!("{}:{line}: {command}", page.name))?;
         }
@@ -118,7 +127,7 @@ fn toggle(agent: &mut Agent<'_>, running: &mut bool) -> Result<()> {
     Ok(())
 }
 
-fn run(lab: &Lab, command: &str, code: i32) -> Result<()> {
+fn run(lab: &Lab, command: &str, code: i32) -> Result<String> {
     let steer = steer_binary()?;
     let directory = steer.parent().context("the program's directory")?;
     let shell = lab.cgroup().child("shell")?;
@@ -141,6 +150,32 @@ fn run(lab: &Lab, command: &str, code: i32) -> Result<()> {
         output.status.code() == Some(code),
         "should end with code {code}: {output:?}"
     );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Compares what the page shows with what was printed; `...` stands for any lines.
+fn compare(lab: &Lab, shown: &Block, printed: &str) -> Result<()> {
+    let shown = placed(lab, &shown.text);
+    let mut lines = printed.lines().map(str::trim_end);
+    let mut any = false;
+    for wanted in shown.lines().map(str::trim_end) {
+        if wanted == "..." {
+            any = true;
+            continue;
+        }
+        let found = if any {
+            lines.any(|line| line == wanted)
+        } else {
+            lines.next() == Some(wanted)
+        };
+        ensure!(
+            found,
+            "the page shows `{wanted}`, but printed was:\n{printed}"
+        );
+        any = false;
+    }
+    let more = lines.next();
+    ensure!(any || more.is_none(), "the page does not show {more:?}");
     Ok(())
 }
 

@@ -8,8 +8,17 @@ use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet}
 use crate::api::mistake::{MISTAKE, Mistake};
 use crate::cli::clean;
 
-/// Most that are drawn: who has more starts with these.
+/// Most that are drawn where nobody asked for all: who has more starts with these.
 const MOST: usize = 50;
+
+/// Draws the first ones, and says how many more there are.
+pub fn draw_first(mistakes: &[Mistake], colour: bool) -> String {
+    let drawn = draw(&mistakes[..mistakes.len().min(MOST)], colour);
+    match mistakes.len().checked_sub(MOST) {
+        None | Some(0) => drawn,
+        Some(more) => format!("{drawn}\n\nand {more} more"),
+    }
+}
 
 /// Draws each, with an empty line between.
 pub fn draw(mistakes: &[Mistake], colour: bool) -> String {
@@ -18,14 +27,10 @@ pub fn draw(mistakes: &[Mistake], colour: bool) -> String {
     } else {
         Renderer::plain()
     };
-    let mut drawn: Vec<String> = mistakes
+    let drawn: Vec<String> = mistakes
         .iter()
-        .take(MOST)
         .map(|mistake| draw_one(mistake, &renderer))
         .collect();
-    if let Some(more) = mistakes.len().checked_sub(MOST).filter(|more| *more > 0) {
-        drawn.push(format!("and {more} more"));
-    }
     drawn.join("\n\n")
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use steer::api::mistake::{MISTAKE, Mistake, QUARANTINED};
-use steer::draw::draw;
+use steer::draw::{draw, draw_first};
 use steer_core::config::parse;
 
 fn mistakes(file: &str, text: &str) -> Vec<Mistake> {
@@ -75,7 +75,7 @@ fn the_example_of_the_page_is_what_is_drawn() {
 #[test]
 fn what_is_cut_is_counted() {
     let text: String = (0..60).map(|n| format!("x{n} = 1\n")).collect();
-    let drawn = draw(&mistakes("f", &text), false);
+    let drawn = draw_first(&mistakes("f", &text), false);
     assert_eq!(drawn.matches("error").count(), 50);
     assert!(drawn.ends_with("\n\nand 10 more"), "{drawn}");
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use steer_tests::{Agent, Family, Kind, Lab, LabCgroup, wait};
+use steer_tests::{Agent, Family, Kind, Lab, LabCgroup, conformance, wait};
 
 fn hang_up(agent: &Agent<'_>) -> Result<()> {
     let pid = Pid::from_raw(i32::try_from(agent.pid()?)?);
@@ -218,4 +218,156 @@ fn a_policy_is_not_saved_if_the_files_would_have_it_in_quarantine() -> Result<()
     let policies = lab.steer(&["policy", "list", "--json"])?.json()?;
     ensure!(!policies.to_string().contains("second"), "{policies}");
     goes_on(&lab, &app, "wlan0")
+}
+
+/// Sentences of one kind that `steer check --json` says, with the line that each is about.
+fn checked(lab: &Lab, kind: &str) -> Result<Vec<(u64, String)>> {
+    let found = lab.steer(&["check", "--json"])?.json()?;
+    let found = found.as_array().context("no list")?.iter();
+    let of_kind = found.filter(|found| found["kind"] == kind);
+    of_kind
+        .map(|found| {
+            let message = found["message"].as_str().context("no message")?;
+            Ok((
+                found["line"].as_u64().context("no line")?,
+                message.to_owned(),
+            ))
+        })
+        .collect()
+}
+
+#[test]
+fn of_two_policies_that_conflict_the_one_holds_that_check_names() -> Result<()> {
+    let lab = Lab::new()?;
+    let app = lab.cgroup().child("app.scope")?;
+    let beside = lab.cgroup().child("app.slice")?;
+    let root = lab.cgroup().name();
+    // Each operator wants the application by its own network.
+    let file = |first: i32, second: i32| {
+        format!(
+            "[policy.n1]\nmatch.cgroup = \"{root}/app*\"\nuse = \"wlan0\"\npriority = {first}\n\
+             [policy.n2]\nmatch.cgroup = \"{root}/*.scope\"\nuse = \"wwan0\"\npriority = {second}\n"
+        )
+    };
+    lab.configure(&file(1, 2))?;
+    ensure!(
+        checked(&lab, "overlapping")?.len() == 1,
+        "no agent is needed"
+    );
+    let _agent = lab.start_agent()?;
+    for (first, second, holds, uplink, why) in [
+        (1, 2, "n2", "wwan0", "its priority is higher (2 over 1)"),
+        (7, 2, "n1", "wlan0", "its priority is higher (7 over 2)"),
+        (3, 3, "n1", "wlan0", "its name comes first"),
+    ] {
+        lab.configure(&file(first, second))?;
+        lab.steer(&["reload"])?.success()?;
+        lab.matrix_leaves_by(&app, uplink)
+            .with_context(|| format!("{first} and {second}"))?;
+        goes_on(&lab, &beside, "wlan0").context("where only one matches")?;
+        let found = checked(&lab, "overlapping")?;
+        let [(_, words)] = &found[..] else {
+            anyhow::bail!("{found:?}");
+        };
+        ensure!(
+            words.contains(&format!("`{holds}` holds there, since {why}"))
+                && words.contains(&format!("{root}/app.scope for instance")),
+            "{words}"
+        );
+    }
+    // One that names the cgroup comes before patterns, and a file's before a command's.
+    let exact = policy("n3", &app, "use = \"wwan0\"\npriority = 3");
+    lab.configure(&format!("{}{exact}", file(3, 3)))?;
+    lab.steer(&["reload"])?.success()?;
+    lab.matrix_leaves_by(&app, "wwan0").context("by its path")?;
+    let found = checked(&lab, "overlapping")?;
+    let by_path = |(_, words): &&(u64, String)| words.contains("`n3` holds there, since it names");
+    ensure!(found.iter().filter(by_path).count() == 2, "{found:?}");
+    lab.set_policy("user", &app, "eth0", &["--priority", "100"])?;
+    lab.matrix_leaves_by(&app, "wwan0")
+        .context("the file's origin is higher")?;
+    conformance::row(
+        "P-4.3-2",
+        "of two policies that conflict on one application the one holds that `steer check` names: by \
+         priority, by exactness, and the file's before a user's",
+    )
+}
+
+#[test]
+fn a_policy_that_check_calls_shadowed_steers_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let app = lab.cgroup().child("app.scope")?;
+    let root = lab.cgroup().name();
+    lab.configure(&format!(
+        "[policy.all]\nmatch.cgroup = \"{root}/**\"\nuse = \"wlan0\"\npriority = 1\n{}",
+        policy("app", &app, "use = \"wwan0\"")
+    ))?;
+    let _agent = lab.start_agent()?;
+    goes_on(&lab, &app, "wlan0")?;
+    let found = checked(&lab, "shadowed")?;
+    ensure!(
+        matches!(&found[..], [(8, words)] if words.contains("`app` can never be in force")),
+        "{found:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn check_needs_neither_an_agent_nor_root() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.write_file(
+        "/etc/steer/steer.toml",
+        "[policy.web]\nmatch.cgroup = \"a\"\nuse = \"wlan0\"\n",
+    )?;
+    let program = lab.steer(&["check"])?;
+    ensure!(
+        program.success()? == "/etc/steer/steer.toml: no mistake\n",
+        "{program:?}"
+    );
+    lab.write_file(
+        "/etc/steer/steer.toml",
+        "[policy.web]\nmatch.cgroup = \"a\"\nuse = \"wlan0\"\notherwise = \"blok\"\n",
+    )?;
+    let expected = "\
+error[quarantined]: `otherwise` must be `block`, `pass` or `next`, not `blok`
+ --> /etc/steer/steer.toml:4:13
+  |
+4 | otherwise = \"blok\"
+  |             ^^^^^^ no such word
+  |
+help: did you mean `block`?
+
+/etc/steer/steer.toml: 1 mistake
+";
+    let output = lab.steer(&["check"])?;
+    ensure!(output.code == 1 && output.stdout == expected, "{output:?}");
+    let plain = lab
+        .host()
+        .command("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(steer_tests::steer_binary()?)
+        .arg("check")
+        .output()?;
+    ensure!(plain.status.code() == Some(1), "{plain:?}");
+    ensure!(plain.stdout == expected.as_bytes(), "{plain:?}");
+    lab.write_file("/etc/steer/steer.toml", "[agent]\ncolour = 1\n")?;
+    let found = lab.steer(&["check", "--json"])?;
+    ensure!(found.code == 1, "{found:?}");
+    let found: Value = serde_json::from_str(&found.stdout)?;
+    ensure!(
+        found[0]["kind"] == "mistake"
+            && found[0]["line"] == 2
+            && found[0]["column"] == 1
+            && found[0]["end_column"] == 7
+            && found[0]["source"] == "colour = 1",
+        "{found}"
+    );
+    let output = lab.steer(&["check", "/etc/steer/no-such-file.toml"])?;
+    ensure!(
+        output
+            .failure(1)?
+            .contains("read /etc/steer/no-such-file.toml"),
+        "{output:?}"
+    );
+    Ok(())
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cgroups;
+pub mod check;
 pub mod config;
 pub mod domains;
 pub mod engine;

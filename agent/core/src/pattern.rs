@@ -1,9 +1,12 @@
 //! Paths and patterns of cgroups.
 
+mod overlap;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::overlap::Walk;
 use crate::name::Shown;
 
 /// A path in the cgroup tree as in `/proc/PID/cgroup` but without the leading slash, in which `*`

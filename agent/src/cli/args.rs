@@ -154,6 +154,24 @@ pub(super) enum Command {
                             force, and exits with 3."
     )]
     Status(Output),
+    /// Say what is wrong in the files, and what is worth knowing of them.
+    #[command(after_help = "\
+Reads the files as the agent does, without one and without root. Each thing it says has a word:
+  mistake         makes the files bad as a whole: nothing of them would be taken
+  quarantined     makes one policy bad: all else would be taken; blocked if it is strict
+  replaced        a later file's section takes the place of an earlier one
+  shadowed        a policy that is never in force, since others always hold where it matches
+  overlapping     two policies that can hold for one cgroup: which does, and why
+  unreachable     a domain or group that nothing uses; a name that comes too late in a list
+  unenforceable   what this host or this version cannot do now
+Exits with 1 if there is a mistake or a policy would be in quarantine, else with 0.")]
+    Check {
+        /// This file, and steer.d/*.toml beside it, instead of /etc/steer/steer.toml.
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Have the agent read its files again.
     #[command(after_help = "\
 Bad files change nothing: what is wrong is shown, and the exit code is 1. A policy that is bad in itself

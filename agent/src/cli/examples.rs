@@ -34,6 +34,16 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ),
         ],
     ),
+    (
+        "check",
+        &[
+            ("steer check", "what the agent would say of its files"),
+            (
+                "steer check ./steer.toml",
+                "before it is put into its place",
+            ),
+        ],
+    ),
     ("reload", &[("steer reload", "after a change of the files")]),
     (
         "run",

@@ -3,6 +3,7 @@
 
 mod agent;
 mod args;
+mod check;
 mod complete;
 mod detach;
 mod domain;
@@ -27,7 +28,7 @@ use crate::api::error::ApiError;
 use crate::api::methods::Method;
 use crate::api::mistake::Mistake;
 use crate::daemon::{self, Mistakes, Running};
-use crate::draw::draw;
+use crate::draw::draw_first;
 use args::{Command, DomainCommand, Output, PolicyCommand};
 
 pub use args::{Cli, command, parse};
@@ -82,6 +83,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
                 domain::show(socket, name, json(&[output, own]))
             }
         }),
+        Some(Command::Check { file, output }) => check::check(file.as_deref(), json(&[output])),
         Some(Command::Reload(output)) => done(reload::reload(socket, json(&[output]))),
         Some(Command::Explain(args)) => {
             let json = json(&[args.output]);
@@ -115,7 +117,11 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
 pub fn message(error: &anyhow::Error) -> String {
     if let Some((reason, mistakes)) = mistakes(error) {
         let colour = output::colour(std::io::stderr().is_terminal());
-        return format!("{}\n\nsteer: {}", draw(mistakes, colour), clean(&reason));
+        return format!(
+            "{}\n\nsteer: {}",
+            draw_first(mistakes, colour),
+            clean(&reason)
+        );
     }
     let words = in_own_words(error).unwrap_or_else(|| format!("{error:#}"));
     format!("steer: {}", clean(&words))

@@ -234,7 +234,7 @@ pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     write_out(&format!("{value:#}\n"))
 }
 
-fn write_out(text: &str) -> anyhow::Result<()> {
+pub(super) fn write_out(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         // Who reads has seen enough: `steer status | head -1`.

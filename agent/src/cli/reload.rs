@@ -5,7 +5,7 @@ use std::path::Path;
 use super::call;
 use super::output::{colour, print_json};
 use crate::api::methods::Reload;
-use crate::draw::draw;
+use crate::draw::draw_first;
 
 pub(super) fn reload(socket: &Path, json: bool) -> anyhow::Result<()> {
     let reloaded = call(socket, &Reload {})?;
@@ -14,7 +14,7 @@ pub(super) fn reload(socket: &Path, json: bool) -> anyhow::Result<()> {
     }
     if !reloaded.quarantined.is_empty() {
         let colour = colour(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-        eprintln!("{}\n", draw(&reloaded.quarantined, colour));
+        eprintln!("{}\n", draw_first(&reloaded.quarantined, colour));
         eprintln!(
             "steer: these policies are in quarantine: what the strict ones match is blocked; all \
              else is in force"

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::policy::Removed;
 use crate::api::explain::ExplanationView;
 use crate::api::methods::Reloaded;
+use crate::api::mistake::Mistake;
 use crate::api::types::{DomainView, PolicyView, StatusView};
 use crate::daemon::DetachReport;
 
@@ -17,6 +18,7 @@ type Describe = fn(&mut SchemaGenerator) -> Value;
 /// Each command that takes `--json`, and what it prints.
 const COMMANDS: &[(&str, Describe)] = &[
     ("", of::<StatusView>),
+    ("check", of::<Vec<Mistake>>),
     ("detach", of::<DetachReport>),
     ("domain", of::<Vec<DomainView>>),
     ("domain list", of::<Vec<DomainView>>),

@@ -11,7 +11,7 @@ use super::{Daemon, Look, files};
 use crate::api::error::ApiError;
 use crate::api::methods::Reloaded;
 use crate::api::mistake::{MISTAKE, Mistake, QUARANTINED};
-use crate::draw::draw;
+use crate::draw::draw_first;
 use crate::reconcile::chain;
 
 /// What the files say, and what is wrong with single policies of theirs.
@@ -148,7 +148,7 @@ impl Daemon {
                 tell_quarantined(&reloaded.quarantined);
             }
             Err(ApiError::BadFiles { reason, mistakes }) => {
-                error!("{reason}\n{}", draw(mistakes, false));
+                error!("{reason}\n{}", draw_first(mistakes, false));
             }
             Err(other) => error!("{other}"),
         }
@@ -175,7 +175,7 @@ pub(super) fn tell_quarantined(quarantined: &[Mistake]) {
     if !quarantined.is_empty() {
         error!(
             "policies of the files are in quarantine; what the strict ones match is blocked\n{}",
-            draw(quarantined, false)
+            draw_first(quarantined, false)
         );
     }
 }

@@ -4,6 +4,7 @@
 //! events of the engine, and `Daemon::converge` brings the kernel to the plan.
 
 mod calls;
+mod check;
 mod decided;
 mod detach;
 mod explain;
@@ -43,6 +44,7 @@ use decided::Decided;
 use running::Claim;
 use runs::Runs;
 
+pub use check::{Checked, check_files};
 pub use detach::{DetachReport, detach};
 pub use load::Mistakes;
 pub use offline::offline_status;

@@ -184,6 +184,8 @@ fn run(case: &mut Case<'_>) -> Result<()> {
 }
 
 fn files(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
+    case("check", &["check"])?;
+    case("check-json", &["check", "--json"])?;
     case("reload", &["reload"])?;
     case("reload-json", &["reload", "--json"])?;
     lab.host()
@@ -192,6 +194,8 @@ fn files(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
         "/etc/steer/steer.d/90-bad.toml",
         "[policy.x]\nmatch.cgroup = \"x\"\nusee = \"eth0\"\n",
     )?;
+    case("check-mistake", &["check"])?;
+    case("check-mistake-json", &["check", "--json"])?;
     case("reload-mistake", &["reload"])?;
     lab.host()
         .run(|| Ok(std::fs::remove_file("/etc/steer/steer.d/90-bad.toml")?))?;

@@ -1,6 +1,8 @@
 //! `steer explain` says what happens on the wire, and warns where the kernel was led elsewhere.
 
+use std::ffi::CString;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::ffi::OsStrExt as _;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -43,15 +45,15 @@ fn said(answer: &Value) -> [&str; 4] {
 
 /// Where a datagram from a connected socket of `app` really goes: nowhere, with the error that the
 /// program saw or without, or by an uplink from a source.
-fn really(lab: &Lab, app: &LabCgroup, to: IpAddr) -> Result<(String, Option<(String, IpAddr)>)> {
+fn really(lab: &Lab, app: &LabCgroup, peer: &str) -> Result<(String, Option<(String, IpAddr)>)> {
     lab.drain()?;
     let position = lab.capture().position();
-    let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
-    let token = format!(
-        "token-{}-{position}",
-        to.to_string().replace([':', '.'], "-")
-    );
-    let peer = SocketAddr::new(to, DISCARD_PORT);
+    let family = if peer.starts_with('[') {
+        Family::V6
+    } else {
+        Family::V4
+    };
+    let token = format!("token-{position}-of-explain");
     let reports = Probe::new(Kind::UdpConnected, family)
         .first("set broadcast=1")
         .then(&format!("connect {peer}"))
@@ -73,8 +75,17 @@ fn really(lab: &Lab, app: &LabCgroup, to: IpAddr) -> Result<(String, Option<(Str
 
 /// What is explained of a flow from `app` to `to` is what happens.
 fn comes_true(lab: &Lab, app: &LabCgroup, to: IpAddr, outcome: &str) -> Result<()> {
-    let peer = SocketAddr::new(to, DISCARD_PORT).to_string();
-    let answer = explain(lab, &["--cgroup", app.name(), &peer])?;
+    comes_true_of(
+        lab,
+        app,
+        &SocketAddr::new(to, DISCARD_PORT).to_string(),
+        outcome,
+    )
+}
+
+/// As [`comes_true`], with a destination as it is written.
+fn comes_true_of(lab: &Lab, app: &LabCgroup, to: &str, outcome: &str) -> Result<()> {
+    let answer = explain(lab, &["--cgroup", app.name(), to])?;
     has_no_warning(&answer)?;
     let [told, interface, source, error] = said(&answer);
     ensure!(told == outcome, "{to} should be {outcome}: {answer:#}");
@@ -135,6 +146,16 @@ fn every_sort_of_destination_fares_as_explained() -> Result<()> {
         lab.set_policy("app", &app, "wlan0", more)?;
         for (to, outcomes) in destinations(&lab)? {
             comes_true(&lab, &app, to, outcomes[number])
+                .with_context(|| format!("{to} under a policy with {more:?}"))?;
+        }
+        let strict = more.contains(&"--strict");
+        for (uplink, outcome) in [
+            ("wlan0", "never"),
+            ("eth0", if strict { "dropped" } else { "never" }),
+        ] {
+            let peer = lab.peer_link_local(uplink)?;
+            let to = format!("[{peer}%{uplink}]:{DISCARD_PORT}");
+            comes_true_of(&lab, &app, &to, outcome)
                 .with_context(|| format!("{to} under a policy with {more:?}"))?;
         }
     }
@@ -349,7 +370,7 @@ fn a_rule_put_before_steers_is_warned_of_by_name() -> Result<()> {
             "{text}"
         );
         // And so it is.
-        let (_, sent) = really(&lab, &app, to)?;
+        let (_, sent) = really(&lab, &app, &SocketAddr::new(to, DISCARD_PORT).to_string())?;
         ensure!(
             sent.as_ref().is_some_and(|(uplink, _)| uplink == "wwan0"),
             "{sent:?}"
@@ -428,5 +449,64 @@ fn what_cannot_be_explained_is_refused_with_what_to_do() -> Result<()> {
         at(&answer, "/notes/0").contains("as soon as it is made"),
         "{answer:#}"
     );
+    Ok(())
+}
+
+/// Deletes a cgroup's entry from the pinned map, as nobody should.
+fn delete_entry(lab: &Lab, cgroup: u64) -> Result<()> {
+    /// `BPF_OBJ_GET`, `BPF_MAP_DELETE_ELEM`.
+    const GET: libc::c_long = 7;
+    const DELETE: libc::c_long = 3;
+    lab.host().run(|| {
+        let layouts = std::fs::read_dir("/sys/fs/bpf/steer").context("list the pins")?;
+        let layout = layouts.flatten().map(|entry| entry.path());
+        let layout = layout.into_iter().find(|path| path.join("maps").is_dir());
+        let pin = layout.context("a layout")?.join("maps/CGROUPS");
+        let pin = CString::new(pin.as_os_str().as_bytes())?;
+        // union bpf_attr: the path; then the map, padding, and the key.
+        let get: [u64; 2] = [pin.as_ptr() as u64, 0];
+        // SAFETY: the attributes and the path outlive the call.
+        let map = unsafe { libc::syscall(libc::SYS_bpf, GET, get.as_ptr(), size_of_val(&get)) };
+        let map = u64::try_from(map).context("open the map CGROUPS")?;
+        let delete: [u64; 2] = [map, (&raw const cgroup) as u64];
+        // SAFETY: likewise; the key is as long as the map's.
+        let done =
+            unsafe { libc::syscall(libc::SYS_bpf, DELETE, delete.as_ptr(), size_of_val(&delete)) };
+        let error = std::io::Error::last_os_error();
+        let map = i32::try_from(map)?;
+        // SAFETY: the descriptor was just made and is used no more.
+        unsafe { libc::close(map) };
+        ensure!(
+            done == 0 || error.kind() == std::io::ErrorKind::NotFound,
+            "{error}"
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn an_entry_that_is_gone_from_the_kernel_map_is_warned_of() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let app = lab.cgroup().child("app")?;
+    lab.set_policy("app", &app, "wlan0", &[])?;
+    let args = ["--cgroup", app.name(), "198.51.100.9"];
+    let before = explain(&lab, &args)?;
+    has_no_warning(&before)?;
+    let id = before.get("cgroup_id").and_then(Value::as_u64);
+    let id = id.context("its id")?;
+    // The agent may put it back at any time.
+    let answer = wait::until("the warning", || {
+        delete_entry(&lab, id)?;
+        let answer = explain(&lab, &args)?;
+        let agrees = answer.pointer("/maps/agrees") == Some(&Value::Bool(true));
+        Ok((!agrees).then_some(answer))
+    })?;
+    let warning = at(&answer, "/warnings/0");
+    ensure!(
+        warning.starts_with("the kernel map CGROUPS holds no entry, and not policy 1"),
+        "{answer:#}"
+    );
+    ensure!(answer.pointer("/maps/entry") == Some(&Value::Bool(false)));
     Ok(())
 }

@@ -273,3 +273,66 @@ fn invalid(field: &str, reason: String) -> ApiError {
         reason,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt as _;
+    use std::process::{Command, Stdio};
+    use std::sync::Arc;
+
+    use super::{Caller, Target, authorize, cgroup_path, process};
+
+    fn caller(uid: u32) -> Caller {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        Caller {
+            pid,
+            uid,
+            gid: uid,
+            pidfd: Arc::new(process::open(pid).unwrap()),
+        }
+    }
+
+    #[test]
+    fn a_plain_user_asks_about_own_processes_alone() {
+        const NOBODY: u32 = 65534;
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = command.uid(NOBODY).spawn().expect("needs root");
+        let theirs = Target::Process(i32::try_from(child.id()).unwrap());
+        let ours = Target::Process(i32::try_from(std::process::id()).unwrap());
+        let directory = tempfile::tempdir().unwrap();
+        let write = |pids: &str| std::fs::write(directory.path().join("cgroup.procs"), pids);
+        let cgroup = Target::Cgroup(directory.path().to_owned());
+        write(&format!("{}\n", std::process::id())).unwrap();
+        let with_ours_alone = authorize(&caller(NOBODY), &cgroup);
+        write(&format!("{}\n{}\n", std::process::id(), child.id())).unwrap();
+        let with_theirs = authorize(&caller(NOBODY), &cgroup);
+        let answers = [
+            authorize(&caller(0), &theirs),
+            authorize(&caller(0), &ours),
+            authorize(&caller(0), &cgroup),
+            authorize(&caller(NOBODY), &theirs),
+            with_theirs,
+        ];
+        let refused = [
+            authorize(&caller(NOBODY), &ours),
+            authorize(&caller(NOBODY), &Target::Process(1)),
+            authorize(&caller(NOBODY - 1), &theirs),
+            authorize(&caller(NOBODY), &Target::Cgroup("/nowhere".into())),
+            with_ours_alone,
+        ];
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+        assert!(refused.iter().all(Result::is_err), "{refused:?}");
+    }
+
+    #[test]
+    fn a_cgroup_is_named_by_one_path() {
+        assert_eq!(cgroup_path("/").unwrap(), "");
+        assert_eq!(cgroup_path("/a/b").unwrap(), "a/b");
+        assert_eq!(cgroup_path("a/b").unwrap(), "a/b");
+        assert!(cgroup_path("a/*").is_err());
+        assert!(cgroup_path("a/../b").is_err());
+    }
+}

@@ -5,3 +5,4 @@ mod abuse;
 mod calls;
 mod command;
 mod fake;
+mod terminal;

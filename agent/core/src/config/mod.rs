@@ -14,7 +14,7 @@ use steer_common::MarkMask;
 
 pub use self::error::{ConfigError, MAX_FILE_BYTES, Place};
 pub use self::parse::{Parsed, Places, PolicyPlaces, Replaced, parse, parse_with_places};
-pub use self::print::{NotSavable, policy_to_toml};
+pub use self::print::{NotSavable, policy_to_toml, to_toml};
 use crate::name::Name;
 use crate::network::{LinkKind, Network};
 use crate::pattern::glob;

@@ -1,11 +1,14 @@
-//! Writing a policy as a file says it.
+//! Writing a policy, or all that the files say, as a file says it.
 
 use std::fmt::Write as _;
 
 use toml::Value;
 
+use super::{AgentConfig, Config, Discover, DomainConfig};
 use crate::ids::CgroupId;
 use crate::name::Name;
+use crate::network::LinkKind;
+use crate::permit::Permit;
 use crate::policy::{LocalNetworks, Match, Origin, Otherwise, Policy};
 
 /// A policy that no file can hold.
@@ -76,6 +79,111 @@ pub fn policy_to_toml(policy: &Policy) -> Result<String, NotSavable> {
         line("priority", Value::from(i64::from(policy.priority)));
     }
     Ok(text)
+}
+
+/// All that `config` says as text of one file, every key of `[agent]` too. Read back it says the same; of
+/// policies in quarantine it has what is in force in place of them.
+pub fn to_toml(config: &Config) -> Result<String, NotSavable> {
+    let mut sections = vec![agent(&config.agent)];
+    sections.extend(config.domains.iter().map(|(name, says)| domain(name, says)));
+    for (name, domains) in &config.groups {
+        sections.push(Section::new("group", name).list("domains", domains).text);
+    }
+    for policy in config.policies.values() {
+        sections.push(policy_to_toml(policy)?);
+    }
+    sections.extend(config.permits.iter().map(|(name, says)| permit(name, says)));
+    Ok(sections.join("\n"))
+}
+
+/// A section's text so far.
+struct Section {
+    text: String,
+}
+
+impl Section {
+    fn new(kind: &str, name: &Name) -> Self {
+        Self {
+            text: format!("[{kind}.{}]\n", key(name.as_str())),
+        }
+    }
+
+    fn value(mut self, key: &str, value: impl Into<Value>) -> Self {
+        // Writing to a string does not fail.
+        let _ = writeln!(self.text, "{key} = {}", value.into());
+        self
+    }
+
+    fn some(self, key: &str, value: Option<impl Into<Value>>) -> Self {
+        match value {
+            Some(value) => self.value(key, value),
+            None => self,
+        }
+    }
+
+    /// A list, unless it is empty: that is what its absence says.
+    fn list<T: ToString>(self, key: &str, values: &[T]) -> Self {
+        if values.is_empty() {
+            return self;
+        }
+        let values: Vec<String> = values.iter().map(ToString::to_string).collect();
+        self.value(key, values)
+    }
+}
+
+fn agent(says: &AgentConfig) -> String {
+    let section = Section {
+        text: "[agent]\n".to_owned(),
+    };
+    let section = section
+        .some("cgroup-root", says.cgroup_root.as_deref())
+        .value("mark-mask", format!("{:#010x}", says.mark_mask.bits()))
+        .value("table-base", i64::from(says.table_base))
+        .value("rule-base", i64::from(says.rule_base));
+    let section = match &says.discover {
+        Discover::All => section.value("discover", true),
+        Discover::None => section.value("discover", false),
+        Discover::Globs(globs) => section.list("discover", globs),
+    };
+    section.text
+}
+
+fn domain(name: &Name, says: &DomainConfig) -> String {
+    let mac = says.matches.mac.map(|mac| {
+        let pairs = mac.map(|byte| format!("{byte:02x}"));
+        pairs.join(":")
+    });
+    Section::new("domain", name)
+        .some("match.interface", says.matches.interface.as_deref())
+        .some("match.mac", mac)
+        .some("match.kind", says.matches.kind.map(kind))
+        .some("kind", says.kind.map(kind))
+        .list("sources", &says.sources)
+        .list("gateways", &says.gateways)
+        .some("cost", Some(i64::from(says.cost)).filter(|cost| *cost != 0))
+        .some("metered", says.metered.then_some(true))
+        .text
+}
+
+fn permit(name: &Name, says: &Permit) -> String {
+    Section::new("permit", name)
+        .list("users", &says.users)
+        .list("groups", &says.groups)
+        .list("cgroups", &says.cgroups)
+        .list("domains", &says.domains)
+        .list("destinations", &says.destinations)
+        .some("strict", says.strict)
+        .text
+}
+
+fn kind(kind: LinkKind) -> &'static str {
+    match kind {
+        LinkKind::Wired => "wired",
+        LinkKind::Wlan => "wlan",
+        LinkKind::Cellular => "cellular",
+        LinkKind::Vpn => "vpn",
+        LinkKind::Other => "other",
+    }
 }
 
 /// A key, in quotes where it needs them. Names contain neither quotes nor backslashes.

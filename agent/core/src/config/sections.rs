@@ -250,10 +250,15 @@ fn read_wishes(
     let unclear = misspelt || table.entries.contains_key("strict");
     let strict = strict.unwrap_or(unclear);
     let local = reader.word(table, "local-networks", &LOCAL_NETWORKS);
-    let priority = reader
-        .integer(table, "priority", i32::MIN.into(), i32::MAX.into())
-        .and_then(|priority| i32::try_from(priority).ok());
-    let unclear = table.entries.contains_key("priority");
+    // The host's default has none: there it is an unknown key.
+    let unclear = !default && table.entries.contains_key("priority");
+    let priority = if unclear {
+        reader
+            .integer(table, "priority", i32::MIN.into(), i32::MAX.into())
+            .and_then(|priority| i32::try_from(priority).ok())
+    } else {
+        None
+    };
     let (uses, use_spans): (Vec<_>, Vec<_>) = uses.unwrap_or_default().into_iter().unzip();
     let policy = Policy {
         origin: if default {

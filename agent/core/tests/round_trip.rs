@@ -1,0 +1,352 @@
+//! Any text is a configuration that prints back to the same, or gives errors with valid places.
+#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use proptest::collection::{btree_set, vec};
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use steer_common::MarkMask;
+use steer_core::config::{
+    AgentConfig, Config, Discover, DomainConfig, DomainMatch, MAX_COST, parse, to_toml,
+};
+use steer_core::name::Name;
+use steer_core::network::LinkKind;
+use steer_core::pattern::{CgroupPattern, UnitName};
+use steer_core::permit::{Account, Permit};
+use steer_core::policy::{LocalNetworks, Match, Origin, Otherwise, Policy};
+
+/// What a configuration says, without where.
+fn says(config: &Config) -> Config {
+    Config {
+        agent_places: BTreeMap::new(),
+        awaited: Vec::new(),
+        ..config.clone()
+    }
+}
+
+/// The property itself.
+fn holds(text: &str) -> Result<(), TestCaseError> {
+    let (config, errors) = match parse(&[("steer.toml", text)]) {
+        Ok(config) => {
+            let mistakes = config.mistakes().cloned().collect();
+            (Some(config), mistakes)
+        }
+        Err(errors) => {
+            prop_assert!(!errors.is_empty());
+            (None, errors)
+        }
+    };
+    for error in &errors {
+        let place = &error.place;
+        prop_assert!(place.start <= place.end && place.end <= text.len());
+        prop_assert!(text.get(place.span()).is_some(), "{error:?}");
+        let before = &text[..place.start];
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        prop_assert_eq!(place.line, before.matches('\n').count() + 1);
+        prop_assert_eq!(place.column, line.chars().count() + 1);
+        prop_assert!(!error.message.is_empty());
+    }
+    if let Some(config) = config.filter(|_| errors.is_empty()) {
+        let printed = to_toml(&config).unwrap();
+        let again = parse(&[("again", &printed)]);
+        let again = again.map_err(|e| TestCaseError::fail(format!("{}\n{printed}", e[0])))?;
+        prop_assert_eq!(says(&again), says(&config), "{}", printed);
+    }
+    Ok(())
+}
+
+fn names() -> impl Strategy<Value = Name> {
+    "[!#-&(-+.0-\\[\\]-~][!#-&(-+.0-\\[\\]-~-]{0,14}".prop_filter_map("the default", |text| {
+        Name::new(&text).ok().filter(|n| n.as_str() != "default")
+    })
+}
+
+fn kinds() -> impl Strategy<Value = LinkKind> {
+    select(vec![
+        LinkKind::Wired,
+        LinkKind::Wlan,
+        LinkKind::Cellular,
+        LinkKind::Vpn,
+        LinkKind::Other,
+    ])
+}
+
+fn nets() -> impl Strategy<Value = IpNet> {
+    (any::<IpAddr>(), 0u8..=128).prop_map(|(ip, len)| {
+        let most = IpNet::from(ip).max_prefix_len();
+        IpNet::new(ip, len.min(most)).unwrap()
+    })
+}
+
+prop_compose! {
+    fn agents()(
+        root in option::of("(/[a-zA-Z0-9 .\"'\\\\äß]{1,9}x){1,3}"),
+        bits in btree_set(0u32..32, 1..9),
+        table_base in 256u32..=4_294_967_039,
+        rule_base in 1u32..=32_165,
+        discover in prop_oneof![
+            Just(Discover::All),
+            Just(Discover::None),
+            vec("[a-z*][a-z0-9*.]{0,9}", 1..3).prop_map(Discover::Globs),
+        ],
+    ) -> AgentConfig {
+        let mask = bits.into_iter().fold(0, |mask, bit| mask | 1 << bit);
+        AgentConfig {
+            cgroup_root: root, mark_mask: MarkMask::new(mask).unwrap(), table_base, rule_base, discover,
+        }
+    }
+}
+
+prop_compose! {
+    fn domains()(
+        interface in option::of("[a-z][a-z0-9.@_-]{0,14}"),
+        mac in option::of(any::<[u8; 6]>()),
+        match_kind in option::of(kinds()),
+        kind in option::of(kinds()),
+        sources in vec(nets(), 0..3),
+        gateways in vec(any::<IpAddr>(), 0..3),
+        cost in 0..=MAX_COST,
+        metered: bool,
+    ) -> DomainConfig {
+        let matches = DomainMatch { interface, mac, kind: match_kind };
+        DomainConfig { matches, kind, sources, gateways, cost, metered }
+    }
+}
+
+fn matches() -> impl Strategy<Value = Match> {
+    prop_oneof![
+        "[ -.0-~äß]{1,20}(/[ -.0-~]{1,20}){0,3}".prop_filter_map("no path", |text| {
+            CgroupPattern::new(&text).ok().map(Match::Cgroup)
+        }),
+        "[a-z@\\\\\"']{1,9}\\.(service|scope|slice)"
+            .prop_filter_map("no unit", |text| UnitName::new(&text).ok().map(Match::Unit)),
+    ]
+}
+
+/// A policy but for its name and the names that it uses.
+fn policies() -> impl Strategy<Value = (Policy, Vec<Index>)> {
+    let otherwise = select(vec![Otherwise::Block, Otherwise::Pass, Otherwise::Next]);
+    let parts = (
+        vec(matches(), 1..4),
+        vec(any::<Index>(), 0..4),
+        any::<bool>(),
+        otherwise,
+        any::<bool>(),
+    );
+    parts.prop_map(|(mut matches, uses, strict, otherwise, steer)| {
+        // Files tell cgroups and units apart by key, not by order.
+        matches.sort_by_key(|wanted| matches!(wanted, Match::Unit(_)));
+        let policy = Policy {
+            otherwise: if strict { Otherwise::Block } else { otherwise },
+            local_networks: if steer {
+                LocalNetworks::Steer
+            } else {
+                LocalNetworks::Pass
+            },
+            ..Policy::new(
+                Name::default_policy(),
+                Origin::Admin,
+                matches,
+                Vec::new(),
+                strict,
+            )
+        };
+        (policy, uses)
+    })
+}
+
+fn accounts() -> impl Strategy<Value = Account> {
+    "(\\*|[0-9]{1,5}|[a-z_][a-z0-9_-]{0,9})"
+        .prop_filter_map("no account", |text| Account::new(&text).ok())
+}
+
+fn permits() -> impl Strategy<Value = (Permit, Vec<Index>)> {
+    let patterns = "[a-z*]{1,9}(/[a-z]{1,9}){0,2}"
+        .prop_filter_map("no path", |text| CgroupPattern::new(&text).ok());
+    let parts = (
+        vec(accounts(), 1..3),
+        vec(accounts(), 0..3),
+        vec(patterns, 0..3),
+        vec(any::<Index>(), 0..3),
+        vec(nets(), 0..2),
+        option::of(any::<bool>()),
+    );
+    parts.prop_map(|(users, groups, cgroups, domains, destinations, strict)| {
+        let permit = Permit {
+            users,
+            groups,
+            cgroups,
+            domains: Vec::new(),
+            destinations,
+            strict,
+        };
+        (permit, domains)
+    })
+}
+
+/// Configurations in which nothing is wrong.
+fn configs() -> BoxedStrategy<Config> {
+    let parts = (
+        agents().boxed(),
+        vec((names(), domains()), 1..5).boxed(),
+        vec((names(), vec(any::<Index>(), 1..4)), 0..3).boxed(),
+        vec((names(), policies()), 0..5).boxed(),
+        option::of(policies()).boxed(),
+        vec((names(), permits()), 0..3).boxed(),
+    );
+    parts
+        .prop_map(|(agent, domains, groups, policies, default, permits)| {
+            let mut config = Config {
+                agent,
+                domains: domains.into_iter().collect(),
+                ..Config::default()
+            };
+            let domains: Vec<Name> = config.domains.keys().cloned().collect();
+            let pick = |from: &[Name], at: Vec<Index>| -> Vec<Name> {
+                at.into_iter().map(|at| at.get(from).clone()).collect()
+            };
+            for (name, members) in groups {
+                if !config.domains.contains_key(&name) {
+                    config.groups.insert(name, pick(&domains, members));
+                }
+            }
+            let all: Vec<Name> = domains
+                .iter()
+                .chain(config.groups.keys())
+                .cloned()
+                .collect();
+            for (at, (name, (policy, uses))) in policies.into_iter().enumerate() {
+                let policy = Policy {
+                    name: name.clone(),
+                    use_: pick(&all, uses),
+                    // No two have one priority on one cgroup.
+                    priority: i32::MAX - i32::try_from(at).unwrap(),
+                    ..policy
+                };
+                config.policies.insert(name, policy);
+            }
+            if let Some((policy, uses)) = default {
+                let policy = Policy {
+                    origin: Origin::Default,
+                    matches: Vec::new(),
+                    use_: pick(&all, uses),
+                    ..policy
+                };
+                config.policies.insert(Name::default_policy(), policy);
+            }
+            for (name, (permit, domains)) in permits {
+                let domains = pick(&all, domains);
+                config.permits.insert(name, Permit { domains, ..permit });
+            }
+            config
+        })
+        .boxed()
+}
+
+#[test]
+fn every_key_of_the_schema_is_printed() {
+    let text = r#"
+        [agent]
+        cgroup-root = "/x"
+        discover = ["eth*"]
+        [domain.a]
+        match = { interface = "eth0", mac = "02:00:5e:10:00:01", kind = "wired" }
+        kind = "vpn"
+        sources = "192.0.2.1"
+        gateways = "192.0.2.2"
+        cost = 1
+        metered = true
+        [group.g]
+        domains = "a"
+        [policy.p]
+        match = { cgroup = "a", unit = "b.service" }
+        use = "g"
+        strict = true
+        local-networks = "pass"
+        priority = 1
+        [policy.default]
+        use = "a"
+        strict = true
+        local-networks = "pass"
+        [permit.x]
+        users = "*"
+        groups = "7"
+        domains = "a"
+        cgroups = "c"
+        destinations = "::/0"
+        strict = false
+    "#;
+    let config = parse(&[("f", text)]).unwrap();
+    assert_eq!(config.mistakes().count(), 0);
+    let printed = to_toml(&config).unwrap();
+    for table in &steer_core::config::keys::TABLES[1..] {
+        for key in table.names().filter(|key| *key != "match") {
+            let has = |line: &str| {
+                line.split(" = ").next() == Some(key)
+                    || line.split(" = ").next() == Some(&format!("match.{key}"))
+            };
+            assert!(
+                printed.lines().any(has),
+                "{} {key}:\n{printed}",
+                table.table
+            );
+        }
+    }
+    holds(text).unwrap();
+}
+
+proptest! {
+    #[test]
+    fn a_configuration_prints_to_a_file_that_says_the_same(config in configs()) {
+        let printed = to_toml(&config).unwrap();
+        let again = parse(&[("steer.toml", &printed)])
+            .map_err(|e| TestCaseError::fail(format!("{}\n{printed}", e[0])))?;
+        prop_assert_eq!(again.mistakes().count(), 0, "{}", &printed);
+        prop_assert_eq!(says(&again), config, "{}", &printed);
+    }
+
+    #[test]
+    fn any_bytes_as_text_hold(bytes in vec(any::<u8>(), 0..300)) {
+        holds(&String::from_utf8_lossy(&bytes))?;
+    }
+
+    #[test]
+    fn any_text_holds(text in "(\\PC|[\n\t\"\\[\\]=.{}#,']){0,200}") {
+        holds(&text)?;
+    }
+
+    #[test]
+    fn files_that_were_changed_somewhere_hold(
+        config in configs(),
+        changes in vec((any::<Index>(), 0usize..6, "(\\PC|[\n\"\\[\\]=.{},]|true|9|strict = true\n){0,3}"), 1..5)
+    ) {
+        let mut text = to_toml(&config).unwrap();
+        for (at, removed, put) in changes {
+            let begin = text.floor_char_boundary(at.index(text.len() + 1));
+            let end = text.ceil_char_boundary((begin + removed).min(text.len()));
+            text.replace_range(begin..end, &put);
+        }
+        holds(&text)?;
+    }
+
+    #[test]
+    fn files_with_lines_swapped_or_doubled_hold(
+        config in configs(), swaps in vec((any::<Index>(), any::<Index>(), any::<bool>()), 1..5)
+    ) {
+        let text = to_toml(&config).unwrap();
+        let mut lines: Vec<&str> = text.lines().collect();
+        for (one, two, double) in swaps {
+            let (one, two) = (one.index(lines.len()), two.index(lines.len()));
+            if double {
+                lines.insert(one, lines[two]);
+            } else {
+                lines.swap(one, two);
+            }
+        }
+        holds(&lines.join("\n"))?;
+    }
+}

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -47,6 +47,21 @@ pub struct Output {
 }
 
 impl Output {
+    /// Runs a command `steer ARGS` to its end.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub(crate) fn of(command: &mut Command, args: &[&str]) -> Result<Self> {
+        let words = format!("steer {}", args.join(" "));
+        let output = command.output().with_context(|| format!("start {words}"))?;
+        Ok(Self {
+            command: words,
+            code: exit_code(output.status),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
     /// Its standard output if the code is 0.
     ///
     /// # Errors
@@ -194,19 +209,8 @@ impl Lab {
         let program = executable::steer()?;
         let mut command = self.host().command(program);
         cgroup.place(&mut command)?;
-        let output = command
-            .args(args)
-            .env("NO_COLOR", "1")
-            .env_remove("COLUMNS")
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("start steer {}", args.join(" ")))?;
-        Ok(Output {
-            command: format!("steer {}", args.join(" ")),
-            code: exit_code(output.status),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        command.args(args).stdin(Stdio::null());
+        Output::of(&mut command, args)
     }
 }
 

@@ -132,7 +132,12 @@ impl LabCgroup {
         let mut found = Vec::new();
         let mut open = vec![self.path.clone()];
         while let Some(directory) = open.pop() {
-            for child in subdirectories(&directory)? {
+            // One that goes meanwhile has none.
+            let children = match subdirectories(&directory) {
+                Err(_) if directory != self.path && !directory.exists() => continue,
+                children => children?,
+            };
+            for child in children {
                 let relative = child
                     .strip_prefix(&self.path)
                     .context("child outside its parent")?;

@@ -23,6 +23,7 @@ mod scenario;
 mod server;
 mod snapshot;
 mod uplink;
+mod user;
 pub mod wait;
 
 pub use agent::{Agent, Output};
@@ -39,3 +40,4 @@ pub use probe::{Family, Kind, Probe, Session};
 pub use scenario::matrix;
 pub use snapshot::Snapshot;
 pub use uplink::{Net, Uplink};
+pub use user::User;

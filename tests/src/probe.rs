@@ -11,6 +11,7 @@ use crate::executable;
 use crate::lab::Lab;
 use crate::namespace::Namespace;
 use crate::report::{ECHO_PORT, Report};
+use crate::user::User;
 
 /// How the probe sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,6 +196,32 @@ impl Probe {
             .args(more)
             .arg("--")
             .arg(executable::probe()?);
+        self.session(command)
+    }
+
+    /// Starts it at the host in `cgroup` as a user; with `via` by `steer run --via VIA MORE`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_as(
+        &self,
+        lab: &Lab,
+        user: &User,
+        cgroup: &LabCgroup,
+        via: Option<(&str, &[&str])>,
+    ) -> Result<Session> {
+        let probe = lab.probe_of_users()?;
+        let command = match via {
+            Some((via, more)) => {
+                let args = [&["run", "--via", via], more, &["--", probe]].concat();
+                lab.steer_command(user, cgroup, &args)?
+            }
+            None => {
+                let mut command = lab.command(probe, cgroup)?;
+                user.become_by(&mut command);
+                command
+            }
+        };
         self.session(command)
     }
 

@@ -131,7 +131,7 @@ fn runs_policy_is_still_there_after_the_agent_was_killed() -> Result<()> {
     drop(session);
     wait::until("run's policy and cgroup to be gone", || {
         let policies = lab.steer(&["policy", "list", "--json"])?.json()?;
-        let below = lab.cgroup().child("steer")?.descendants()?;
+        let below = lab.cgroup().child("cli")?.descendants()?;
         Ok((policies == Value::Array(Vec::new()) && below.is_empty()).then_some(()))
     })
 }
@@ -146,7 +146,7 @@ fn what_ended_while_the_agent_was_dead_is_cleared_away_by_the_next() -> Result<(
     agent.start()?;
     wait::until("run's policy and cgroup to be gone", || {
         let policies = lab.steer(&["policy", "list", "--json"])?.json()?;
-        let below = lab.cgroup().child("steer")?.descendants()?;
+        let below = lab.cgroup().child("cli")?.descendants()?;
         Ok((policies == Value::Array(Vec::new()) && below.is_empty()).then_some(()))
     })
 }
@@ -323,9 +323,9 @@ fn a_lost_record_of_a_strict_policy_stops_the_next_agent() -> Result<()> {
 #[test]
 fn cgroups_of_others_beside_the_places_of_commands_are_left_alone() -> Result<()> {
     let lab = Lab::new()?;
-    let places = lab.cgroup().child("steer")?;
+    let places = lab.cgroup().child("cli")?;
     // Empty, and named as the agent names its own.
-    places.child("run-1-1")?;
+    places.child("steer-run-1-1")?;
     places.child("theirs/inner")?;
     let others = places.descendants()?;
     let mut agent = lab.start_agent()?;

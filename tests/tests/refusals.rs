@@ -92,7 +92,7 @@ fn a_command_whose_entry_the_kernel_refuses_is_not_started_and_told_why() -> Res
         words.contains("Operation not permitted") && !words.contains("no domain fits"),
         "{words}"
     );
-    let left = lab.cgroup().child("steer")?.descendants()?;
+    let left = lab.cgroup().child("cli")?.descendants()?;
     ensure!(left.is_empty(), "{left:?}");
     let policies = lab.steer(&["policy", "list", "--json"])?.json()?;
     ensure!(

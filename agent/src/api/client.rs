@@ -34,7 +34,9 @@ pub enum Error {
     )]
     NotRunning(PathBuf),
     /// The socket is not for this user.
-    #[error("only root may call the agent at {0}: try sudo")]
+    #[error(
+        "the agent's socket {0} is not for this user: its mode was changed, or that of its directory"
+    )]
     NotPermitted(PathBuf),
     /// The socket could not be used.
     #[error("call the agent at {0}")]
@@ -75,11 +77,15 @@ pub struct Client {
 struct Message<'a, M> {
     method: &'a str,
     parameters: &'a M,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    more: bool,
 }
 
 #[derive(Deserialize)]
-struct Failure {
+struct Outline {
     error: Option<String>,
+    #[serde(default)]
+    continues: bool,
 }
 
 #[derive(Deserialize)]
@@ -124,10 +130,42 @@ impl Client {
         method: &M,
         patience: Option<Duration>,
     ) -> Result<M::Reply, Error> {
+        self.send(method, patience, false)?;
+        Ok(self.receive()?.0)
+    }
+
+    /// Calls a method that tells more than one thing: what comes before the end goes to `part`.
+    /// `patience` is for each.
+    ///
+    /// # Errors
+    /// The agent says no, or does not answer.
+    pub fn call_in_parts<M: Method>(
+        &mut self,
+        method: &M,
+        patience: Option<Duration>,
+        mut part: impl FnMut(M::Reply),
+    ) -> Result<M::Reply, Error> {
+        self.send(method, patience, true)?;
+        loop {
+            let (reply, continues) = self.receive()?;
+            if !continues {
+                return Ok(reply);
+            }
+            part(reply);
+        }
+    }
+
+    fn send<M: Method>(
+        &mut self,
+        method: &M,
+        patience: Option<Duration>,
+        more: bool,
+    ) -> Result<(), Error> {
         let name = format!("{INTERFACE}.{}", M::NAME);
         let message = Message {
             method: &name,
             parameters: method,
+            more,
         };
         let mut text = serde_json::to_vec(&message).map_err(Error::Answer)?;
         text.push(0);
@@ -141,10 +179,13 @@ impl Client {
             .map_err(|e| self.failed(e))?;
         match self.stream.get_mut().write_all(&text) {
             // The agent may have refused us before we spoke: then the reason is there to be read.
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
-            other => other.map_err(|e| self.failed(e))?,
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.map_err(|e| self.failed(e)),
         }
+    }
 
+    /// The next answer, and whether more will come.
+    fn receive<R: DeserializeOwned>(&mut self) -> Result<(R, bool), Error> {
         let mut answer = Vec::new();
         let read = self
             .stream
@@ -169,10 +210,25 @@ impl Client {
         patience: Option<Duration>,
         persistence: Duration,
     ) -> Result<M::Reply, Error> {
+        Self::persist(path, persistence, |client| {
+            client.call_within(method, patience)
+        })
+    }
+
+    /// Connects and makes a call, and does both again for `persistence` as long as the agent has no place
+    /// for the connection.
+    ///
+    /// # Errors
+    /// As [`Client::connect`] and the call; or the agent stays busy.
+    pub fn persist<R>(
+        path: &Path,
+        persistence: Duration,
+        mut call: impl FnMut(&mut Self) -> Result<R, Error>,
+    ) -> Result<R, Error> {
         let start = Instant::now();
         let mut pause = FIRST_PAUSE;
         loop {
-            let answer = Self::connect(path)?.call_within(method, patience);
+            let answer = call(&mut Self::connect(path)?);
             let Err(Error::Api(reason @ ApiError::Busy { .. })) = answer else {
                 return answer;
             };
@@ -195,11 +251,11 @@ impl Client {
     }
 }
 
-fn read_answer<R: DeserializeOwned>(text: &[u8]) -> Result<R, Error> {
-    let Failure { error } = serde_json::from_slice(text).map_err(Error::Answer)?;
+fn read_answer<R: DeserializeOwned>(text: &[u8]) -> Result<(R, bool), Error> {
+    let Outline { error, continues } = serde_json::from_slice(text).map_err(Error::Answer)?;
     let Some(error) = error else {
         let success: Success<R> = serde_json::from_slice(text).map_err(Error::Answer)?;
-        return Ok(success.parameters);
+        return Ok((success.parameters, continues));
     };
     if error.starts_with(INTERFACE) {
         return Err(serde_json::from_slice(text).map_or(Error::Service(error), Error::Api));

@@ -7,11 +7,12 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 use zlink::varlink_service;
 
+use super::answer::{Answer, Answered};
 use super::error::ApiError;
 use super::interface::{self, CallError, Incoming, Message};
 use super::methods::Reply;
@@ -104,7 +105,7 @@ pub(super) struct Connection {
 }
 
 #[derive(Serialize)]
-struct Answer<P: Serialize> {
+struct Parameters<P: Serialize> {
     parameters: P,
 }
 
@@ -149,9 +150,10 @@ impl Connection {
                 }
             };
             let silent = message.oneway;
+            let more = message.more && !silent;
             let answer = match interface::read(message) {
                 Ok(Incoming::Request(request)) => {
-                    let (reply, answered) = oneshot::channel();
+                    let (reply, answered) = Answer::new(more);
                     let call = Call {
                         caller: self.caller.clone(),
                         request,
@@ -175,14 +177,14 @@ impl Connection {
                         "",
                         ["org.varlink.service", INTERFACE],
                     );
-                    self.send(&Answer {
+                    self.send(&Parameters {
                         parameters: info.ok(),
                     })
                     .await?;
                     continue;
                 }
                 Ok(Incoming::Description(description)) => {
-                    self.send(&Answer {
+                    self.send(&Parameters {
                         parameters: Description { description },
                     })
                     .await?;
@@ -194,7 +196,7 @@ impl Connection {
                 continue;
             }
             match answer {
-                Ok(reply) => self.send_reply(reply).await?,
+                Ok(reply) => self.send_reply(reply, false).await?,
                 Err(CallError::Api(error)) => self.send(&error).await?,
                 Err(CallError::Service(error)) => self.send(&error).await?,
             }
@@ -228,15 +230,19 @@ impl Connection {
     }
 
     /// Waits for the agent's answer, and stops waiting when the peer has gone (`None`), so that
-    /// what it asked for is not waited for any longer.
+    /// what it asked for is not waited for any longer. Parts of the answer are sent as they come.
     async fn wait(
         &mut self,
-        mut answered: oneshot::Receiver<Result<Reply, ApiError>>,
+        mut answered: Answered,
     ) -> Result<Option<Result<Reply, ApiError>>, Error> {
         let mut listening = true;
         loop {
             tokio::select! {
-                answer = &mut answered => return Ok(Some(answer.unwrap_or_else(|_| Err(stopping())))),
+                biased;
+                Some(part) = answered.parts.recv() => self.send_reply(part, true).await?,
+                answer = &mut answered.end => {
+                    return Ok(Some(answer.unwrap_or_else(|_| Err(stopping()))));
+                }
                 more = self.buffer.fill(&self.stream), if listening && self.buffer.room() > 0 => {
                     match more {
                         Ok(true) => {}
@@ -250,9 +256,13 @@ impl Connection {
         }
     }
 
-    async fn send_reply(&mut self, reply: Reply) -> Result<(), Error> {
+    /// `continues`: it is a part, and more will come.
+    async fn send_reply(&mut self, reply: Reply, continues: bool) -> Result<(), Error> {
         let mut text = b"{\"parameters\":".to_vec();
         text.append(&mut reply.into_json()?);
+        if continues {
+            text.extend_from_slice(b",\"continues\":true");
+        }
         text.extend_from_slice(b"}\0");
         self.write(&text).await
     }
@@ -316,6 +326,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 64,
+            per_user: 8,
+            for_root: 16,
             take: Duration::from_secs(5),
             message: Duration::from_secs(10),
             idle: Duration::from_secs(60),

@@ -15,8 +15,8 @@ use super::explain::{
     KernelView, MapEntriesView, RuleView, Standing, SubjectView,
 };
 use super::methods::{
-    ListDomains, ListPolicies, Method, Reload, Request, Run, SetPolicy, ShowDomain, ShowPolicy,
-    Status, UnsetPolicy,
+    ListDomains, ListPolicies, Method, Move, Reload, Request, Run, SetPolicy, ShowDomain,
+    ShowPolicy, Status, UnsetPolicy,
 };
 use super::mistake::Mistake;
 use super::types::{
@@ -89,6 +89,9 @@ pub(super) struct Message {
     /// Whether no answer is wanted.
     #[serde(default)]
     pub(super) oneway: bool,
+    /// Whether parts of the answer are wanted before its end.
+    #[serde(default)]
+    pub(super) more: bool,
 }
 
 /// The description of `net.steer.Agent`, in Varlink's definition language.
@@ -111,6 +114,7 @@ fn build() -> Result<Interface<'static>, zlink::names::Error> {
         method::<Explain>()?,
         method::<ListDomains>()?,
         method::<ListPolicies>()?,
+        method::<Move>()?,
         method::<Reload>()?,
         method::<Run>()?,
         method::<SetPolicy>()?,
@@ -205,6 +209,7 @@ pub(super) fn read(message: Message) -> Result<Incoming, CallError> {
             Ok(Incoming::Request(Request::Reload))
         }
         (INTERFACE, Explain::NAME) => Ok(Incoming::Request(Request::Explain(parse(parameters)?))),
+        (INTERFACE, Move::NAME) => Ok(Incoming::Request(Request::Move(parse(parameters)?))),
         (INTERFACE, Run::NAME) => Ok(Incoming::Request(Request::Run(parse(parameters)?))),
         (INTERFACE | "org.varlink.service", _) => Err(unknown_method()),
         (other, _) => Err(CallError::Service(

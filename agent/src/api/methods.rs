@@ -28,7 +28,7 @@ pub struct SetPolicy {
     pub cgroup: Vec<String>,
     /// Units.
     pub unit: Vec<String>,
-    /// A process: its cgroup.
+    /// A process: its cgroup; for a plain user one of its own, which the agent makes for it.
     pub pid: Option<u32>,
     /// Domains and groups, in order.
     #[serde(rename = "use")]
@@ -98,6 +98,17 @@ pub struct Run {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
 pub struct Reload {}
 
+/// Puts a running process into a cgroup of its own with a policy of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct Move {
+    /// The process, by the number that it has in the agent's PID namespace.
+    pub pid: u32,
+    /// Domains and groups, in order.
+    pub via: Vec<String>,
+    /// Its flows leave by these domains or not at all. Absent: false.
+    pub strict: Option<bool>,
+}
+
 /// One policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
 pub struct PolicyReply {
@@ -133,15 +144,17 @@ pub struct StatusReply {
     pub status: StatusView,
 }
 
-/// Where the calling process now is.
+/// Where the process now is. With `more`, what it waits for is told on the way there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
 pub struct RunReply {
-    /// Path of its cgroup, as in /proc/PID/cgroup.
-    pub cgroup: String,
+    /// Path of its cgroup, as in /proc/PID/cgroup; none while it waits.
+    pub cgroup: Option<String>,
     /// Name of its policy.
     pub policy: String,
     /// The domain that its flows leave by.
     pub domain: Option<String>,
+    /// Why no domain fits yet.
+    pub waits: Option<String>,
 }
 
 /// What the files came to.
@@ -212,7 +225,16 @@ impl Method for Reload {
 impl Method for Run {
     const NAME: &'static str = "Run";
     const ABOUT: &'static str = "Puts the calling process into a cgroup of its own with a policy \
-                                 of its own. Answered when that is in force.";
+                                 of its own, until the last process in it ends. Answered when that \
+                                 is in force; with `more`, also while it waits.";
+    type Reply = RunReply;
+}
+
+impl Method for Move {
+    const NAME: &'static str = "Move";
+    const ABOUT: &'static str = "Puts a running process into a cgroup of its own with a policy of \
+                                 its own, until the last process in it ends. Its running flows \
+                                 stay where they are.";
     type Reply = RunReply;
 }
 
@@ -239,6 +261,8 @@ pub enum Request {
     Run(Run),
     /// To be answered by [`Reply::Explanation`].
     Explain(Explain),
+    /// To be answered by [`Reply::Run`].
+    Move(Move),
 }
 
 /// The answer to a [`Request`]; lists need no order, the server sorts them.
@@ -256,7 +280,7 @@ pub enum Reply {
     Status(Box<StatusView>),
     /// What the files came to.
     Reloaded(Reloaded),
-    /// Where the calling process now is.
+    /// Where the process now is.
     Run(RunReply),
     /// What happens to flows, and why; in the order in which things are decided.
     Explanation(Box<ExplanationView>),

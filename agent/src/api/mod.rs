@@ -6,6 +6,7 @@
 //! The framing is its own (`connection`): `zlink` 0.8 lets a message grow to 100 MB, ends its
 //! server on a failed accept, and serializes a long reply anew for every 256 bytes of its buffer.
 
+pub mod answer;
 pub mod client;
 mod connection;
 mod description;
@@ -14,6 +15,7 @@ pub mod explain;
 pub mod interface;
 pub mod methods;
 pub mod mistake;
+mod places;
 pub mod server;
 pub mod types;
 

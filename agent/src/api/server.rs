@@ -14,13 +14,15 @@ use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 
+use super::answer::Answer;
 use super::connection::{Connection, refuse};
 use super::error::ApiError;
-use super::methods::{Reply, Request};
+use super::methods::Request;
+use super::places::Places;
 use crate::cgroup::process;
 
 /// How long to leave the socket alone after a failed accept: what is missing (file descriptors,
@@ -55,6 +57,10 @@ pub enum Error {
 pub struct Limits {
     /// Connections at once.
     pub connections: usize,
+    /// Connections of one user at once; root may have all.
+    pub per_user: usize,
+    /// Connections that only root may have.
+    pub for_root: usize,
     /// Time to take an answer.
     pub take: Duration,
     /// Time from the first byte of a call to its last.
@@ -70,8 +76,8 @@ pub struct Caller {
     pub pid: i32,
     /// Effective user id when it connected.
     pub uid: u32,
-    /// Effective group id when it connected.
-    pub gid: u32,
+    /// Effective and supplementary group ids when it connected.
+    pub gids: Vec<u32>,
     /// The process itself, whatever becomes of its id.
     pub pidfd: Arc<OwnedFd>,
 }
@@ -83,8 +89,8 @@ pub struct Call {
     pub caller: Caller,
     /// What is asked.
     pub request: Request,
-    /// Where the answer goes. `is_closed()`: the caller has gone, nobody waits any longer.
-    pub reply: oneshot::Sender<Result<Reply, ApiError>>,
+    /// Where the answer goes.
+    pub reply: Answer,
 }
 
 /// The socket, listening.
@@ -100,7 +106,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens at `path`, which root alone may use. To be called within a runtime.
+    /// Listens at `path`, which everybody may use: who may do what is told by the caller's credentials. To
+    /// be called within a runtime.
     ///
     /// # Errors
     /// Another agent listens there, or the file system refuses.
@@ -116,7 +123,7 @@ impl Server {
         remove_stale(path)?;
         let failed = |e| Error::Listen(path.to_owned(), e);
         let listener = UnixListener::bind(path).map_err(failed)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666)).map_err(failed)?;
         Ok(Self {
             listener,
             path: path.to_owned(),
@@ -135,7 +142,7 @@ impl Server {
 
     /// Serves until dropped; the socket goes with it.
     pub async fn run(self) {
-        let places = Arc::new(Semaphore::new(self.limits.connections));
+        let places = Places::default();
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
@@ -154,15 +161,12 @@ impl Server {
                     continue;
                 }
             };
-            if caller.uid != 0 {
-                let reason = "only root may call the agent: try sudo".to_owned();
-                refuse(&stream, &ApiError::NotPermitted { reason });
-                continue;
-            }
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                let reason = format!("{} connections are open", self.limits.connections);
-                refuse(&stream, &ApiError::Busy { reason });
-                continue;
+            let place = match places.take(caller.uid, &self.limits) {
+                Ok(place) => place,
+                Err(reason) => {
+                    refuse(&stream, &ApiError::Busy { reason });
+                    continue;
+                }
             };
             let connection = Connection::new(stream, caller, self.limits);
             let calls = self.calls.clone();
@@ -263,14 +267,14 @@ fn identify(stream: &UnixStream) -> io::Result<Caller> {
     let pidfd = match getsockopt(stream, sockopt::PeerPidfd) {
         Ok(pidfd) => pidfd,
         // Before Linux 6.5 (7b26952a91cf): by number. The number may be another process' by now,
-        // if the peer has ended; it is then one that root's process had, and nobody waits.
+        // if the peer has ended; nobody waits then, and whose it is is asked again before it is moved.
         Err(nix::Error::ENOPROTOOPT) => process::open(peer.pid())?,
         Err(e) => return Err(e.into()),
     };
     Ok(Caller {
         pid: peer.pid(),
         uid: peer.uid(),
-        gid: peer.gid(),
+        gids: process::groups_of_peer(stream, peer.gid())?,
         pidfd: Arc::new(pidfd),
     })
 }

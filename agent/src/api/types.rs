@@ -106,6 +106,8 @@ pub struct PolicyView {
     pub name: String,
     /// Who wrote it.
     pub origin: Origin,
+    /// Id of the plain user whose it is; none: the administrators'.
+    pub owner: Option<u32>,
     /// Cgroup paths and patterns that it matches, as in /proc/PID/cgroup.
     pub cgroup: Vec<String>,
     /// Units that it matches.

@@ -1,5 +1,6 @@
 //! The cgroup tree: where it is mounted, what is in it, and places for processes.
 
+mod handle;
 mod placement;
 pub mod process;
 mod watch;
@@ -14,6 +15,7 @@ use steer_core::cgroups::name_of;
 use steer_core::ids::CgroupId;
 use thiserror::Error;
 
+pub use handle::Handle;
 pub use placement::{OwnCgroup, Place, Placement};
 pub use watch::{EmptyWatch, populated};
 
@@ -111,6 +113,11 @@ impl Tree {
             }
         };
         Ok(Self { mount, root })
+    }
+
+    /// Where the hierarchy is mounted.
+    pub(super) fn mount(&self) -> &Path {
+        &self.mount
     }
 
     /// Directory of the managed root.

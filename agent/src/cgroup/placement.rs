@@ -1,41 +1,60 @@
-//! Places for processes that `steer run` starts.
+//! Places: cgroups that the agent makes for single processes (`steer run`, `steer move`).
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use steer_core::cgroups::CgroupTree;
 use steer_core::ids::CgroupId;
 
-use super::{Error, Tree, id_of};
+use super::{Error, Handle, Tree, process};
 
 /// Extended attribute of the directories that the agent made. `trusted.` only root can set, and cgroup2
 /// keeps it as long as the directory is there (kernfs, Linux 3.7).
 const MARK: &CStr = c"trusted.steer";
 
-/// A cgroup made for one command.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Directory of the places of processes that are in the managed root itself.
+const AT_ROOT: &str = "steer";
+
+/// How the names of places elsewhere begin.
+const PREFIX: &str = "steer-";
+
+/// A cgroup made for one command or process.
+#[derive(Clone, Debug)]
 pub struct Place {
-    /// Its directory.
-    pub directory: PathBuf,
+    cgroup: Handle,
     /// Its id.
     pub id: CgroupId,
 }
 
-/// A way to give a command a cgroup of its own.
+impl Place {
+    fn new(cgroup: Handle) -> Result<Self, Error> {
+        let id = cgroup.id()?;
+        Ok(Self { cgroup, id })
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        self.cgroup.path()
+    }
+}
+
+/// A way to give a process a cgroup of its own.
 pub trait Placement {
-    /// Makes an empty cgroup. `label` is a valid file name and unique.
+    /// Makes an empty cgroup for a process that is in the cgroup `inside`. `label` is a valid file name,
+    /// and no other place there has it.
     ///
     /// # Errors
     /// The kernel's or the service manager's refusal.
-    fn make(&mut self, label: &str) -> Result<Place, Error>;
+    fn make(&mut self, inside: &Handle, label: &str) -> Result<Place, Error>;
 
     /// Moves a process, with all of its threads, into a place.
     ///
     /// # Errors
-    /// The process is gone, or the kernel refuses.
-    fn enter(&mut self, place: &Place, pid: i32) -> Result<(), Error>;
+    /// The process is gone, or the kernel refuses. Nobody is in the place then that was not before.
+    fn enter(&mut self, place: &Place, pid: i32, process: &OwnedFd) -> Result<(), Error>;
 
     /// Removes a place that no process is in any more. One that is gone already is fine.
     ///
@@ -43,11 +62,8 @@ pub trait Placement {
     /// Somebody is still in it.
     fn remove(&mut self, directory: &Path) -> Result<(), Error>;
 
-    /// Every place that this or an earlier agent made and that exists still.
-    ///
-    /// # Errors
-    /// The tree cannot be read.
-    fn existing(&self) -> Result<Vec<Place>, Error>;
+    /// Every place in a tree that this or an earlier agent made.
+    fn existing(&self, tree: &CgroupTree) -> Vec<Place>;
 
     /// Removes what the placement itself made, unless somebody uses it.
     ///
@@ -56,98 +72,122 @@ pub trait Placement {
     fn withdraw(&mut self) -> Result<(), Error>;
 }
 
-/// Cgroups of the agent's own, below `steer/` in the managed root. They bear a mark there: what others
-/// made is left alone.
+/// Cgroups of the agent's own, each below the one that its process was in: limits of memory or of
+/// processes hold as before, service managers find the process where they left it, and a strict policy on
+/// what is above holds. They bear a mark: what others made is left alone.
 #[derive(Debug)]
 pub struct OwnCgroup {
-    parent: PathBuf,
+    tree: Tree,
 }
 
 impl OwnCgroup {
-    /// Places below `<root>/steer/`; nothing is made yet.
+    /// Nothing is made yet.
     pub fn new(tree: &Tree) -> Self {
-        Self {
-            parent: tree.root().join("steer"),
-        }
+        Self { tree: tree.clone() }
+    }
+
+    /// Where the places of processes in the managed root are.
+    fn at_root(&self) -> PathBuf {
+        self.tree.root().join(AT_ROOT)
     }
 }
 
 impl Placement for OwnCgroup {
-    fn make(&mut self, label: &str) -> Result<Place, Error> {
-        match make(&self.parent) {
-            Err(Error::Make(_, e)) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            made => made?,
-        }
-        let directory = self.parent.join(label);
-        make(&directory)?;
-        let id = id_of(&directory)?;
-        Ok(Place { directory, id })
+    fn make(&mut self, inside: &Handle, label: &str) -> Result<Place, Error> {
+        let root = self.tree.root();
+        let cgroup = if inside.path() != root && inside.path().starts_with(root) {
+            make(inside, &format!("{PREFIX}{label}"))?
+        } else {
+            let name = |directory: &Path| self.tree.name_of(directory).unwrap_or_default();
+            let root = Handle::open(&self.tree, &name(root))?;
+            let parent = match make(&root, AT_ROOT) {
+                Err(Error::Make(_, e)) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    Handle::open(&self.tree, &name(&self.at_root()))?
+                }
+                made => made?,
+            };
+            make(&parent, label)?
+        };
+        Place::new(cgroup)
     }
 
-    fn enter(&mut self, place: &Place, pid: i32) -> Result<(), Error> {
-        let moved = fs::OpenOptions::new()
-            .write(true)
-            .open(place.directory.join("cgroup.procs"))
-            .and_then(|mut procs| procs.write_all(pid.to_string().as_bytes()));
-        moved.map_err(|source| Error::Move {
-            pid,
-            path: place.directory.clone(),
-            source,
-        })
+    fn enter(&mut self, place: &Place, pid: i32, process: &OwnedFd) -> Result<(), Error> {
+        if process::has_ended(process) {
+            return Err(Error::NoProcess(pid));
+        }
+        place.cgroup.take_in(pid)?;
+        if process::has_ended(process) {
+            // It ended just before, and another may have got its number.
+            self.evict(place);
+            return Err(Error::NoProcess(pid));
+        }
+        Ok(())
     }
 
     fn remove(&mut self, directory: &Path) -> Result<(), Error> {
         remove_tree(directory)
     }
 
-    fn existing(&self) -> Result<Vec<Place>, Error> {
-        let entries = match fs::read_dir(&self.parent) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(Error::Read(self.parent.clone(), e)),
-        };
-        let mut places = Vec::new();
-        for entry in entries.flatten() {
-            let directory = entry.path();
-            if let (true, Ok(id)) = (is_own(&directory), id_of(&directory)) {
-                places.push(Place { directory, id });
+    fn existing(&self, tree: &CgroupTree) -> Vec<Place> {
+        let at_root = self.tree.name_of(&self.at_root());
+        let places = tree.ids().filter_map(|id| {
+            let named = tree.name(id)?.starts_with(PREFIX);
+            let at_root = || {
+                let parent = tree.path(tree.parent(id)?)?;
+                (Some(&parent) == at_root.as_ref()).then_some(())
+            };
+            if !named && at_root().is_none() {
+                return None;
             }
-        }
-        Ok(places)
+            let cgroup = Handle::open(&self.tree, &tree.path(id)?).ok()?;
+            let place = Place::new(cgroup).ok()?;
+            (place.id == id && is_own(&place.cgroup)).then_some(place)
+        });
+        places.collect()
     }
 
     fn withdraw(&mut self) -> Result<(), Error> {
-        if !is_own(&self.parent) {
+        let parent = self.at_root();
+        let name = self.tree.name_of(&parent).unwrap_or_default();
+        if !Handle::open(&self.tree, &name).is_ok_and(|own| is_own(&own)) {
             return Ok(());
         }
-        match fs::remove_dir(&self.parent) {
+        match fs::remove_dir(&parent) {
             // Others have cgroups or processes there.
             Err(e) if e.kind() == io::ErrorKind::ResourceBusy => Ok(()),
-            Err(e) => Err(Error::Remove(self.parent.clone(), e)),
+            Err(e) => Err(Error::Remove(parent, e)),
             Ok(()) => Ok(()),
         }
     }
 }
 
-/// Makes a cgroup that bears the agent's mark.
-fn make(directory: &Path) -> Result<(), Error> {
-    fs::create_dir(directory).map_err(|e| Error::Make(directory.to_owned(), e))?;
-    if let Err(e) = mark(directory) {
-        // Without its mark no agent would ever remove it. The error that is told is the first.
-        let _left = fs::remove_dir(directory);
-        return Err(Error::Mark(directory.to_owned(), e));
+impl OwnCgroup {
+    /// Sends everybody away from a place that nobody was to be in: a process that was just started and
+    /// got the number of one that had ended. It came from where its parent is.
+    fn evict(&self, place: &Place) {
+        for pid in process::below(place.directory()) {
+            let home = process::parent(pid).and_then(|parent| self.of_process(parent).ok());
+            // Who has ended by now needs nothing.
+            let _ended = home.map(|home| home.take_in(pid));
+        }
     }
-    Ok(())
+
+    fn of_process(&self, pid: i32) -> Result<Handle, Error> {
+        let directory = self.tree.of_process(pid)?;
+        let name = self.tree.name_of(&directory).unwrap_or_default();
+        Handle::open(&self.tree, &name)
+    }
 }
 
-fn mark(directory: &Path) -> io::Result<()> {
-    let path = c_path(directory)?;
+/// Makes a cgroup that bears the agent's mark.
+fn make(parent: &Handle, name: &str) -> Result<Handle, Error> {
+    let made = parent.make(name)?;
     let value = b"1";
-    // SAFETY: both strings end in zero and live until the call returns, which reads `value.len()`
+    // SAFETY: the name ends in zero, and both live until the call returns, which reads `value.len()`
     // bytes of the value and writes nothing.
     let result = unsafe {
-        libc::setxattr(
-            path.as_ptr(),
+        libc::fsetxattr(
+            made.raw_fd(),
             MARK.as_ptr(),
             value.as_ptr().cast(),
             value.len(),
@@ -155,25 +195,21 @@ fn mark(directory: &Path) -> io::Result<()> {
         )
     };
     if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+        return Ok(made);
     }
+    let error = io::Error::last_os_error();
+    // Without its mark no agent would ever remove it. The error that is told is the first.
+    let _left = fs::remove_dir(made.path());
+    Err(Error::Mark(made.path().to_owned(), error))
 }
 
 /// Whether a cgroup bears the agent's mark.
-fn is_own(directory: &Path) -> bool {
-    c_path(directory).is_ok_and(|path| {
-        // SAFETY: both strings end in zero and live until the call returns; a size of 0 asks for the
-        // length alone, and nothing is written.
-        let length =
-            unsafe { libc::getxattr(path.as_ptr(), MARK.as_ptr(), std::ptr::null_mut(), 0) };
-        length >= 0
-    })
-}
-
-fn c_path(path: &Path) -> io::Result<CString> {
-    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)
+fn is_own(cgroup: &Handle) -> bool {
+    // SAFETY: the name ends in zero and lives until the call returns; a size of 0 asks for the length
+    // alone, and nothing is written.
+    let length =
+        unsafe { libc::fgetxattr(cgroup.raw_fd(), MARK.as_ptr(), std::ptr::null_mut(), 0) };
+    length >= 0
 }
 
 /// Removes a cgroup and those that a command made below it, deepest first. The kernel refuses if a

@@ -134,6 +134,8 @@ pub(super) enum Command {
     Agent(AgentArgs),
     /// Run a command by chosen domains.
     Run(RunArgs),
+    /// Steer a running process by chosen domains.
+    Move(MoveArgs),
     /// Show, set and unset policies (without a command: list).
     Policy {
         #[command(flatten)]
@@ -241,6 +243,35 @@ pub(super) struct RunArgs {
         value_hint = ValueHint::CommandWithArguments
     )]
     pub(super) command: Vec<OsString>,
+}
+
+/// `steer move`
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "steer move PID --via DOMAIN[,..] [OPTIONS]",
+    after_help = "\
+The process moves to a cgroup of its own, below the one it is in, with what it
+starts from then on; what it started before stays. Its running flows stay where
+they are (with --strict, those that are elsewhere are dropped); new ones take the
+domain. The policy ends with the last process in that cgroup."
+)]
+pub(super) struct MoveArgs {
+    /// Number of the process.
+    pub(super) pid: u32,
+    /// Domains or groups, in order of preference, with commas between.
+    #[arg(
+        long,
+        value_name = "DOMAIN",
+        value_delimiter = ',',
+        value_parser = listed,
+        required = true
+    )]
+    pub(super) via: Vec<String>,
+    /// By these domains or not at all.
+    #[arg(long)]
+    pub(super) strict: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
 }
 
 /// `steer policy`

@@ -56,6 +56,13 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "move",
+        &[
+            ("steer move 1234 --via wlan0", ""),
+            ("steer move 4711 --via wlan0,wwan0 --strict", ""),
+        ],
+    ),
+    (
         "policy",
         &[
             ("steer policy", "all policies"),

@@ -11,6 +11,7 @@ mod examples;
 mod explain;
 mod generate;
 mod manual;
+mod r#move;
 mod output;
 mod policy;
 mod reload;
@@ -60,6 +61,10 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Status(output)) => status::status(socket, json(&[output])),
         Some(Command::Agent(args)) => done(agent::agent(args, cli.socket)),
         Some(Command::Run(args)) => run::run(socket, args),
+        Some(Command::Move(args)) => {
+            let json = json(&[args.output]);
+            done(r#move::run(socket, args, json))
+        }
         Some(Command::Policy { output, command }) => done(match command {
             None => policy::list(socket, json(&[output])),
             Some(PolicyCommand::List(own)) => policy::list(socket, json(&[output, own])),

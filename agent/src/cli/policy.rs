@@ -119,6 +119,8 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
     let sources: Vec<String> = source4.iter().chain(source6).cloned().collect();
     let priority = policy.priority.filter(|priority| *priority != 0);
     let priority = priority.map(|priority| priority.to_string());
+    let owner = policy.owner.map(|uid| format!("user {uid}"));
+    let owner = owner.unwrap_or_default();
     let otherwise = policy.otherwise.as_ref().map(word);
     let kept = if policy.saved {
         "in a file"
@@ -151,6 +153,7 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
         ("cgroups", policy.cgroups.to_string().into()),
         ("priority", priority.unwrap_or_default().into()),
         ("origin", word(&policy.origin).into()),
+        ("owner", owner.into()),
         ("kept", kept.into()),
     ]);
     if !candidates.is_empty() {

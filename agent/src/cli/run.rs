@@ -3,9 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -14,7 +13,8 @@ use nix::unistd::{AccessFlags, access};
 use super::args::{RunArgs, time};
 use super::{USAGE, clean};
 use crate::api::client::{Client, PATIENCE};
-use crate::api::methods::Run;
+use crate::api::methods::{Run, RunReply};
+use crate::cgroup::process;
 
 /// How long to try again while the agent is busy: scripts start many commands at once.
 const PERSISTENCE: Duration = Duration::from_secs(30);
@@ -76,10 +76,13 @@ pub(super) fn run(socket: &Path, args: RunArgs) -> anyhow::Result<ExitCode> {
         command: shown(&args.command),
     };
     let not_started = || format!("{} was not started", name.display());
-    Client::call_persistently(socket, &run, patience, PERSISTENCE).with_context(not_started)?;
+    Client::persist(socket, PERSISTENCE, |client| {
+        client.call_in_parts(&run, patience, |part| tell_waiting(&part))
+    })
+    .with_context(not_started)?;
 
-    warn_of_sudo();
-    let error = Command::new(program).arg0(name).args(arguments).exec();
+    tell_who();
+    let error = process::replace(&program, name, arguments);
     // What the agent made for this process goes with it.
     Err(Error::Exec(name.display().to_string(), error).into())
 }
@@ -141,13 +144,26 @@ fn shown(command: &[OsString]) -> String {
     words.join(" ").chars().take(SHOWN).collect()
 }
 
+/// Says what the command waits for.
+fn tell_waiting(part: &RunReply) {
+    if let Some(reason) = &part.waits {
+        eprintln!("steer: waiting: {}", clean(reason));
+    }
+}
+
 /// Under sudo, COMMAND would run as another than who typed it.
-fn warn_of_sudo() {
+fn tell_who() {
     if let Ok(user) = std::env::var("SUDO_USER") {
-        let user = clean(&user);
-        eprintln!(
-            "steer: the command runs as root, not as {user} (sudo -u {user} runs it as that)"
-        );
+        let (user, me) = (clean(&user), nix::unistd::geteuid());
+        let me = nix::unistd::User::from_uid(me)
+            .ok()
+            .flatten()
+            .map_or_else(|| me.to_string(), |me| clean(&me.name));
+        if me != user {
+            eprintln!(
+                "steer: the command runs as {me}, not as {user} (without sudo it runs as {user})"
+            );
+        }
     }
 }
 

@@ -9,53 +9,65 @@ use steer_core::pattern::{CgroupPattern, UnitName};
 use steer_core::policy::{self, Match, Policy, PolicyError};
 use steer_core::state::Event;
 use steer_core::suggest::nearest;
-use tracing::info;
+use tracing::{debug, info};
 
+use super::access::Authority;
 use super::files::{self, DropIn};
 use super::{Daemon, Look};
 use crate::api::error::ApiError;
 use crate::api::methods::{Reply, Request, SetPolicy, UnsetPolicy};
 use crate::api::server::{Call, Caller};
 use crate::api::types::{LocalNetworks, Otherwise};
-use crate::cgroup::id_of;
+use crate::cgroup::{Handle, id_of};
 use crate::reconcile::chain;
 
 impl Daemon {
     pub(super) async fn call(&mut self, call: Call) {
+        let caller = &call.caller;
+        let authority = self.authority(caller);
         let result = match call.request {
-            Request::Run(run) => return self.run(&call.caller, run, call.reply).await,
-            Request::Explain(asked) => self.explain(&call.caller, asked).await,
-            Request::SetPolicy(set) => self.set_policy(set).await,
-            Request::UnsetPolicy(unset) => self.unset_policy(unset).await,
-            Request::ListPolicies => Ok(Reply::Policies(self.policy_views())),
-            Request::ShowPolicy(show) => self.show_policy(&show.name),
+            Request::Run(run) => return self.run(caller, run, call.reply).await,
+            Request::Explain(asked) => self.explain(caller, asked).await,
+            Request::Move(moved) => return self.move_process(caller, moved, call.reply).await,
+            Request::SetPolicy(set) => self.set_policy(&authority, set).await,
+            Request::UnsetPolicy(unset) => self.unset_policy(&authority, unset).await,
+            Request::ListPolicies => {
+                let seen = self.seen(caller, &authority);
+                Ok(Reply::Policies(self.policy_views(&seen)))
+            }
+            Request::ShowPolicy(show) => self.show_policy(caller, &authority, &show.name),
             Request::ListDomains => Ok(Reply::Domains(self.domain_views())),
             Request::ShowDomain(show) => self.show_domain(show.name),
-            Request::Reload => self.reload_for(&call.caller).await,
-            Request::Status => Ok(Reply::Status(Box::new(self.status_view()))),
+            Request::Reload => match authority.administrator("have the files read again") {
+                Ok(()) => self.reload().await.map(Reply::Reloaded),
+                Err(error) => Err(error),
+            },
+            Request::Status => {
+                let seen = self.seen(caller, &authority);
+                let all = authority == Authority::Administrator;
+                Ok(Reply::Status(Box::new(self.status_view(&seen, all))))
+            }
         };
-        // A caller that did not wait gets no answer; what it asked for holds.
-        let _gone = call.reply.send(result);
+        call.reply.end(result);
     }
 
-    async fn reload_for(&mut self, caller: &Caller) -> Result<Reply, ApiError> {
-        if caller.uid != 0 {
-            return Err(ApiError::NotPermitted {
-                reason: "only root may have the files read again".to_owned(),
-            });
-        }
-        self.reload().await.map(Reply::Reloaded)
-    }
-
-    fn show_policy(&self, name: &str) -> Result<Reply, ApiError> {
+    fn show_policy(
+        &self,
+        caller: &Caller,
+        authority: &Authority,
+        name: &str,
+    ) -> Result<Reply, ApiError> {
         let policy = self
             .find_policy(name)
-            .ok_or_else(|| self.no_policy(name.to_owned()))?;
+            .filter(|policy| self.sees(caller, authority, policy))
+            .ok_or_else(|| self.no_policy(authority, name.to_owned()))?;
         Ok(Reply::Policy(Box::new(self.full_policy_view(policy))))
     }
 
-    fn no_policy(&self, name: String) -> ApiError {
+    /// A plain user is told of its own policies alone.
+    fn no_policy(&self, authority: &Authority, name: String) -> ApiError {
         let known = self.engine.state().policies();
+        let known = known.filter(|policy| authority.owns(policy));
         let meant = nearest(&name, known.map(|policy| policy.name.as_str()));
         ApiError::NoSuchPolicy {
             meant: meant.map(str::to_owned),
@@ -77,9 +89,17 @@ impl Daemon {
         }
     }
 
-    async fn set_policy(&mut self, set: SetPolicy) -> Result<Reply, ApiError> {
+    async fn set_policy(
+        &mut self,
+        authority: &Authority,
+        set: SetPolicy,
+    ) -> Result<Reply, ApiError> {
         let name = name("name", &set.name)?;
+        self.may_name(authority, &name)?;
         let save = set.save.unwrap_or(false);
+        if save {
+            authority.administrator("save a policy in a file")?;
+        }
         if self.is_from_file(&name) && !save {
             return Err(ApiError::InvalidArgument {
                 field: "name".to_owned(),
@@ -89,38 +109,83 @@ impl Daemon {
                 ),
             });
         }
-        let mut policy = self.policy(name.clone(), &set)?;
-        let undo = if save {
+        let mut policy = self.policy(authority, name.clone(), &set)?;
+        let before = self.engine.state().api_policies.get(&name).cloned();
+        let undo_set = || before.map_or(Event::UnsetPolicy(name.clone()), Event::PutBack);
+        let mut placed = None;
+        let undo = if let (Some(pid), Some(_)) = (set.pid, authority.owner()) {
+            placed = self.place_for(authority.clone(), pid, policy)?;
+            Undo {
+                drop_in: None,
+                policy: Some(undo_set()),
+            }
+        } else if save {
             policy.origin = policy::Origin::Admin;
             self.save_policy(&policy)?
         } else {
-            let before = self.engine.state().api_policies.get(&name).cloned();
             self.event(Event::SetPolicy(policy))
                 .map_err(|e| refused(&e))?;
             Undo {
                 drop_in: None,
-                policy: Some(before.map_or(Event::UnsetPolicy(name.clone()), Event::PutBack)),
+                policy: Some(undo_set()),
             }
         };
-        self.converge_for(&name, undo).await?;
-        info!(policy = %name, save, "set");
-        self.show_policy(name.as_str())
+        let in_force = self.converge_for(&name, undo).await;
+        if let Some(placed) = placed {
+            self.settle_in(&placed, in_force.is_ok())?;
+        }
+        in_force?;
+        match authority.owner() {
+            None => info!(policy = %name, save, "set"),
+            Some(uid) => debug!(policy = %name, uid, "set"),
+        }
+        match self.find_policy(name.as_str()) {
+            Some(policy) => Ok(Reply::Policy(Box::new(self.full_policy_view(policy)))),
+            // The process ended at once, and its policy with it.
+            None => Err(self.no_policy(authority, name.to_string())),
+        }
     }
 
     /// The policy that a caller asks for.
-    fn policy(&mut self, name: Name, set: &SetPolicy) -> Result<Policy, ApiError> {
+    fn policy(
+        &mut self,
+        authority: &Authority,
+        name: Name,
+        set: &SetPolicy,
+    ) -> Result<Policy, ApiError> {
         let mut matches = Vec::new();
+        let plain = authority.owner().is_some();
+        let mut others = Vec::new();
         for path in &set.cgroup {
             let pattern = CgroupPattern::new(path).map_err(|e| invalid("cgroup", &e))?;
             self.check_managed(&pattern)?;
-            matches.push(Match::Cgroup(pattern));
+            match self.own_cgroup(authority, &pattern)? {
+                Some(own) => matches.push(own),
+                None => {
+                    others.push(pattern.as_str().to_owned());
+                    matches.push(Match::Cgroup(pattern));
+                }
+            }
+        }
+        if !set.unit.is_empty() {
+            authority.administrator("give a unit a policy by its name")?;
         }
         for unit in &set.unit {
             let unit = UnitName::new(unit).map_err(|e| invalid("unit", &e))?;
             matches.push(Match::Unit(unit));
         }
-        if let Some(pid) = set.pid {
-            matches.push(self.cgroup_of_process(pid)?);
+        match set.pid {
+            // It gets a place of its own.
+            Some(_) if plain => {
+                if !matches.is_empty() {
+                    return Err(ApiError::InvalidArgument {
+                        field: "pid".to_owned(),
+                        reason: "give either a process or cgroups".to_owned(),
+                    });
+                }
+            }
+            Some(pid) => matches.push(self.cgroup_of_process(pid)?),
+            None => {}
         }
         let strict = set.strict.unwrap_or(false);
         // Without a domain, `otherwise` says all.
@@ -129,7 +194,14 @@ impl Daemon {
         } else {
             names("use", &set.use_)?
         };
+        if plain {
+            self.permit(authority, &use_, strict, None)?;
+            for path in &others {
+                self.permit(authority, &use_, strict, Some(path))?;
+            }
+        }
         let mut policy = Policy::new(name, policy::Origin::User, matches, use_, strict);
+        policy.owner = authority.owner();
         if let Some(otherwise) = set.otherwise {
             policy.otherwise = match otherwise {
                 Otherwise::Block => policy::Otherwise::Block,
@@ -149,6 +221,32 @@ impl Daemon {
                 reason: "it has at most 32 bits".to_owned(),
             })?;
         Ok(policy)
+    }
+
+    /// The cgroup that a plain user names, if it is its own: the one that is there now, looked at by its
+    /// descriptor, and whatever is made at its place later is not it.
+    fn own_cgroup(
+        &mut self,
+        authority: &Authority,
+        pattern: &CgroupPattern,
+    ) -> Result<Option<Match>, ApiError> {
+        let Some(uid) = authority.owner() else {
+            return Ok(None);
+        };
+        let Some(path) = pattern.exact() else {
+            authority.administrator("give a policy to cgroups by a pattern")?;
+            return Ok(None);
+        };
+        let Ok(cgroup) = Handle::open(&self.tree, path) else {
+            return Ok(None);
+        };
+        if cgroup.owner().map_err(|e| invalid("cgroup", &e))? != uid {
+            return Ok(None);
+        }
+        let id = cgroup.id().map_err(|e| invalid("cgroup", &e))?;
+        self.learn(cgroup.path())
+            .map_err(|e| invalid("cgroup", &e))?;
+        Ok(Some(Match::CgroupId(id)))
     }
 
     /// A pattern that can match nothing below the managed root is a mistake, not a policy.
@@ -192,9 +290,14 @@ impl Daemon {
         Ok(Match::CgroupId(id))
     }
 
-    async fn unset_policy(&mut self, unset: UnsetPolicy) -> Result<Reply, ApiError> {
-        let Some(policy) = self.find_policy(&unset.name) else {
-            return Err(self.no_policy(unset.name));
+    async fn unset_policy(
+        &mut self,
+        authority: &Authority,
+        unset: UnsetPolicy,
+    ) -> Result<Reply, ApiError> {
+        let own = self.find_policy(&unset.name);
+        let Some(policy) = own.filter(|policy| authority.owns(policy)) else {
+            return Err(self.no_policy(authority, unset.name));
         };
         let name = policy.name.clone();
         let undo = if self.is_from_file(&name) {

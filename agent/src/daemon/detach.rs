@@ -8,7 +8,7 @@ use serde::Serialize;
 use steer_core::plan::TableRoute;
 
 use super::runs::is_run;
-use super::{Saved, decided, running, state_file};
+use super::{Saved, decided, running, scan, state_file};
 use crate::cgroup::{self, OwnCgroup, Placement, Tree, process};
 use crate::datapath::{self, PIN_ROOT};
 use crate::netlink::Routing;
@@ -107,14 +107,17 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
         report.notes.push(note.to_owned());
     }
 
-    let root = (!saved.cgroup_root.as_os_str().is_empty()).then_some(saved.cgroup_root.as_path());
-    if let Ok(tree) = Tree::open(root) {
+    // Without a record there are none of this agent's: another's, as in a container, look the same.
+    let root = Some(saved.cgroup_root.as_path()).filter(|root| !root.as_os_str().is_empty());
+    if let Some(Ok(tree)) = root.map(|root| Tree::open(Some(root))) {
         let mut placement = OwnCgroup::new(&tree);
-        for place in placement.existing()? {
-            let shown = place.directory.display().to_string();
-            match placement.remove(&place.directory) {
-                Ok(()) => report.removed.push(format!("cgroup {shown}")),
-                Err(error) => report.left.push(left_place(&place.directory, &error)),
+        for place in placement.existing(&scan(&tree)?) {
+            let directory = place.directory();
+            match placement.remove(directory) {
+                Ok(()) => report
+                    .removed
+                    .push(format!("cgroup {}", directory.display())),
+                Err(error) => report.left.push(left_place(directory, &error)),
             }
         }
         placement.withdraw()?;

@@ -3,6 +3,7 @@
 //! `start` opens everything and takes over what an earlier agent left, `serve` turns what happens into
 //! events of the engine, and `Daemon::converge` brings the kernel to the plan.
 
+mod access;
 mod calls;
 mod check;
 mod decided;
@@ -40,6 +41,7 @@ use crate::netlink;
 use crate::reconcile::{Reconciler, chain};
 use crate::statefile::{self, StateFile};
 
+use access::Access;
 use decided::Decided;
 use running::Claim;
 use runs::Runs;
@@ -106,6 +108,7 @@ struct Daemon {
     reconciler: Reconciler,
     tree: Tree,
     runs: Runs,
+    access: Access,
     state_file: StateFile,
     kept: Option<Kept>,
     /// Events so far that may have changed the API's policies.
@@ -275,9 +278,8 @@ impl Daemon {
             if self
                 .refused_of(&name, &self.engine.numbers(&name))
                 .is_none()
-                && let Some(place) = self.runs.answer(&name, &self.engine)
             {
-                self.watch_run(&place);
+                self.answer_run(&name);
             }
         }
     }

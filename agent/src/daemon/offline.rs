@@ -109,6 +109,7 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
                 None if name.as_str() == Name::DEFAULT_POLICY => Origin::Default,
                 None => Origin::Admin,
             },
+            owner: written.and_then(|policy| policy.owner),
             cgroup,
             unit,
             use_: written

@@ -1,4 +1,5 @@
-//! Commands that `steer run` starts: a place and a policy each, for as long as a process is in it.
+//! Places: what `steer run`, `steer move` and a plain user's `steer policy set --pid` make, a cgroup and a
+//! policy each, for as long as a process is in it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,29 +14,30 @@ use steer_core::engine::{Engine, Rejected};
 use steer_core::name::Name;
 use steer_core::policy::{Match, Origin, Policy};
 use steer_core::state::Event;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use super::access::Authority;
 use super::calls::{names, refused};
 use super::views::candidates;
 use super::{Daemon, Look};
+use crate::api::answer::Answer;
 use crate::api::error::ApiError;
-use crate::api::methods::{Reply, Run, RunReply};
+use crate::api::methods::{Move, Reply, Run, RunReply};
 use crate::api::server::Caller;
-use crate::cgroup::{self, EmptyWatch, Place, Placement, populated, process};
+use crate::cgroup::{self, EmptyWatch, Handle, Place, Placement, Tree, populated, process};
 use crate::reconcile::chain;
 
-/// How the names of places, and of their policies, begin.
+/// How the names of policies begin that `run` and `move` make.
 const RUN_PREFIX: &str = "run-";
+
+/// Names that are tried for a place before it is given up: somebody may have taken them on purpose.
+const TRIES: usize = 64;
 
 /// Whether a policy is that of a command.
 pub(super) fn is_run(name: &Name) -> bool {
     name.as_str().starts_with(RUN_PREFIX)
 }
-
-/// Where an answer goes.
-pub(super) type Answer = oneshot::Sender<Result<Reply, ApiError>>;
 
 /// The places that exist, and the calls that wait for a domain.
 pub(super) struct Runs {
@@ -45,13 +47,24 @@ pub(super) struct Runs {
     serial: u32,
 }
 
+/// A process that is to be moved to a place.
+#[derive(Clone)]
+struct Process {
+    pid: i32,
+    process: Arc<OwnedFd>,
+    /// Where it was when it was decided that it may be moved.
+    from: PathBuf,
+}
+
 struct Waiting {
     place: Place,
     path: String,
-    pid: i32,
-    process: Arc<OwnedFd>,
+    process: Process,
+    authority: Authority,
     /// When to give up; `None`: never.
     deadline: Option<Instant>,
+    /// Why it waits, as the caller was told last.
+    told: Option<String>,
     answer: Answer,
 }
 
@@ -80,57 +93,91 @@ impl Runs {
         self.waiting.keys().cloned().collect()
     }
 
-    /// Lets a waiting call go if its policy now has a domain. Returns its place, to be watched.
-    pub(super) fn answer(&mut self, name: &Name, engine: &Engine) -> Option<PathBuf> {
-        let domain = domain(engine, name)?;
-        let waiting = self.waiting.remove(name)?;
-        let reply = self.enter(&waiting).map(|()| {
-            Reply::Run(RunReply {
-                cgroup: waiting.path.clone(),
-                policy: name.to_string(),
-                domain: Some(domain.to_string()),
-            })
-        });
-        // A caller that has gone is not in its place, which is then found empty.
-        let _gone = waiting.answer.send(reply);
-        Some(waiting.place.directory)
-    }
-
-    fn make(&mut self, pid: i32) -> Result<(Name, Place), ApiError> {
-        loop {
+    /// Makes a place for a process, with a policy's name that nothing bears.
+    fn make(&mut self, inside: &Handle, pid: i32) -> Result<(Name, Place), ApiError> {
+        let mut taken = None;
+        for _ in 0..TRIES {
             self.serial = self.serial.wrapping_add(1);
             let label = format!("{RUN_PREFIX}{pid}-{}", self.serial);
             let name = Name::new(&label).map_err(|e| failed(&e))?;
-            match self.placement.make(&label) {
+            match self.placement.make(inside, &label) {
                 // Left by an earlier agent.
-                Err(cgroup::Error::Make(_, e)) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(cgroup::Error::Make(path, e)) if e.kind() == io::ErrorKind::AlreadyExists => {
+                    taken = Some(cgroup::Error::Make(path, e));
+                }
                 Err(error) => return Err(failed(&error)),
                 Ok(place) => return Ok((name, place)),
             }
         }
+        Err(taken.map_or_else(
+            || failed(&cgroup::Error::NotMounted),
+            |error| failed(&error),
+        ))
     }
 
-    /// Moves the caller in. Between the two looks at its pidfd its process id cannot have become
-    /// another process's: it waits for our answer.
-    fn enter(&mut self, waiting: &Waiting) -> Result<(), ApiError> {
-        let gone = || ApiError::Failed {
-            reason: "the calling process has ended".to_owned(),
-        };
-        if process::has_ended(&waiting.process) {
-            return Err(gone());
+    /// Moves a process in, if it still is what it was when that was allowed.
+    fn enter(
+        &mut self,
+        tree: &Tree,
+        place: &Place,
+        process: &Process,
+        authority: &Authority,
+    ) -> Result<(), ApiError> {
+        authority.process(process.pid, &process.process)?;
+        let now = tree.of_process(process.pid).map_err(|e| failed(&e))?;
+        if now != process.from {
+            return Err(ApiError::Failed {
+                reason: format!(
+                    "process {} was moved to another cgroup meanwhile: try again",
+                    process.pid
+                ),
+            });
         }
         self.placement
-            .enter(&waiting.place, waiting.pid)
-            .map_err(|e| failed(&e))?;
-        if process::has_ended(&waiting.process) {
-            return Err(gone());
-        }
-        Ok(())
+            .enter(place, process.pid, &process.process)
+            .map_err(|e| failed(&e))
     }
 }
 
 fn domain(engine: &Engine, policy: &Name) -> Option<Name> {
     engine.decision(policy.as_str())?.domain().cloned()
+}
+
+/// A place that has its policy, and the process that is to be in it.
+struct Made {
+    name: Name,
+    place: Place,
+    process: Process,
+    authority: Authority,
+}
+
+/// As [`Daemon::place_for`] made it.
+pub(super) struct Placed(Made);
+
+/// A process by its number, held by its descriptor.
+fn open_process(pid: u32) -> Result<(i32, Arc<OwnedFd>), ApiError> {
+    let wrong = |reason: String| ApiError::InvalidArgument {
+        field: "pid".to_owned(),
+        reason,
+    };
+    let none =
+        || wrong(cgroup::Error::NoProcess(i32::try_from(pid).unwrap_or(i32::MAX)).to_string());
+    let number = i32::try_from(pid).map_err(|_| none())?;
+    match process::open(number) {
+        Ok(process) => Ok((number, Arc::new(process))),
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Err(none()),
+        Err(e) => Err(wrong(format!("process {pid} could not be opened: {e}"))),
+    }
+}
+
+/// Logs what a caller runs; a plain user's not by default, so that it cannot fill the log.
+fn tell_run(caller: &Caller, name: &Name, what: &str, via: &[String]) {
+    let via = via.join(",");
+    if caller.uid == 0 {
+        info!(policy = %name, what, via, "run");
+    } else {
+        debug!(policy = %name, uid = caller.uid, what, via, "run");
+    }
 }
 
 fn failed(error: &dyn std::error::Error) -> ApiError {
@@ -139,65 +186,267 @@ fn failed(error: &dyn std::error::Error) -> ApiError {
     }
 }
 
+/// What is wanted for the process in a place.
+pub(super) struct Wanted {
+    pub(super) use_: Vec<Name>,
+    pub(super) strict: bool,
+}
+
+impl Wanted {
+    pub(super) fn new(via: &[String], strict: Option<bool>) -> Result<Self, ApiError> {
+        Ok(Self {
+            use_: names("via", via)?,
+            strict: strict.unwrap_or(false),
+        })
+    }
+}
+
 impl Daemon {
     /// Makes a place and a policy, and lets the caller in as soon as a domain fits.
     pub(super) async fn run(&mut self, caller: &Caller, run: Run, answer: Answer) {
-        let (name, place) = match self.prepare_run(caller.pid, &run) {
-            Ok(made) => made,
-            Err(error) => {
-                let _gone = answer.send(Err(error));
-                return;
-            }
-        };
-        info!(policy = %name, command = %run.command.escape_debug(), via = run.via.join(","), "run");
         let deadline = match run.wait_ms {
             Some(ms) if ms > 0 => Some(Instant::now() + Duration::from_millis(ms.unsigned_abs())),
             Some(ms) if ms < 0 => None,
             _ => Some(Instant::now()),
         };
+        let authority = self.authority(caller);
+        let process = (caller.pid, Arc::clone(&caller.pidfd));
+        let wanted = Wanted::new(&run.via, run.strict);
+        let command = run.command.escape_debug();
+        let name = wanted.and_then(|wanted| self.make_place(authority, process, wanted));
+        let name = self.wait_for_domain(name, deadline, answer).await;
+        if let Some(name) = name {
+            tell_run(caller, &name, &format!("{command}"), &run.via);
+        }
+    }
+
+    /// Moves a process to a place of its own, with a policy, if a domain fits now.
+    pub(super) async fn move_process(&mut self, caller: &Caller, moved: Move, answer: Answer) {
+        let authority = self.authority(caller);
+        let wanted = Wanted::new(&moved.via, moved.strict);
+        let process = open_process(moved.pid);
+        let made = wanted.and_then(|wanted| {
+            let process = process?;
+            authority.process(process.0, &process.1)?;
+            self.make_place(authority, process, wanted)
+        });
+        let name = self
+            .wait_for_domain(made, Some(Instant::now()), answer)
+            .await;
+        if let Some(name) = name {
+            tell_run(caller, &name, &format!("process {}", moved.pid), &moved.via);
+        }
+    }
+
+    /// Waits with a place until its policy has a domain. Returns the policy's name, if it was taken.
+    async fn wait_for_domain(
+        &mut self,
+        made: Result<Made, ApiError>,
+        deadline: Option<Instant>,
+        answer: Answer,
+    ) -> Option<Name> {
+        let made = match made {
+            Ok(made) => made,
+            Err(error) => {
+                answer.end(Err(error));
+                return None;
+            }
+        };
         let waiting = Waiting {
-            path: self.tree.name_of(&place.directory).unwrap_or_default(),
-            place,
-            pid: caller.pid,
-            process: caller.pidfd.clone(),
+            path: self
+                .tree
+                .name_of(made.place.directory())
+                .unwrap_or_default(),
+            place: made.place,
+            process: made.process,
+            authority: made.authority,
             deadline,
+            told: None,
             answer,
         };
+        let name = made.name;
         self.runs.waiting.insert(name.clone(), waiting);
         if let Err(error) = self.converge(Look::Nothing).await {
             self.fail_run(&name, failed(&error));
         }
         self.expire_runs();
+        Some(name)
     }
 
-    fn prepare_run(&mut self, pid: i32, run: &Run) -> Result<(Name, Place), ApiError> {
-        let use_ = names("via", &run.via)?;
-        let (name, place) = self.runs.make(pid)?;
-        let policy = Policy::new(
-            name.clone(),
-            Origin::User,
-            vec![Match::CgroupId(place.id)],
-            use_,
-            run.strict.unwrap_or(false),
-        );
+    fn make_place(
+        &mut self,
+        authority: Authority,
+        (pid, process): (i32, Arc<OwnedFd>),
+        wanted: Wanted,
+    ) -> Result<Made, ApiError> {
+        let from = self.home(&authority, pid)?;
+        let (name, place) = self.runs.make(&from, pid)?;
+        let policy = Policy {
+            owner: authority.owner(),
+            ..Policy::new(
+                name.clone(),
+                Origin::User,
+                vec![Match::CgroupId(place.id)],
+                wanted.use_,
+                wanted.strict,
+            )
+        };
+        let process = Process {
+            pid,
+            process,
+            from: from.path().to_owned(),
+        };
+        let made = Made {
+            name,
+            place,
+            process,
+            authority,
+        };
+        match self.furnish(&made, policy) {
+            Ok(()) => Ok(made),
+            Err(error) => {
+                self.remove_place(made.place.directory());
+                Err(error)
+            }
+        }
+    }
+
+    /// The cgroup of a process, below which it gets its place.
+    fn home(&self, authority: &Authority, pid: i32) -> Result<Handle, ApiError> {
+        let directory = self.tree.of_process(pid).map_err(|e| failed(&e))?;
+        if !directory.starts_with(self.tree.root()) {
+            // Limits of where it is now would no longer hold for it.
+            authority.administrator(&format!(
+                "steer process {pid}, which is in the cgroup {} outside of the managed {}",
+                directory.display(),
+                self.tree.root().display()
+            ))?;
+        }
+        let name = self.tree.name_of(&directory).unwrap_or_default();
+        Handle::open(&self.tree, &name).map_err(|e| failed(&e))
+    }
+
+    /// Gives a place its policy.
+    fn furnish(&mut self, made: &Made, policy: Policy) -> Result<(), ApiError> {
+        let Policy { use_, strict, .. } = &policy;
+        self.permit(&made.authority, use_, *strict, None)?;
+        self.may_name(&made.authority, &policy.name)?;
         // The kernel's own notice of the new cgroups comes later than the policy that needs them.
-        if let Err(error) = self.learn(&place.directory) {
+        if let Err(error) = self.learn(made.place.directory()) {
             warn!("{}", chain(&error));
         }
-        if let Err(rejected) = self.event(Event::SetPolicy(policy)) {
-            self.remove_place(&place.directory);
-            return Err(match rejected {
-                // What the command was to be under has a name that nobody gave it.
-                Rejected::ShutOut { by, path, .. } => ApiError::Failed {
-                    reason: format!(
-                        "the strict policy `{by}` holds for the cgroup {path}, and no command can \
-                         override it"
-                    ),
-                },
-                rejected => refused(&rejected),
-            });
+        self.event(Event::SetPolicy(policy)).map_err(|rejected| match rejected {
+            // What the command was to be under has a name that nobody gave it.
+            Rejected::ShutOut { by, path, .. } => ApiError::Failed {
+                reason: format!(
+                    "the strict policy `{by}` holds for the cgroup {path}, and no command can override it"
+                ),
+            },
+            rejected => refused(&rejected),
+        })
+    }
+
+    /// Gives a process of a plain user a place, with the policy that it asks for by `--pid`. One that is
+    /// in the place of that policy already stays there.
+    pub(super) fn place_for(
+        &mut self,
+        authority: Authority,
+        pid: u32,
+        mut policy: Policy,
+    ) -> Result<Option<Placed>, ApiError> {
+        let process = open_process(pid)?;
+        authority.process(process.0, &process.1)?;
+        let directory = self.tree.of_process(process.0).map_err(|e| failed(&e))?;
+        let id = cgroup::id_of(&directory).map_err(|e| failed(&e))?;
+        let old = self.engine.state().api_policies.get(&policy.name);
+        if old.is_some_and(|old| old.matches == [Match::CgroupId(id)]) {
+            policy.matches = vec![Match::CgroupId(id)];
+            self.permit(&authority, &policy.use_, policy.strict, None)?;
+            self.event(Event::SetPolicy(policy))
+                .map_err(|e| refused(&e))?;
+            return Ok(None);
         }
-        Ok((name, place))
+        let from = self.home(&authority, process.0)?;
+        let (_, place) = self.runs.make(&from, process.0)?;
+        policy.matches = vec![Match::CgroupId(place.id)];
+        let made = Made {
+            name: policy.name.clone(),
+            process: Process {
+                pid: process.0,
+                process: process.1,
+                from: from.path().to_owned(),
+            },
+            place,
+            authority,
+        };
+        if let Err(error) = self.furnish(&made, policy) {
+            self.remove_place(made.place.directory());
+            return Err(error);
+        }
+        Ok(Some(Placed(made)))
+    }
+
+    /// Moves the process in, once its policy is in force; or takes the place away again.
+    pub(super) fn settle_in(&mut self, placed: &Placed, in_force: bool) -> Result<(), ApiError> {
+        let Placed(made) = placed;
+        let directory = made.place.directory();
+        let moved = if in_force {
+            self.runs
+                .enter(&self.tree, &made.place, &made.process, &made.authority)
+        } else {
+            Ok(())
+        };
+        self.watch_run(directory);
+        moved
+    }
+
+    /// Lets a waiting call go if its policy now has a domain, else tells it why it waits.
+    pub(super) fn answer_run(&mut self, name: &Name) {
+        let Some(domain) = domain(&self.engine, name) else {
+            return self.tell_waiting(name);
+        };
+        let Some(waiting) = self.runs.waiting.remove(name) else {
+            return;
+        };
+        let entered = self.runs.enter(
+            &self.tree,
+            &waiting.place,
+            &waiting.process,
+            &waiting.authority,
+        );
+        let reply = entered.map(|()| {
+            Reply::Run(RunReply {
+                cgroup: Some(waiting.path.clone()),
+                policy: name.to_string(),
+                domain: Some(domain.to_string()),
+                waits: None,
+            })
+        });
+        // A caller that has gone is not in its place, which is then found empty.
+        waiting.answer.end(reply);
+        self.watch_run(waiting.place.directory());
+    }
+
+    /// Tells a call that waits why it does, when that is news.
+    fn tell_waiting(&mut self, name: &Name) {
+        let reason = self.engine.decision(name.as_str()).map(|d| d.reason);
+        let Some(waiting) = self.runs.waiting.get_mut(name) else {
+            return;
+        };
+        let over = waiting.deadline.is_some_and(|d| d <= Instant::now());
+        if over || waiting.told == reason {
+            return;
+        }
+        waiting.told.clone_from(&reason);
+        let part = waiting.answer.part(Reply::Run(RunReply {
+            cgroup: None,
+            policy: name.to_string(),
+            domain: None,
+            waits: reason,
+        }));
+        if let Err(slow) = part {
+            self.fail_run(name, failed(&slow));
+        }
     }
 
     /// Tells the engine of a cgroup and of those above it that it does not know.
@@ -252,9 +501,8 @@ impl Daemon {
 
     fn fail_run(&mut self, name: &Name, error: ApiError) {
         if let Some(waiting) = self.runs.waiting.remove(name) {
-            let directory = waiting.place.directory.clone();
-            let _gone = waiting.answer.send(Err(error));
-            self.end_run(&directory);
+            waiting.answer.end(Err(error));
+            self.end_run(waiting.place.directory());
         }
     }
 
@@ -268,12 +516,9 @@ impl Daemon {
             }
             return;
         }
-        let name = directory.file_name().unwrap_or_default().to_string_lossy();
-        if let Ok(name) = Name::new(&name)
-            && is_run(&name)
-            && self.engine.state().api_policies.contains_key(&name)
-        {
-            self.fact(Event::UnsetPolicy(name));
+        let name = self.tree.name_of(directory).unwrap_or_default();
+        if let Some(id) = self.engine.state().cgroups.find(&name) {
+            self.end_policies_of(id);
         }
     }
 
@@ -299,13 +544,9 @@ impl Daemon {
 
     /// Takes over the places of an earlier agent.
     pub(super) fn adopt_runs(&mut self) {
-        match self.runs.placement.existing() {
-            Ok(places) => {
-                for place in places {
-                    self.watch_run(&place.directory);
-                }
-            }
-            Err(error) => warn!("{}", chain(&error)),
+        let places = self.runs.placement.existing(&self.engine.state().cgroups);
+        for place in places {
+            self.watch_run(place.directory());
         }
     }
 }

@@ -45,6 +45,12 @@ const WATCHER_PAUSE: Duration = Duration::from_millis(50);
 /// Events of the kernel programs that are taken before anything else has its turn.
 const EVENTS_A_TURN: usize = 1024;
 
+/// What any process may cause without end.
+enum Flood {
+    Call(Option<Call>),
+    Event(std::io::Result<datapath::Event>),
+}
+
 /// Where events come from.
 pub(super) struct Inputs {
     pub(super) watcher: Watcher,
@@ -120,10 +126,6 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                     }
                 }
             }
-            call = inputs.calls.recv() => match call {
-                Some(call) => daemon.call(call).await,
-                None => bail!("the API ended"),
-            },
             emptied = daemon.runs.emptied() => {
                 for directory in emptied? {
                     daemon.end_run(&directory);
@@ -145,8 +147,22 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                 daemon.converge_and_log(Look::Everything).await;
             }
             // Last, because any process may cause these without end.
-            event = inputs.events.next() => {
-                daemon.kernel_event(event.context("read the kernel programs' events")?);
+            flood = async {
+                // Neither keeps the other from its turn: one of both is taken at random.
+                tokio::select! {
+                    call = inputs.calls.recv() => Flood::Call(call),
+                    event = inputs.events.next() => Flood::Event(event),
+                }
+            } => {
+                let event = match flood {
+                    Flood::Call(Some(call)) => {
+                        daemon.call(call).await;
+                        continue;
+                    }
+                    Flood::Call(None) => bail!("the API ended"),
+                    Flood::Event(event) => event.context("read the kernel programs' events")?,
+                };
+                daemon.kernel_event(event);
                 for _ in 0..EVENTS_A_TURN {
                     let Some(event) = inputs.events.try_next() else { break };
                     daemon.kernel_event(event);
@@ -239,6 +255,12 @@ impl Daemon {
 
     /// A cgroup is gone, and with it the policies that were set for it alone.
     fn cgroup_removed(&mut self, id: CgroupId) {
+        self.end_policies_of(id);
+        self.fact(Event::Cgroups(CgroupChange::Removed(id)));
+    }
+
+    /// Unsets the policies that were set for one cgroup alone.
+    pub(super) fn end_policies_of(&mut self, id: CgroupId) {
         let policies = self.engine.state().api_policies.values();
         let ended: Vec<Name> = policies
             .filter(|policy| policy.matches == [Match::CgroupId(id)])
@@ -247,7 +269,6 @@ impl Daemon {
         for name in ended {
             self.fact(Event::UnsetPolicy(name));
         }
-        self.fact(Event::Cgroups(CgroupChange::Removed(id)));
     }
 
     /// Says once in a while that the guard drops packets of a policy; the counters say how many.

@@ -17,6 +17,7 @@ use steer_core::state::{Event, State};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use super::access::Access;
 use super::decided::Decided;
 use super::load::{self, Loaded, load, tell_quarantined};
 use super::running::Claim;
@@ -75,6 +76,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     let mut watcher = Watcher::open(range).await?;
     let notifications = watcher.next().await?;
 
+    let access = Access::look_up(&config);
     let engine = engine(&tree, saved.clone(), config, notifications)?;
     let reconciler =
         Reconciler::adopt(datapath, routing, Sysctls::adopt(saved.sysctls.clone())).await?;
@@ -85,6 +87,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         reconciler,
         tree,
         runs,
+        access,
         state_file,
         kept: None,
         policy_events: 0,

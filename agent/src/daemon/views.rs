@@ -13,7 +13,9 @@ use steer_core::select::{self, Decision};
 use steer_core::steps::Step;
 
 use super::Daemon;
+use super::access::Authority;
 use super::decided::timestamp;
+use crate::api::server::Caller;
 use crate::api::types::{
     Candidate, DecisionView, DomainView, LocalNetworks, Origin, Otherwise, PolicyView, StatusView,
     Verdict,
@@ -37,6 +39,7 @@ impl Daemon {
         PolicyView {
             name: name.to_owned(),
             origin: origin(policy.origin),
+            owner: policy.owner,
             cgroup,
             unit,
             use_: policy.use_.iter().map(ToString::to_string).collect(),
@@ -192,15 +195,23 @@ impl Daemon {
         }
     }
 
-    pub(super) fn policy_views(&self) -> Vec<PolicyView> {
+    /// The policies that a caller is told of, those in quarantine too.
+    pub(super) fn seen(&self, caller: &Caller, authority: &Authority) -> Vec<&Policy> {
         let state = self.engine.state();
         let bad = state.config.quarantined.keys();
         let elsewhere = bad.filter(|name| state.policy(name.as_str()).is_none());
         let names = state.policies().map(|policy| &policy.name).chain(elsewhere);
-        names
-            .filter_map(|name| self.find_policy(name.as_str()))
-            .map(|policy| self.policy_view(policy))
-            .collect()
+        let policies = names.filter_map(|name| self.find_policy(name.as_str()));
+        if *authority == Authority::Administrator {
+            return policies.collect();
+        }
+        let holding = self.holding(caller);
+        let seen = |policy: &&Policy| authority.owns(policy) || holding.contains(&policy.name);
+        policies.filter(seen).collect()
+    }
+
+    pub(super) fn policy_views(&self, seen: &[&Policy]) -> Vec<PolicyView> {
+        seen.iter().map(|policy| self.policy_view(policy)).collect()
     }
 
     pub(super) fn domain_views(&self) -> Vec<DomainView> {
@@ -208,8 +219,36 @@ impl Daemon {
         domains.map(|domain| self.domain_view(domain)).collect()
     }
 
-    pub(super) fn status_view(&self) -> StatusView {
+    /// `all`: also what is of others, the counters and warnings.
+    pub(super) fn status_view(&self, seen: &[&Policy], all: bool) -> StatusView {
         let is = self.reconciler.is();
+        let (counters, warnings) = if all {
+            self.counters_and_warnings()
+        } else {
+            Default::default()
+        };
+        let mut view = StatusView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            agent_running: true,
+            since: Some(timestamp(self.started)),
+            last_seen: None,
+            cgroup_root: self.tree.root().display().to_string(),
+            hooks: is.hooks.iter().map(ToString::to_string).collect(),
+            guards: is
+                .guards
+                .iter()
+                .map(|index| self.interface(*index))
+                .collect(),
+            policies: self.policy_views(seen),
+            domains: self.domain_views(),
+            counters,
+            warnings,
+        };
+        view.sort();
+        view
+    }
+
+    fn counters_and_warnings(&self) -> (BTreeMap<String, u64>, Vec<String>) {
         let mut warnings: Vec<String> = self
             .engine
             .warnings()
@@ -232,25 +271,7 @@ impl Daemon {
                 BTreeMap::new()
             }
         };
-        let mut view = StatusView {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            agent_running: true,
-            since: Some(timestamp(self.started)),
-            last_seen: None,
-            cgroup_root: self.tree.root().display().to_string(),
-            hooks: is.hooks.iter().map(ToString::to_string).collect(),
-            guards: is
-                .guards
-                .iter()
-                .map(|index| self.interface(*index))
-                .collect(),
-            policies: self.policy_views(),
-            domains: self.domain_views(),
-            counters,
-            warnings,
-        };
-        view.sort();
-        view
+        (counters, warnings)
     }
 
     /// Name of an interface; its index if it is gone.

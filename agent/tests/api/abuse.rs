@@ -1,6 +1,9 @@
 //! Callers that say too much, too little, nothing, or the wrong thing.
 
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -11,7 +14,7 @@ use steer::api::methods::{Reply, Request, Status};
 use steer::api::server::Limits;
 use steer::api::{INTERFACE, MAX_REQUEST};
 
-use crate::fake::{Agent, DEADLINE, Peer, agreeable, policy};
+use crate::fake::{Agent, DEADLINE, Peer, agreeable, as_user, policy};
 
 fn service_error(answer: &Value) -> (&str, Option<&str>) {
     let error = answer["error"]
@@ -175,6 +178,41 @@ fn a_thousand_connections_do_not_keep_the_agent_from_serving() {
 }
 
 #[test]
+fn a_user_has_eight_connections_and_takes_none_of_anybody_else() {
+    let agent = Agent::start(agreeable);
+    fs::set_permissions(agent.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let connect = |uid, count| {
+        let path = agent.path();
+        let connected = as_user(uid, &[], move || {
+            let streams = (0..count).map(|_| UnixStream::connect(&path).unwrap());
+            streams.collect::<Vec<_>>()
+        });
+        connected.into_iter().map(Peer::new).collect::<Vec<_>>()
+    };
+    let served = |peers: &mut [Peer]| {
+        let is_served = |peer: &mut Peer| {
+            // One that was refused may find the connection closed already.
+            drop(
+                peer.0
+                    .get_mut()
+                    .write_all(b"{\"method\":\"org.varlink.service.GetInfo\"}\0"),
+            );
+            peer.answer().unwrap().get("error").is_none()
+        };
+        peers
+            .iter_mut()
+            .filter_map(|peer| is_served(peer).then_some(()))
+            .count()
+    };
+    let mut first = connect(4711, 20);
+    assert_eq!(served(&mut first), 8);
+    let mut others: Vec<Peer> = (5000..5010).flat_map(|uid| connect(uid, 8)).collect();
+    assert_eq!(served(&mut others), 40, "16 of 64 are left to root");
+    let mut root: Vec<Peer> = (0..20).map(|_| agent.peer()).collect();
+    assert_eq!(served(&mut root), 16);
+}
+
+#[test]
 fn a_caller_in_the_middle_of_a_call_blocks_no_one_and_is_dropped_in_time() {
     let limits = Limits {
         message: Duration::from_millis(300),
@@ -208,7 +246,7 @@ fn a_caller_that_does_not_take_its_answer_is_dropped_in_time() {
     let agent = Agent::start_with(limits, |call| match call.request {
         Request::ListPolicies => {
             let many = (0..20_000).map(|i| policy(&i.to_string())).collect();
-            drop(call.reply.send(Ok(Reply::Policies(many))));
+            call.reply.end(Ok(Reply::Policies(many)));
         }
         _ => agreeable(call),
     });

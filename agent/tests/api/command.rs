@@ -109,7 +109,7 @@ fn run_starts_nothing_that_is_not_steered() {
             reason: "nothing is up".to_owned(),
             candidates: vec![candidate("wifi", false)],
         };
-        drop(call.reply.send(Err(none)));
+        call.reply.end(Err(none));
     });
     let output = steer(&agent.path(), &line);
     assert_eq!(output.status.code(), Some(4));
@@ -259,10 +259,8 @@ fn detach_does_not_pull_the_rug_from_under_an_agent() {
 fn errors_are_one_line_and_usage_has_its_own_code() {
     let agent = Agent::start(|call| {
         let name = "evil\n\x1b[2Jname".to_owned();
-        drop(
-            call.reply
-                .send(Err(ApiError::NoSuchPolicy { name, meant: None })),
-        );
+        call.reply
+            .end(Err(ApiError::NoSuchPolicy { name, meant: None }));
     });
     let output = steer(&agent.path(), "policy show x");
     assert_eq!(output.status.code(), Some(1));

@@ -110,7 +110,10 @@ pub(crate) struct Peer(pub(crate) BufReader<UnixStream>);
 
 impl Peer {
     pub(crate) fn connect(path: &Path) -> Self {
-        let stream = UnixStream::connect(path).unwrap();
+        Self::new(UnixStream::connect(path).unwrap())
+    }
+
+    pub(crate) fn new(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         Self(BufReader::new(stream))
@@ -146,6 +149,7 @@ pub(crate) fn policy(name: &str) -> PolicyView {
     PolicyView {
         name: name.to_owned(),
         origin: Origin::Admin,
+        owner: None,
         cgroup: vec!["app.slice/firefox.scope".to_owned()],
         unit: Vec::new(),
         use_: vec!["wifi".to_owned(), "lte".to_owned()],
@@ -260,11 +264,39 @@ pub(crate) fn agreeable(call: Call) {
         Request::Status => Reply::Status(Box::new(status())),
         Request::Reload => Reply::Reloaded(Reloaded::default()),
         Request::Explain(_) => Reply::Explanation(Box::new(explanation())),
-        Request::Run(r) => Reply::Run(RunReply {
-            cgroup: "/steer/run-1".to_owned(),
-            policy: r.command,
-            domain: r.via.into_iter().next(),
-        }),
+        Request::Run(r) => Reply::Run(run_reply(r.command, r.via)),
+        Request::Move(m) => Reply::Run(run_reply(format!("run-{}", m.pid), m.via)),
     };
-    drop(call.reply.send(Ok(reply)));
+    call.reply.end(Ok(reply));
+}
+
+pub(crate) fn run_reply(policy: String, via: Vec<String>) -> RunReply {
+    RunReply {
+        cgroup: Some("/steer/run-1".to_owned()),
+        policy,
+        domain: via.into_iter().next(),
+        waits: None,
+    }
+}
+
+/// What a call sees on a thread that is another user.
+pub(crate) fn as_user<T: Send + 'static>(
+    uid: u32,
+    groups: &'static [u32],
+    act: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    std::thread::spawn(move || {
+        // SAFETY: numbers and an array that outlives the call; the raw calls change this thread's ids alone.
+        let changed = unsafe {
+            [
+                libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()),
+                libc::syscall(libc::SYS_setresgid, uid, uid, uid),
+                libc::syscall(libc::SYS_setresuid, uid, uid, uid),
+            ]
+        };
+        assert_eq!(changed, [0, 0, 0]);
+        act()
+    })
+    .join()
+    .unwrap()
 }

@@ -105,13 +105,12 @@ static PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
 static NOTE_SIGPIPE: extern "C" fn() = note_sigpipe;
 
 extern "C" fn note_sigpipe() {
-    // SAFETY: `action` is plain data, for which zeros are a valid value; it lives until the call, which
-    // only writes it, returns.
-    let ignored = unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        libc::sigaction(libc::SIGPIPE, std::ptr::null(), &raw mut action) == 0
-            && action.sa_sigaction == libc::SIG_IGN
-    };
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: `action` lives until the call, which only writes it, returns.
+    let told = unsafe { libc::sigaction(libc::SIGPIPE, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: it is plain data, for which zeros are a valid value.
+    let action = unsafe { action.assume_init() };
+    let ignored = told == 0 && action.sa_sigaction == libc::SIG_IGN;
     PIPE_IGNORED.store(ignored, Ordering::Relaxed);
 }
 

@@ -175,15 +175,14 @@ impl Daemon {
             matches.push(Match::Unit(unit));
         }
         match set.pid {
-            // It gets a place of its own.
-            Some(_) if plain => {
-                if !matches.is_empty() {
-                    return Err(ApiError::InvalidArgument {
-                        field: "pid".to_owned(),
-                        reason: "give either a process or cgroups".to_owned(),
-                    });
-                }
+            Some(_) if plain && !matches.is_empty() => {
+                return Err(ApiError::InvalidArgument {
+                    field: "pid".to_owned(),
+                    reason: "give either a process or cgroups".to_owned(),
+                });
             }
+            // It gets a place of its own.
+            Some(_) if plain => {}
             Some(pid) => matches.push(self.cgroup_of_process(pid)?),
             None => {}
         }

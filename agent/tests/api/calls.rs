@@ -142,10 +142,10 @@ fn everybody_is_served_and_known() {
     let own = i32::try_from(std::process::id()).unwrap();
     // More groups than fit at first.
     const MANY: &[u32] = &{
-        let mut groups = [0; 300];
-        let mut at = 0;
+        let mut groups = [5000; 300];
+        let mut at = 1;
         while at < groups.len() {
-            groups[at] = 5000 + at as u32;
+            groups[at] = groups[at - 1] + 1;
             at += 1;
         }
         groups

@@ -286,15 +286,13 @@ pub(crate) fn as_user<T: Send + 'static>(
     act: impl FnOnce() -> T + Send + 'static,
 ) -> T {
     std::thread::spawn(move || {
-        // SAFETY: numbers and an array that outlives the call; the raw calls change this thread's ids alone.
-        let changed = unsafe {
-            [
-                libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()),
-                libc::syscall(libc::SYS_setresgid, uid, uid, uid),
-                libc::syscall(libc::SYS_setresuid, uid, uid, uid),
-            ]
-        };
-        assert_eq!(changed, [0, 0, 0]);
+        // SAFETY: the array outlives the call, which changes this thread's groups alone.
+        let groups = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+        // SAFETY: three numbers; the raw call changes this thread's ids alone.
+        let gid = unsafe { libc::syscall(libc::SYS_setresgid, uid, uid, uid) };
+        // SAFETY: as before.
+        let uid = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
+        assert_eq!((groups, gid, uid), (0, 0, 0));
         act()
     })
     .join()

@@ -76,6 +76,10 @@ fn a_plain_user_runs_a_command_by_a_domain() -> Result<()> {
     let output = run("id -u; exit 17")?;
     ensure!(output.failure(17)?.is_empty(), "{output:?}");
     ensure!(output.stdout.trim() == ALICE.to_string(), "{output:?}");
+    // A command that starts another by a domain does not lead deeper and deeper.
+    let output = run("exec /run/machine/steer run --via wwan0 -- cat /proc/self/cgroup")?;
+    let at = output.success()?;
+    ensure!(at.matches("steer-run-").count() == 1, "{at}");
     conformance::row(
         "INVARIANT-6",
         "a plain user has a command of its own steered, and it ends with the command",

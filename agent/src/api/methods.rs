@@ -145,7 +145,7 @@ pub struct StatusReply {
 }
 
 /// Where the process now is. With `more`, what it waits for is told on the way there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type, JsonSchema)]
 pub struct RunReply {
     /// Path of its cgroup, as in /proc/PID/cgroup; none while it waits.
     pub cgroup: Option<String>,

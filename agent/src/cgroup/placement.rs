@@ -4,6 +4,7 @@ use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use steer_core::cgroups::CgroupTree;
@@ -49,6 +50,9 @@ pub trait Placement {
     /// # Errors
     /// The kernel's or the service manager's refusal.
     fn make(&mut self, inside: &Handle, label: &str) -> Result<Place, Error>;
+
+    /// The cgroup that a place was made in; none: it is no place.
+    fn made_in(&self, directory: &Path) -> Option<PathBuf>;
 
     /// Moves a process, with all of its threads, into a place.
     ///
@@ -109,6 +113,17 @@ impl Placement for OwnCgroup {
             make(&parent, label)?
         };
         Place::new(cgroup)
+    }
+
+    fn made_in(&self, directory: &Path) -> Option<PathBuf> {
+        let (parent, name) = (directory.parent()?, directory.file_name()?);
+        if parent == self.at_root() {
+            Some(self.tree.root().to_owned())
+        } else if name.as_bytes().starts_with(PREFIX.as_bytes()) {
+            Some(parent.to_owned())
+        } else {
+            None
+        }
     }
 
     fn enter(&mut self, place: &Place, pid: i32, process: &OwnedFd) -> Result<(), Error> {

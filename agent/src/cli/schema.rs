@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::policy::Removed;
 use crate::api::explain::ExplanationView;
-use crate::api::methods::Reloaded;
+use crate::api::methods::{Reloaded, RunReply};
 use crate::api::mistake::Mistake;
 use crate::api::types::{DomainView, PolicyView, StatusView};
 use crate::daemon::DetachReport;
@@ -24,6 +24,7 @@ const COMMANDS: &[(&str, Describe)] = &[
     ("domain list", of::<Vec<DomainView>>),
     ("domain show", of::<DomainView>),
     ("explain", of::<ExplanationView>),
+    ("move", of::<RunReply>),
     ("policy", of::<Vec<PolicyView>>),
     ("policy list", of::<Vec<PolicyView>>),
     ("policy set", of::<PolicyView>),

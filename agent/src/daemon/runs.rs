@@ -280,7 +280,8 @@ impl Daemon {
         wanted: Wanted,
     ) -> Result<Made, ApiError> {
         let from = self.home(&authority, pid)?;
-        let (name, place) = self.runs.make(&from, pid)?;
+        let home = self.home_of(&authority, from.clone())?;
+        let (name, place) = self.runs.make(&home, pid)?;
         let policy = Policy {
             owner: authority.owner(),
             ..Policy::new(
@@ -311,7 +312,7 @@ impl Daemon {
         }
     }
 
-    /// The cgroup of a process, below which it gets its place.
+    /// The cgroup of a process that is to be steered.
     fn home(&self, authority: &Authority, pid: i32) -> Result<Handle, ApiError> {
         let directory = self.tree.of_process(pid).map_err(|e| failed(&e))?;
         if !directory.starts_with(self.tree.root()) {
@@ -324,6 +325,22 @@ impl Daemon {
         }
         let name = self.tree.name_of(&directory).unwrap_or_default();
         Handle::open(&self.tree, &name).map_err(|e| failed(&e))
+    }
+
+    /// The cgroup in which a process gets its place: the one that it is in, but beside a place that the
+    /// caller has made for it, not below, or each command that starts another would lead deeper.
+    fn home_of(&self, authority: &Authority, mut inside: Handle) -> Result<Handle, ApiError> {
+        while let Some(outer) = self.runs.placement.made_in(inside.path()) {
+            let id = inside.id().map_err(|e| failed(&e))?;
+            let mut policies = self.engine.state().api_policies.values();
+            let own = policies.find(|policy| policy.matches == [Match::CgroupId(id)]);
+            if !own.is_some_and(|policy| authority.owns(policy)) {
+                break;
+            }
+            let name = self.tree.name_of(&outer).unwrap_or_default();
+            inside = Handle::open(&self.tree, &name).map_err(|e| failed(&e))?;
+        }
+        Ok(inside)
     }
 
     /// Gives a place its policy.
@@ -367,7 +384,8 @@ impl Daemon {
             return Ok(None);
         }
         let from = self.home(&authority, process.0)?;
-        let (_, place) = self.runs.make(&from, process.0)?;
+        let home = self.home_of(&authority, from.clone())?;
+        let (_, place) = self.runs.make(&home, process.0)?;
         policy.matches = vec![Match::CgroupId(place.id)];
         let made = Made {
             name: policy.name.clone(),

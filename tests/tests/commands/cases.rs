@@ -1,7 +1,7 @@
 //! What is run, one after the other: names of files, and command lines.
 
 use anyhow::{Result, ensure};
-use steer_tests::{Lab, Output, wait};
+use steer_tests::{Family, Kind, Lab, Output, Probe, wait};
 
 /// Runs `steer ARGS` and compares what it prints with the file of that name.
 pub(crate) type Case<'a> = dyn FnMut(&str, &[&str]) -> Result<Output> + 'a;
@@ -21,6 +21,7 @@ pub(crate) fn play(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
     domains(lab, case)?;
     explain(lab, case)?;
     run(case)?;
+    moving(lab, case)?;
     files(lab, case)?;
     mistakes(case)?;
     agent.kill()?;
@@ -180,6 +181,18 @@ fn run(case: &mut Case<'_>) -> Result<()> {
     ] {
         case(name, args)?;
     }
+    Ok(())
+}
+
+fn moving(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
+    let app = lab.cgroup().child("app")?;
+    let session = Probe::new(Kind::UdpUnconnected, Family::V4).start(lab, &app)?;
+    let pid = session.pid().to_string();
+    let via = |via| ["move", &pid, "--via", via];
+    case("move", &via("wlan0"))?;
+    case("move-json", &[&via("wlan0")[..], &["--json"]].concat())?;
+    case("move-unknown-domain", &via("wlan7"))?;
+    case("move-no-process", &["move", "999999999", "--via", "wlan0"])?;
     Ok(())
 }
 

@@ -31,6 +31,8 @@ pub struct Agent<'lab> {
     child: Option<Child>,
     /// Without a name, so that it goes with the last process that has it open.
     log: fs::File,
+    /// Where it is to say how it does, as systemd asks for it.
+    notify: Option<PathBuf>,
 }
 
 /// What a command printed, and how it ended.
@@ -172,6 +174,7 @@ impl Lab {
             cgroup: self.cgroup().child("agent")?,
             child: None,
             log,
+            notify: None,
         })
     }
 
@@ -237,6 +240,11 @@ impl Agent<'_> {
         Ok(())
     }
 
+    /// Has its next start say at this socket how it does, as to systemd.
+    pub fn notify_at(&mut self, socket: PathBuf) {
+        self.notify = Some(socket);
+    }
+
     /// Has it start in the managed cgroup itself from now on.
     pub fn place_in_managed_cgroup(&mut self) {
         self.cgroup = self.lab.cgroup().share();
@@ -269,9 +277,12 @@ impl Agent<'_> {
         let log = self.log.try_clone().context("share the agent's log")?;
         let mut command = self.lab.host().command(&self.program);
         self.cgroup.place(&mut command)?;
+        match &self.notify {
+            Some(socket) => command.env("NOTIFY_SOCKET", socket),
+            None => command.env_remove("NOTIFY_SOCKET"),
+        };
         let child = command
             .arg("agent")
-            .env_remove("NOTIFY_SOCKET")
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("share the agent's log")?)

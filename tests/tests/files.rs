@@ -1,5 +1,8 @@
 //! Files that are read again, and bad policies in good files, on the wire.
 
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -67,6 +70,44 @@ fn a_hangup_has_the_files_read_again_and_the_agent_goes_on() -> Result<()> {
     })?;
     ensure!(!agent.has_ended()?, "it ended: {}", agent.log());
     goes_on(&lab, &app, "wwan0")
+}
+
+#[test]
+fn systemd_is_told_when_files_are_read_again_and_when_that_is_done() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.configure("")?;
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path)?;
+    socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let told = || -> Result<String> {
+        let mut message = [0; 256];
+        let length = socket.recv(&mut message).context("nothing was told")?;
+        Ok(String::from_utf8_lossy(&message[..length])
+            .trim()
+            .to_owned())
+    };
+    let mut agent = lab.agent()?;
+    agent.notify_at(path);
+    agent.start()?;
+    ensure!(told()? == "READY=1");
+    for text in ["", "[polices.x]\n"] {
+        lab.configure(text)?;
+        hang_up(&agent)?;
+        let message = told()?;
+        let (first, second) = message.split_once('\n').context(message.clone())?;
+        ensure!(first == "RELOADING=1", "{message}");
+        let since = second
+            .strip_prefix("MONOTONIC_USEC=")
+            .context(message.clone())?;
+        ensure!(since.parse::<u64>().is_ok_and(|usec| usec > 0), "{message}");
+        let message = told()?;
+        ensure!(
+            message == "READY=1",
+            "a bad file is a reload, too: {message}"
+        );
+    }
+    Ok(())
 }
 
 #[test]

@@ -203,7 +203,7 @@ impl From<Error> for ApiError {
             Error::Read(error) => error.into(),
             Error::Wrong(Mistakes(mut mistakes)) => {
                 let reason = match mistakes.len() {
-                    1 => "the files are as they were: there is a mistake in them".to_owned(),
+                    1 => "nothing was taken of the files: there is a mistake in them".to_owned(),
                     count => format!("nothing was taken of the files: there are {count} mistakes"),
                 };
                 mistakes.truncate(MOST);

@@ -74,17 +74,28 @@ pub fn has_ended(process: &OwnedFd) -> bool {
 /// # Errors
 /// The process has ended: what was read may be another's that has its number now.
 pub fn owner(pid: i32, process: &OwnedFd) -> io::Result<Option<u32>> {
-    let ended = || io::Error::from_raw_os_error(libc::ESRCH);
-    let status = fs::read_to_string(format!("/proc/{pid}/status"));
+    let uids = uids(pid);
     // Asked after reading: as long as it lives, nobody else has its number.
     if has_ended(process) {
-        return Err(ended());
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
-    let status = status?;
-    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-    let mut ids = ids.unwrap_or_default().split_whitespace();
-    let first: Option<u32> = ids.next().and_then(|id| id.parse().ok());
-    Ok(first.filter(|first| ids.all(|id| id.parse() == Ok(*first))))
+    Ok(uids.and_then(|[first, others @ ..]| others.iter().all(|id| *id == first).then_some(first)))
+}
+
+/// Effective user id of the process that has this number now.
+pub fn effective(pid: i32) -> Option<u32> {
+    uids(pid).map(|[_, effective, ..]| effective)
+}
+
+/// Real, effective, saved and file system user id of a process.
+fn uids(pid: i32) -> Option<[u32; 4]> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let ids: Vec<u32> = line
+        .split_whitespace()
+        .map_while(|id| id.parse().ok())
+        .collect();
+    ids.try_into().ok()
 }
 
 /// The process that started a process, or took it over when that one ended.

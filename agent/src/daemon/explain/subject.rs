@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use steer_core::pattern::{CgroupPattern, UnitName};
 
 use super::super::Daemon;
+use super::super::access::{Authority, not_permitted};
 use crate::api::error::ApiError;
 use crate::api::explain::{Explain, SubjectView};
 use crate::api::server::Caller;
@@ -57,6 +58,7 @@ impl Daemon {
         caller: &Caller,
         asked: &Explain,
     ) -> Result<Subject, ApiError> {
+        let authority = &self.authority(caller);
         let mut view = SubjectView {
             pid: None,
             command: None,
@@ -67,16 +69,16 @@ impl Daemon {
         match (asked.pid, &asked.cgroup, &asked.unit) {
             (None, None, None) => {
                 view.caller = true;
-                self.process(caller, caller.pid, view)
+                self.process(authority, caller.pid, view)
             }
             (Some(pid), None, None) => {
                 let pid = i32::try_from(pid).map_err(|e| invalid("pid", chain(&e)))?;
-                self.process(caller, pid, view)
+                self.process(authority, pid, view)
             }
             (None, Some(path), None) => {
                 let path = cgroup_path(path)?;
                 let directory = self.tree.directory_of(&path);
-                authorize(caller, &Target::Cgroup(directory.clone()))?;
+                authorize(authority, &Target::Cgroup(directory.clone()))?;
                 if directory.is_dir() {
                     self.learn_managed(&directory, "cgroup")?;
                 }
@@ -87,8 +89,8 @@ impl Daemon {
                 })
             }
             (None, None, Some(unit)) => {
-                let path = self.find_unit(unit)?;
-                authorize(caller, &Target::Cgroup(self.tree.directory_of(&path)))?;
+                let path = self.find_unit(authority, unit)?;
+                authorize(authority, &Target::Cgroup(self.tree.directory_of(&path)))?;
                 view.unit = Some(unit.clone());
                 Ok(Subject {
                     view,
@@ -105,20 +107,20 @@ impl Daemon {
 
     fn process(
         &mut self,
-        caller: &Caller,
+        authority: &Authority,
         pid: i32,
         mut view: SubjectView,
     ) -> Result<Subject, ApiError> {
         let gone = || invalid("pid", format!("no process {pid}"));
         let held = process::open(pid).map_err(|_| gone())?;
-        authorize(caller, &Target::Process(pid))?;
+        authorize(authority, &Target::Process(pid))?;
         let directory = self.tree.of_process(pid);
         let directory = directory.map_err(|e| invalid("pid", chain(&e)))?;
         view.pid = u32::try_from(pid).ok();
         let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
         let name = String::from_utf8_lossy(&name).trim_end().to_owned();
         view.command = (!name.is_empty()).then_some(name);
-        view.uid = uids(pid).map(|uids| uids[EFFECTIVE]);
+        view.uid = process::effective(pid);
         let note = elsewhere(pid, &view);
         if process::has_ended(&held) {
             // Its number may have been another's by now.
@@ -142,11 +144,13 @@ impl Daemon {
     }
 
     /// The path of a unit's cgroup.
-    fn find_unit(&mut self, unit: &str) -> Result<String, ApiError> {
+    fn find_unit(&mut self, authority: &Authority, unit: &str) -> Result<String, ApiError> {
         let unit = UnitName::new(unit).map_err(|e| invalid("unit", chain(&e)))?;
         let mut paths = self.paths_of(&unit);
-        if paths.is_empty() || !self.engine.acts() {
-            // Without a policy the kernel does not tell of new cgroups.
+        let stale = paths.is_empty() || !self.engine.acts();
+        if stale && authority.owner().is_none() {
+            // Without a policy the kernel does not tell of new cgroups. It takes its time with many, so a
+            // plain user does not cause it.
             self.read_cgroups();
             paths = self.paths_of(&unit);
         }
@@ -185,48 +189,30 @@ impl Daemon {
 
 /// Whether the caller may have this explained: administrators all, others their own processes and the
 /// cgroups that one of these is in.
-fn authorize(caller: &Caller, target: &Target) -> Result<(), ApiError> {
-    let own = |pid: i32| uids(pid).is_some_and(|uids| uids.iter().all(|uid| *uid == caller.uid));
-    let allowed = caller.uid == 0
-        || match target {
-            Target::Process(pid) => own(*pid),
-            Target::Cgroup(directory) => {
-                let processes = fs::read_to_string(directory.join("cgroup.procs"));
-                let processes = processes.unwrap_or_default();
-                processes
-                    .lines()
-                    .filter_map(|pid| pid.parse().ok())
-                    .any(own)
-            }
-        };
+fn authorize(authority: &Authority, target: &Target) -> Result<(), ApiError> {
+    let Some(uid) = authority.owner() else {
+        return Ok(());
+    };
+    let own = |pid: i32| {
+        let owner = process::open(pid).and_then(|process| process::owner(pid, &process));
+        owner.is_ok_and(|owner| owner == Some(uid))
+    };
+    let (allowed, whose) = match target {
+        Target::Process(pid) => (own(*pid), format!("process {pid} is another user's")),
+        Target::Cgroup(directory) => {
+            let processes = fs::read_to_string(directory.join("cgroup.procs"));
+            let processes = processes.unwrap_or_default();
+            let mut processes = processes.lines().filter_map(|pid| pid.parse().ok());
+            let whose = "no process of yours is in that cgroup".to_owned();
+            (processes.any(own), whose)
+        }
+    };
     if allowed {
         return Ok(());
     }
-    Err(ApiError::NotPermitted {
-        reason: match target {
-            Target::Process(pid) => {
-                format!("process {pid} is another user's: root may have it explained")
-            }
-            Target::Cgroup(_) => {
-                "no process of yours is in that cgroup: root may have it explained".to_owned()
-            }
-        },
-    })
-}
-
-const EFFECTIVE: usize = 1;
-
-/// Real, effective, saved and file system user id of a process.
-fn uids(pid: i32) -> Option<[u32; 4]> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    let mut numbers = line.split_whitespace().map_while(|word| word.parse().ok());
-    Some([
-        numbers.next()?,
-        numbers.next()?,
-        numbers.next()?,
-        numbers.next()?,
-    ])
+    Err(not_permitted(format!(
+        "{whose}: root or the group `steer` may have it explained"
+    )))
 }
 
 /// Threads that are in other cgroups than the process is told to be: each has the policy of its own.
@@ -278,18 +264,19 @@ fn invalid(field: &str, reason: String) -> ApiError {
 mod tests {
     use std::os::unix::process::CommandExt as _;
     use std::process::{Command, Stdio};
-    use std::sync::Arc;
 
-    use super::{Caller, Target, authorize, cgroup_path, process};
+    use steer_core::permit::User;
 
-    fn caller(uid: u32) -> Caller {
-        let pid = i32::try_from(std::process::id()).unwrap();
-        Caller {
-            pid,
-            uid,
-            gid: uid,
-            pidfd: Arc::new(process::open(pid).unwrap()),
+    use super::{Authority, Target, authorize, cgroup_path};
+
+    fn caller(uid: u32) -> Authority {
+        if uid == 0 {
+            return Authority::Administrator;
         }
+        Authority::User(User {
+            uid,
+            gids: vec![uid],
+        })
     }
 
     #[test]

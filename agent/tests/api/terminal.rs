@@ -64,7 +64,7 @@ fn wide() -> Agent {
             let mut web = policy("web");
             web.cgroup = vec!["x.slice/".repeat(20)];
             let reply = Reply::Policies(vec![web]);
-            drop(call.reply.send(Ok(reply)));
+            call.reply.end(Ok(reply));
             return;
         }
         agreeable(call);

@@ -13,10 +13,11 @@ use crate::{process, progress};
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
 /// Programs that the demo, the tests and the bench run, with Debian's package of each.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("ip", "iproute2"),
     ("ping", "iputils-ping"),
     ("curl", "curl"),
+    ("groff", "groff-base"),
     ("nft", "nftables"),
     ("python3", "python3"),
 ];

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, IFNAME_LEN, PolicyEntry};
 
-pub(crate) mod foreign;
+pub mod foreign;
 pub(crate) mod inputs;
 pub(crate) mod maps;
 pub(crate) mod network;

@@ -1,6 +1,7 @@
 //! The cgroup tree: where it is mounted, what is in it, and places for processes.
 
 mod handle;
+mod mounts;
 mod placement;
 pub mod process;
 mod watch;
@@ -16,6 +17,7 @@ use steer_core::ids::CgroupId;
 use thiserror::Error;
 
 pub use handle::Handle;
+pub use mounts::{Mount, mounts};
 pub use placement::{OwnCgroup, Place, Placement};
 pub use watch::{EmptyWatch, populated};
 
@@ -197,6 +199,35 @@ impl Tree {
                     name: file_name(&entry.path()),
                 });
                 pending.push((entry.path(), child));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The directories of the managed root's ancestors, of itself, and of everything below it. Those that
+    /// come or go meanwhile may be missing.
+    ///
+    /// # Errors
+    /// The root itself cannot be read.
+    pub fn directories(&self) -> Result<Vec<PathBuf>, Error> {
+        let mut found: Vec<PathBuf> = self
+            .root
+            .ancestors()
+            .take_while(|path| path.starts_with(&self.mount))
+            .map(Path::to_owned)
+            .collect();
+        let mut pending = vec![self.root.clone()];
+        while let Some(directory) = pending.pop() {
+            let entries = match fs::read_dir(&directory) {
+                Ok(entries) => entries,
+                Err(e) if directory == self.root => return Err(Error::Read(directory, e)),
+                Err(_) => continue,
+            };
+            for entry in entries.flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    found.push(entry.path());
+                    pending.push(entry.path());
+                }
             }
         }
         Ok(found)

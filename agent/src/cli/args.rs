@@ -195,6 +195,8 @@ says the same before.")]
         #[arg(value_hint = ValueHint::DirPath)]
         directory: PathBuf,
     },
+    /// Look at this host for what stands in steer's way. Works without an agent, changes nothing.
+    Doctor(super::doctor::DoctorArgs),
 }
 
 /// `steer agent`

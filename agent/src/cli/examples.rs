@@ -136,6 +136,16 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "doctor",
+        &[
+            (
+                "steer doctor",
+                "as root: everything; else: what may be seen",
+            ),
+            ("steer doctor --code R05", "what a code means"),
+        ],
+    ),
+    (
         "detach",
         &[("steer detach", "after `systemctl stop steer`")],
     ),

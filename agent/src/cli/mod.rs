@@ -1,11 +1,12 @@
-//! The command line: a file per subcommand. All but `agent`, `detach` and `status` without an
-//! agent go by the API alone.
+//! The command line: a file per subcommand. All but `agent`, `doctor`, `detach` and `status`
+//! without an agent go by the API alone.
 
 mod agent;
 mod args;
 mod check;
 mod complete;
 mod detach;
+mod doctor;
 mod domain;
 mod examples;
 mod explain;
@@ -93,6 +94,10 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Explain(args)) => {
             let json = json(&[args.output]);
             done(explain::explain(socket, *args, json))
+        }
+        Some(Command::Doctor(args)) => {
+            let json = json(&[args.output]);
+            doctor::doctor(socket, args, json)
         }
         Some(Command::Detach(output)) => detach::detach(socket, json(&[output])),
         Some(Command::Generate { directory }) => done(generate::generate(&directory)),

@@ -24,6 +24,9 @@ const NARROWEST: usize = 40;
 /// Indentation of what is said of a row that has no room beside its name, columns.
 const INDENT: usize = 2;
 
+/// Width of an item's label, columns.
+const LABEL: usize = 3;
+
 /// How a piece of text looks on a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Look {
@@ -130,6 +133,20 @@ impl Page {
     pub(super) fn line(&mut self, text: &str, look: Look) {
         for line in wrap(&clean(text), self.width) {
             self.paint(&line, look);
+            self.text.push('\n');
+        }
+    }
+
+    /// A sentence behind a short label, indented; wrapped so that the labels stand out.
+    pub(super) fn item(&mut self, label: &str, text: &str, look: Look) {
+        let indent = INDENT + LABEL + GAP;
+        for (index, line) in wrap(&clean(text), self.width - indent).iter().enumerate() {
+            self.text.extend(std::iter::repeat_n(' ', INDENT));
+            let label = if index == 0 { label } else { "" };
+            self.paint(label, look);
+            let pad = (LABEL + GAP).saturating_sub(length(label));
+            self.text.extend(std::iter::repeat_n(' ', pad));
+            self.text.push_str(line);
             self.text.push('\n');
         }
     }

@@ -5,6 +5,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
+use super::doctor::Diagnosis;
 use super::policy::Removed;
 use crate::api::explain::ExplanationView;
 use crate::api::methods::{Reloaded, RunReply};
@@ -20,6 +21,7 @@ const COMMANDS: &[(&str, Describe)] = &[
     ("", of::<StatusView>),
     ("check", of::<Vec<Mistake>>),
     ("detach", of::<DetachReport>),
+    ("doctor", of::<Diagnosis>),
     ("domain", of::<Vec<DomainView>>),
     ("domain list", of::<Vec<DomainView>>),
     ("domain show", of::<DomainView>),

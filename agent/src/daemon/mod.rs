@@ -12,6 +12,7 @@ mod explain;
 mod files;
 mod load;
 mod offline;
+mod remains;
 mod running;
 mod runs;
 mod serve;
@@ -50,6 +51,7 @@ pub use check::{Checked, check_files};
 pub use detach::{DetachReport, detach};
 pub use load::Mistakes;
 pub use offline::offline_status;
+pub use remains::{Remains, configuration, places, remains, state_path};
 pub use running::{Running, running};
 
 /// A domain that no policy can choose any more is looked at after this time, and then less and less

@@ -29,6 +29,18 @@ pub(super) struct MapSpec {
     max_entries: u32,
 }
 
+impl MapSpec {
+    /// Entries of a map that only has to be there; `None`: as many as ever.
+    pub(super) const fn least_entries(&self) -> Option<u32> {
+        match self.kind {
+            HASH | ARRAY | LPM_TRIE => Some(1),
+            // One page.
+            RINGBUF => Some(4096),
+            _ => None,
+        }
+    }
+}
+
 const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const PERCPU_ARRAY: u32 = 6;

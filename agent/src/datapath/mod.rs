@@ -14,7 +14,9 @@ mod hook;
 mod links;
 mod maps;
 mod pins;
+mod probe;
 mod program;
+mod survey;
 mod sys;
 
 use std::{collections::BTreeSet, os::fd::AsFd as _, path::Path};
@@ -26,8 +28,10 @@ pub use domains::Domains;
 pub use error::{Error, Result};
 pub use events::{Event, EventStream};
 pub use maps::{Array, Counters, Table, Tables};
-pub use pins::{Removed, ensure_bpffs};
+pub use pins::{PinsFound, Removed, ensure_bpffs, find_pins, is_bpffs};
+pub use probe::{Loaded, Refused, probe};
 pub use steer_core::plan::Hook;
+pub use survey::{AtCgroup, AtInterface, Direction, ForeignProgram, Sharing, Survey};
 
 use attachment::Side;
 use links::Links;

@@ -45,7 +45,8 @@ pub fn ensure_bpffs(path: &Path) -> Result<bool> {
     Ok(true)
 }
 
-fn is_bpffs(path: &Path) -> Result<bool> {
+/// Whether there is a BPF file system at `path`.
+pub fn is_bpffs(path: &Path) -> Result<bool> {
     let found =
         statfs(path).map_err(|errno| Error::file("find the file system of", path)(errno.into()))?;
     Ok(found.filesystem_type() == BPF_FS_MAGIC)
@@ -125,6 +126,38 @@ impl Pins {
 }
 
 const UNFINISHED: &str = "new-";
+
+/// What is pinned, by name alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PinsFound {
+    /// The layout of this version is there.
+    pub own: bool,
+    /// Layouts of other versions, the newest first.
+    pub others: Vec<String>,
+    /// Something is attached by one of them.
+    pub in_force: bool,
+    /// What agents left that died before they published it.
+    pub unfinished: Vec<String>,
+}
+
+/// Looks at what is pinned below `root`, changing nothing.
+pub fn find_pins(root: &Path) -> Result<PinsFound> {
+    let layouts = Layouts::below(root);
+    let mut found = PinsFound {
+        own: layouts.own().exists(),
+        ..PinsFound::default()
+    };
+    for layout in layouts.all()? {
+        found.in_force |= layout.is_in_force()?;
+    }
+    found.others = layouts.others()?.iter().map(ToString::to_string).collect();
+    for (name, _) in list(root)? {
+        if name.starts_with(UNFINISHED) {
+            found.unfinished.push(name);
+        }
+    }
+    Ok(found)
+}
 
 /// A layout that is not published yet; unless it is, dropping it removes it.
 pub(super) struct Unpublished {

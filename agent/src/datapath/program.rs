@@ -36,17 +36,8 @@ impl Programs {
     /// Loads the programs for this thread's network namespace. Maps are taken from `maps`, and made
     /// and pinned there where they are missing.
     pub(super) fn load(maps: &Path, mask: MarkMask) -> Result<Self> {
-        let mark_mask = mask.bits();
-        let netns_cookie = netns_cookie().map_err(Error::NetnsCookie)?;
-        let offsets = Offsets::of_this_kernel()?;
-        let mut loader = EbpfLoader::new();
-        // None of the programs has relocations against kernel types.
-        loader.btf(None);
-        loader.override_global("MARK_MASK", &mark_mask, true);
-        loader.override_global("NETNS_COOKIE", &netns_cookie, true);
-        for (name, offset) in &offsets.0 {
-            loader.override_global(name, offset, true);
-        }
+        let globals = Globals::of_this_thread(mask)?;
+        let mut loader = globals.loader();
         for map in &MAPS {
             loader.map_pin_path(map.name, maps.join(map.name));
         }
@@ -80,7 +71,7 @@ impl Programs {
                 Err(error) => tracing::debug!(program = name, %error, "the kernel refuses it"),
             }
         }
-        drop((object, kernel_types, offsets));
+        drop((object, kernel_types, globals));
         release_memory();
         Ok(Self(programs))
     }
@@ -99,6 +90,68 @@ impl Programs {
     pub(super) fn id(&self, name: &str) -> Option<u32> {
         self.0.get(name).map(|(_, id)| *id)
     }
+}
+
+/// What the programs are told when they are loaded.
+struct Globals {
+    mark_mask: u32,
+    netns_cookie: u64,
+    offsets: Offsets,
+}
+
+impl Globals {
+    fn of_this_thread(mask: MarkMask) -> Result<Self> {
+        Ok(Self {
+            mark_mask: mask.bits(),
+            netns_cookie: netns_cookie().map_err(Error::NetnsCookie)?,
+            offsets: Offsets::of_this_kernel()?,
+        })
+    }
+
+    fn loader(&self) -> EbpfLoader<'_> {
+        let mut loader = EbpfLoader::new();
+        // None of the programs has relocations against kernel types.
+        loader.btf(None);
+        loader.override_global("MARK_MASK", &self.mark_mask, true);
+        loader.override_global("NETNS_COOKIE", &self.netns_cookie, true);
+        for (name, offset) in &self.offsets.0 {
+            loader.override_global(name, offset, true);
+        }
+        loader
+    }
+}
+
+/// A program that was loaded only to see whether the kernel takes it.
+pub(super) struct Tried {
+    pub(super) name: &'static str,
+    /// Steer does its work without it.
+    pub(super) optional: bool,
+    pub(super) result: std::result::Result<ProgramFd, ProgramError>,
+}
+
+/// Loads every program with small maps that nobody else sees, pins nothing and attaches nothing.
+pub(super) fn try_each(mask: MarkMask) -> Result<Vec<Tried>> {
+    let globals = Globals::of_this_thread(mask)?;
+    let mut loader = globals.loader();
+    for map in &MAPS {
+        if let Some(entries) = map.least_entries() {
+            loader.map_max_entries(map.name, entries);
+        }
+    }
+    let failed = |error| Error::Object(Box::new(error));
+    let mut object = loader.load(OBJECT).map_err(failed)?;
+    let kernel_types = Btf::from_sys_fs().map_err(|error| failed(error.into()))?;
+    let hooks = Hook::ALL.map(|hook| (hook::program(hook), hook::is_optional(hook)));
+    let packets = [(GUARD, false), (INGRESS_MARK, false)];
+    let tried = hooks.into_iter().chain(packets).map(|(name, optional)| {
+        let result = load_one(&mut object, name, &kernel_types);
+        Tried {
+            name,
+            optional,
+            result,
+        }
+    });
+    Ok(tried.collect())
 }
 
 fn with_id(program: ProgramFd) -> Result<(ProgramFd, u32)> {

@@ -7,7 +7,7 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -20,7 +20,9 @@ const MAP_UPDATE: u32 = 2;
 const MAP_DELETE: u32 = 3;
 const OBJECT_PIN: u32 = 6;
 const OBJECT_GET: u32 = 7;
+const PROGRAM_BY_ID: u32 = 13;
 const INFO: u32 = 15;
+const PROGRAM_QUERY: u32 = 16;
 const RAW_TRACEPOINT_OPEN: u32 = 17;
 const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
@@ -420,9 +422,78 @@ pub(super) fn link_state(link: BorrowedFd<'_>) -> io::Result<(u32, LinkTarget)> 
 struct ProgramInfo {
     kind: u32,
     id: u32,
+    tag: [u8; 8],
+    /// Lengths, addresses and times of the code, and its maps.
+    code: [u32; 12],
+    name: [u8; 16],
 }
 
 /// The id of a program.
 pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     info::<ProgramInfo>(program).map(|info| info.id)
+}
+
+/// The name of the program with an id. The kernel keeps 15 bytes of it.
+pub(super) fn program_name(id: u32) -> io::Result<String> {
+    let mut argument = ById { id, next: 0 };
+    let program = bpf_fd(PROGRAM_BY_ID, &mut argument)?;
+    let info: ProgramInfo = info(program.as_fd())?;
+    let name = info.name.split(|byte| *byte == 0).next();
+    Ok(String::from_utf8_lossy(name.unwrap_or_default()).into_owned())
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ById {
+    id: u32,
+    next: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Query {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    ids: u64,
+    count: u32,
+    reserved: u32,
+}
+
+/// What is attached at one place.
+pub(super) struct Attached {
+    /// With which flags (`BPF_F_ALLOW_OVERRIDE` and `BPF_F_ALLOW_MULTI`); of a cgroup.
+    pub(super) flags: u32,
+    /// The ids of the programs, in the order in which they run.
+    pub(super) programs: Vec<u32>,
+}
+
+/// The programs that are attached to a cgroup itself (its descriptor), or to an interface (its index).
+pub(super) fn attached(target: u32, attach_type: AttachType) -> io::Result<Attached> {
+    // More programs than the kernel lets anyone attach at one place (`BPF_CGROUP_MAX_PROGS`).
+    let mut programs = vec![0_u32; 64];
+    let mut argument = Query {
+        target,
+        attach_type: attach_type.0,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: address(programs.as_mut_ptr()),
+        count: 64,
+        reserved: 0,
+    };
+    bpf(PROGRAM_QUERY, &mut argument)?;
+    programs.truncate(argument.count as usize);
+    Ok(Attached {
+        flags: argument.attach_flags,
+        programs,
+    })
+}
+
+/// As [`attached`], of the cgroup whose directory is open.
+pub(super) fn attached_to_cgroup(
+    cgroup: BorrowedFd<'_>,
+    attach_type: AttachType,
+) -> io::Result<Attached> {
+    attached(number(cgroup), attach_type)
 }

@@ -14,6 +14,7 @@ mod route;
 mod routing;
 mod rule;
 mod sockets;
+mod survey;
 mod watcher;
 mod wire;
 
@@ -26,6 +27,7 @@ pub use connection::Refusal;
 pub use lookup::{Question, route_to};
 pub use routing::Routing;
 pub use sockets::{closed_sources, netns_cookie, sockets_with_mark};
+pub use survey::{Survey, closes_sockets, refused_rules, survey};
 pub use watcher::{Notification, Watcher};
 
 /// What went wrong, with the operation and its object; the source has the kernel's words.

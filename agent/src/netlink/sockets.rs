@@ -14,6 +14,8 @@ use super::wire::{AF_INET, AF_INET6, Message, Request};
 
 /// `SOCK_DIAG_BY_FAMILY`.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// `SOCK_DESTROY`.
+const SOCK_DESTROY: u16 = 21;
 /// `INET_DIAG_REQ_BYTECODE`.
 const BYTECODE: u16 = 1;
 /// `INET_DIAG_BC_MARK_COND`.
@@ -139,6 +141,17 @@ fn request(family: u8, protocol: u8, mark: u32, mask: u32) -> Request {
     program.extend(mask.to_ne_bytes());
     request.put(BYTECODE, &program);
     request
+}
+
+/// Asks to close the TCP socket of an address that nobody has, which the kernel answers as it can.
+pub(super) fn destroy_nothing() -> Request {
+    let mut fixed = [0; 56];
+    fixed[0] = AF_INET;
+    fixed[1] = PROTOCOLS[0].number;
+    fixed[4..8].copy_from_slice(&ALL_STATES.to_ne_bytes());
+    // Any cookie (INET_DIAG_NOCOOKIE).
+    fixed[48..56].fill(u8::MAX);
+    Request::new(SOCK_DESTROY, libc::NLM_F_ACK, &fixed)
 }
 
 /// The cookie of the calling thread's network namespace, as kernel programs see it.

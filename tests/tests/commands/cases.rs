@@ -37,6 +37,10 @@ fn without_agent(case: &mut Case<'_>) -> Result<()> {
         ("absent-run", &["run", "--via", "wlan0", "--", "true"]),
         ("absent-detach", &["detach"]),
         ("absent-detach-json", &["detach", "--json"]),
+        // What it finds depends on the machine.
+        ("doctor-code", &["doctor", "--code", "R05"]),
+        ("doctor-code-json", &["doctor", "--code", "K01", "--json"]),
+        ("doctor-code-unknown", &["doctor", "--code", "X1"]),
     ] {
         case(name, args)?;
     }

@@ -9,7 +9,7 @@ const USUAL_TABLES: [u32; 3] = [253, 254, 255];
 /// Rules of others that send unmarked traffic of all kinds to a table of their own (wg-quick,
 /// Tailscale, Mullvad). Beside one, `from` rules for unmarked traffic would take flows out of the
 /// tunnel that it is for.
-pub(crate) fn catching(network: &Network, family: Family) -> impl Iterator<Item = &ForeignRule> {
+pub fn catching(network: &Network, family: Family) -> impl Iterator<Item = &ForeignRule> {
     network
         .rules
         .iter()

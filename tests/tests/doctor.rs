@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use nix::unistd::{Gid, Uid};
 use serde_json::Value;
 use steer_tests::{Family, Kind, Lab, Snapshot, conformance};
 
@@ -278,14 +279,9 @@ fn a_plain_user_is_told_what_only_root_may_see() -> Result<()> {
         // SAFETY: system calls alone, between fork and exec.
         unsafe {
             command.pre_exec(|| {
-                let ids = [
-                    libc::setgroups(0, std::ptr::null()),
-                    libc::setgid(65534),
-                    libc::setuid(65534),
-                ];
-                if ids.iter().any(|result| *result != 0) {
-                    return Err(io::Error::last_os_error());
-                }
+                nix::unistd::setgroups(&[])?;
+                nix::unistd::setgid(Gid::from_raw(65_534))?;
+                nix::unistd::setuid(Uid::from_raw(65_534))?;
                 Ok(())
             });
         }

@@ -36,12 +36,12 @@ pub(super) enum Diagnosis {
     /// What was found.
     Report(Report),
     /// What a code means.
-    Explanation(Explanation),
+    Meaning(Meaning),
 }
 
 /// What a code means.
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct Explanation {
+pub(super) struct Meaning {
     /// The code.
     code: Code,
     /// How bad it is.
@@ -81,7 +81,7 @@ pub(super) fn doctor(socket: &Path, args: DoctorArgs, json: bool) -> anyhow::Res
 fn explain(code: Code, json: bool) -> anyhow::Result<()> {
     let entry = code.entry();
     if json {
-        return print_json(&Diagnosis::Explanation(Explanation {
+        return print_json(&Diagnosis::Meaning(Meaning {
             code,
             severity: entry.severity,
             title: entry.title,

@@ -15,6 +15,7 @@ const PATTERNS: &[(&str, &str)] = &[
     (r"steer-lab-\d{7}-\d\d", "steer-lab-0000000-00"),
     // Processes.
     (r"\bpid \d+", "pid 1"),
+    (r"\b(move|process) \d+", "$1 1"),
     (r"\brun-\d+-\d+", "run-1-1"),
     // Cgroups.
     (r"\(id \d+\)", "(id 1)"),

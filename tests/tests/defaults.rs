@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use steer_tests::{Family, Kind, Lab, conformance, wait};
+use steer_tests::{Family, Kind, Lab, User, conformance, wait};
 
 #[test]
 fn what_has_no_policy_leaves_by_the_default_route_as_without_steer() -> Result<()> {
@@ -139,6 +139,14 @@ fn applications_list_the_domains_with_state_kind_and_addresses() -> Result<()> {
         gateways == serde_json::json!(["10.1.0.1", "2001:db8:1::1"]),
         "{gateways}"
     );
+    // A plain user sees the same.
+    let user = User::new(4711);
+    let own = lab.cgroup().child("user")?;
+    for args in [&["domain", "list"][..], &["domain", "list", "--json"]] {
+        let (root, plain) = (lab.steer(args)?, lab.steer_as(&user, &own, args)?);
+        let (root, plain) = (root.success()?, plain.success()?);
+        ensure!(root == plain, "{args:?}: {root} {plain}");
+    }
     // What is listed follows the network.
     lab.carrier_up("wlan0")?;
     wait::until("the domain to be up", || {
@@ -146,7 +154,7 @@ fn applications_list_the_domains_with_state_kind_and_addresses() -> Result<()> {
     })?;
     conformance::row(
         "AND-6",
-        "applications list the domains: up, down, configuring or absent, with kind, interface, addresses \
+        "applications of any user list the domains: up, down, configuring or absent, with kind, interface, addresses \
          and gateways, as text and as JSON",
     )
 }

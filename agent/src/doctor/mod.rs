@@ -1,7 +1,7 @@
 //! `steer doctor`: looks at the host and says what stands in steer's way. Changes nothing.
 //!
 //! One file for each topic: it gathers facts at the edge, and judges them without looking again, so that
-//! a test can state the facts. [`code`] says what every code means.
+//! a test can state the facts. `code` says what every code means.
 
 mod agent;
 mod cgroups;

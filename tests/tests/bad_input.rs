@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use steer_tests::{Family, Kind, Lab, LabCgroup, wait};
+use steer_tests::{Family, Kind, Lab, LabCgroup, conformance, wait};
 
 const SOCKET: &str = "/run/steer/agent.sock";
 
@@ -45,7 +45,10 @@ fn a_broken_file_is_refused_with_file_line_and_column() -> Result<()> {
             output.stderr
         );
     }
-    Ok(())
+    conformance::row(
+        "INVARIANT-5",
+        "a bad file is refused with file, line and column of each mistake",
+    )
 }
 
 #[test]
@@ -179,7 +182,11 @@ fn the_command_line_refuses_what_cannot_be_and_says_why() -> Result<()> {
         .failure(127)?;
     let after = lab.steer(&["policy", "list", "--json"])?.json()?;
     ensure!(before == after, "something changed: {before} {after}");
-    goes_on(&lab, &app)
+    goes_on(&lab, &app)?;
+    conformance::row(
+        "INVARIANT-5",
+        "commands that cannot be are refused by what is wrong with them, and nothing changes",
+    )
 }
 
 #[test]
@@ -273,7 +280,11 @@ fn the_api_survives_nonsense_missing_fields_ten_megabytes_and_a_thousand_connect
     wait::until("the agent to answer again", || {
         Ok((lab.steer(&["status", "--json"])?.code == 0).then_some(()))
     })?;
-    goes_on(&lab, &app).context("after a thousand connections")
+    goes_on(&lab, &app).context("after a thousand connections")?;
+    conformance::row(
+        "INVARIANT-5",
+        "calls with missing fields, of 10 MB, and 1,000 connections get an error, and what worked goes on",
+    )
 }
 
 #[test]

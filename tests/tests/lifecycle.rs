@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use steer_tests::report::{DISCARD_PORT, ECHO_PORT};
-use steer_tests::{Direction, Family, Kind, Lab, Probe, Snapshot, wait};
+use steer_tests::{Direction, Family, Kind, Lab, Probe, Snapshot, conformance, wait};
 
 /// How often the agent is killed: `STEER_RESTARTS`, 50 on CI, else a few times.
 fn restarts() -> usize {
@@ -225,7 +225,10 @@ fn detach_leaves_the_host_as_it_was() -> Result<()> {
         lab.matrix_leaves_by(&app, "eth0").context("after detach")?;
         lab.steer(&["detach"])?.success().context("detach twice")?;
     }
-    Ok(())
+    conformance::row(
+        "INVARIANT-4",
+        "detach leaves rules, routes, addresses, settings, pins and cgroups as they were, after a stop and after a kill",
+    )
 }
 
 #[test]

@@ -2,8 +2,11 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use serde_json::Value;
 use steer_tests::report::ECHO_PORT;
 use steer_tests::{Family, Kind, Lab, LabCgroup, Output, Probe, Session, User, conformance, wait};
@@ -393,7 +396,7 @@ fn a_program_that_runs_as_another_user_is_not_its_starters() -> Result<()> {
     };
     // SAFETY: between fork and exec the closure makes one system call.
     unsafe {
-        std::os::unix::process::CommandExt::pre_exec(&mut command, change);
+        command.pre_exec(change);
     }
     let mut child = command.spawn()?;
     let pid = child.id().to_string();
@@ -475,4 +478,62 @@ fn a_plain_user_has_an_end_of_policies() -> Result<()> {
         let output = lab.steer_as(&alice, &cgroup, &["run", "--via", "wlan0", "--", "true"])?;
         Ok((output.code == 0).then_some(()))
     })
+}
+
+/// What a program finds when it is started: all that could differ.
+const LOOK: &str = "env | sort; pwd; umask; echo $PPID; ls /proc/self/fd | wc -l; \
+    grep -E '^(Sig(Blk|Ign)|Uid|Gid|Groups|NoNewPrivs|Cap...):' /proc/self/status; \
+    tail -n 1 /proc/self/limits; cut -d ' ' -f 5-8 /proc/self/stat";
+
+#[test]
+fn what_run_starts_finds_everything_as_if_it_had_been_started_directly() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let cgroup = lab.cgroup().child("session")?;
+    let alice = User::new(ALICE).member_of(27);
+    for (ignored, blocked) in [(false, false), (true, false), (false, true), (true, true)] {
+        let look = |mut command: Command| -> Result<String> {
+            let change = move || {
+                let pipe = if ignored {
+                    SigHandler::SigIgn
+                } else {
+                    SigHandler::SigDfl
+                };
+                // SAFETY: no handler of ours runs in it.
+                unsafe { signal(Signal::SIGPIPE, pipe) }?;
+                let mut mask = SigSet::empty();
+                if blocked {
+                    mask.add(Signal::SIGUSR1);
+                    mask.add(Signal::SIGPIPE);
+                }
+                mask.thread_set_mask()?;
+                nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o137));
+                Ok(())
+            };
+            // SAFETY: between fork and exec the closure makes system calls only.
+            unsafe {
+                command.pre_exec(change);
+            }
+            let output = command
+                .env_clear()
+                .env("PATH", "/usr/bin:/bin")
+                .env("ODD", "a b\n c")
+                .stdin(Stdio::null())
+                .output()?;
+            ensure!(
+                output.status.success() && output.stderr.is_empty(),
+                "{output:?}"
+            );
+            Ok(String::from_utf8(output.stdout)?)
+        };
+        let mut direct = lab.command("sh", &cgroup)?;
+        direct.args(["-c", LOOK]);
+        alice.become_by(&mut direct);
+        let args = ["run", "--via", "wlan0", "--", "sh", "-c", LOOK];
+        let direct = look(direct)?;
+        let run = look(lab.steer_command(&alice, &cgroup, &args)?)?;
+        ensure!(direct.contains("SigIgn:"), "{direct}");
+        ensure!(direct == run, "directly:\n{direct}\nby run:\n{run}");
+    }
+    Ok(())
 }

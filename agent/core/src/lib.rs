@@ -16,6 +16,7 @@ pub mod memory;
 pub mod name;
 pub mod network;
 pub mod pattern;
+pub mod permission;
 pub mod permit;
 pub mod plan;
 pub mod policy;

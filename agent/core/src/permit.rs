@@ -1,15 +1,10 @@
-//! Permits: what the host's administrators let plain users have steered, and by which domains.
-//!
-//! Administrators may do anything and are not asked here. A plain user has its own processes and
-//! cgroups steered; that these are its own is for the caller to know.
+//! Permits: what the host's administrators let plain users have steered, as the files say it.
 
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use crate::config::Config;
-use crate::domains::{DomainOrigin, Domains};
-use crate::name::Name;
+use crate::name::{Name, Shown};
 use crate::pattern::CgroupPattern;
 
 /// `[permit.x]`: what some users may do.
@@ -59,56 +54,6 @@ pub struct User {
     pub gids: Vec<u32>,
 }
 
-/// What a plain user asks for.
-#[derive(Clone, Copy, Debug)]
-pub struct Wish<'a> {
-    /// Domains and groups.
-    pub use_: &'a [Name],
-    /// Whether the policy is to be strict.
-    pub strict: bool,
-    /// Path of the cgroup, where that is not the user's own.
-    pub cgroup: Option<&'a str>,
-}
-
-/// Why a plain user may not do what it asks for.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
-    /// There are permits, and none is for this user.
-    #[error("no [permit.x] of the files is for user {0}: an administrator can add one")]
-    Nobody(u32),
-    /// A domain is not one of those that it may use.
-    #[error(
-        "user {uid} may not use the domain `{domain}`: an administrator can name it in `domains` of a \
-         [permit.x]"
-    )]
-    Domain {
-        /// The user.
-        uid: u32,
-        /// The domain.
-        domain: Name,
-    },
-    /// It may not have strict policies.
-    #[error("user {0} may not have strict policies: `strict` in [permit.x] says so")]
-    Strict(u32),
-    /// A cgroup is neither its own, nor named by a permit.
-    #[error(
-        "the cgroup {path} does not belong to user {uid}: steer a process of yours (`steer run`, \
-         `steer move`), or have an administrator name the cgroup in `cgroups` of a [permit.x]"
-    )]
-    Cgroup {
-        /// The user.
-        uid: u32,
-        /// The cgroup.
-        path: String,
-    },
-    /// The permit is limited to destinations.
-    #[error(
-        "[permit.{0}] is limited to `destinations`, which policies cannot be yet: it gives nothing until \
-         that key is removed"
-    )]
-    Destinations(Name),
-}
-
 impl Account {
     /// Reads a name, a number, or `*` for everybody.
     ///
@@ -123,8 +68,10 @@ impl Account {
         }
         let fits = |c: char| !c.is_whitespace() && !c.is_control() && !matches!(c, ':' | '/' | ',');
         if text.is_empty() || text.len() > 255 || !text.chars().all(fits) {
-            let shown = crate::name::Shown::new(text);
-            return Err(format!("{shown} cannot be the name of a user or group"));
+            return Err(format!(
+                "{} cannot be the name of a user or group",
+                Shown::new(text)
+            ));
         }
         Ok(Self::Name(text.into()))
     }
@@ -155,110 +102,4 @@ impl Permit {
         let is_member = |account: &Account| account.is_among(&user.gids, &accounts.groups);
         self.users.iter().any(is_user) || self.groups.iter().any(is_member)
     }
-
-    fn gives(
-        &self,
-        name: &Name,
-        user: &User,
-        wish: Wish<'_>,
-        world: World<'_>,
-    ) -> Result<(), Denied> {
-        let uid = user.uid;
-        if !self.destinations.is_empty() {
-            return Err(Denied::Destinations(name.clone()));
-        }
-        if let Some(path) = wish.cgroup
-            && !self.cgroups.iter().any(|pattern| pattern.matches(path))
-        {
-            let path = path.to_owned();
-            return Err(Denied::Cgroup { uid, path });
-        }
-        if wish.strict && self.strict == Some(false) {
-            return Err(Denied::Strict(uid));
-        }
-        let given = world.expand(&self.domains);
-        let denied = world.expand(wish.use_).into_iter().find(|domain| {
-            if self.domains.is_empty() {
-                !world.was_found(domain)
-            } else {
-                !given.contains(domain)
-            }
-        });
-        match denied {
-            Some(domain) => Err(Denied::Domain { uid, domain }),
-            None => Ok(()),
-        }
-    }
-}
-
-/// What names stand for.
-#[derive(Clone, Copy)]
-struct World<'a> {
-    config: &'a Config,
-    domains: &'a Domains,
-}
-
-impl World<'_> {
-    /// Groups replaced by their domains, and aliases by the domains' own names.
-    fn expand(self, names: &[Name]) -> Vec<Name> {
-        let groups = &self.config.groups;
-        let members = names.iter().flat_map(|name| {
-            groups
-                .get(name)
-                .map_or(std::slice::from_ref(name), Vec::as_slice)
-        });
-        let own = |name: &Name| {
-            let domain = self.domains.get(name.as_str());
-            domain.map_or_else(|| name.clone(), |domain| domain.name.clone())
-        };
-        members.map(own).collect()
-    }
-
-    /// Whether no file names the domain. One that is not there may be found later.
-    fn was_found(self, name: &Name) -> bool {
-        let domain = self.domains.get(name.as_str());
-        domain.is_none_or(|domain| domain.origin == DomainOrigin::Discovered)
-    }
-}
-
-/// Whether a plain user may have what it asks for. One permit must give all of it. Without any permit in
-/// the files everybody has what an empty one gives.
-///
-/// # Errors
-/// It may not; of several reasons the one that an administrator would have to mend last.
-pub fn check(
-    config: &Config,
-    domains: &Domains,
-    accounts: &Accounts,
-    user: &User,
-    wish: Wish<'_>,
-) -> Result<(), Denied> {
-    let world = World { config, domains };
-    if config.permits.is_empty() {
-        return Permit::default().gives(&Name::default_policy(), user, wish, world);
-    }
-    let mut denied = Denied::Nobody(user.uid);
-    for (name, permit) in &config.permits {
-        if !permit.is_for(user, accounts) {
-            continue;
-        }
-        match permit.gives(name, user, wish, world) {
-            Ok(()) => return Ok(()),
-            Err(reason) => denied = reason,
-        }
-    }
-    Err(denied)
-}
-
-/// The names of users and of groups that permits name, to be looked up.
-pub fn names(config: &Config) -> (Vec<&str>, Vec<&str>) {
-    let pick = |of: fn(&Permit) -> &[Account]| {
-        let accounts = config.permits.values().flat_map(of);
-        let names = accounts.filter_map(|account| match account {
-            Account::Name(name) => Some(&**name),
-            Account::Any | Account::Id(_) => None,
-        });
-        names.collect()
-    };
-    (pick(|permit| &permit.users), pick(|permit| &permit.groups))
 }

@@ -4,7 +4,8 @@ mod support;
 
 use steer_core::domains::Domains;
 use steer_core::name::Name;
-use steer_core::permit::{Accounts, Denied, User, Wish, check, names};
+use steer_core::permission::{Denied, Wish, check, names};
+use steer_core::permit::{Accounts, User};
 use support::{config, name, two_uplinks};
 
 const ALICE: u32 = 1000;

@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use nix::unistd::{Gid, Group, User as Account};
 use steer_core::config::Config;
 use steer_core::name::Name;
-use steer_core::permit::{self, Accounts, User, Wish};
+use steer_core::permission::{self, Wish};
+use steer_core::permit::{Accounts, User};
 use steer_core::policy::Policy;
 use tracing::warn;
 
@@ -40,7 +41,7 @@ pub(super) enum Authority {
 
 impl Access {
     pub(super) fn look_up(config: &Config) -> Self {
-        let (users, groups) = permit::names(config);
+        let (users, groups) = permission::names(config);
         let number = |found: nix::Result<Option<u32>>, kind: &str, name: &str| match found {
             Ok(Some(id)) => Some((name.into(), id)),
             Ok(None) => {
@@ -153,7 +154,7 @@ impl Daemon {
         };
         let config = &self.engine.state().config;
         let accounts = &self.access.accounts;
-        permit::check(config, self.engine.domains(), accounts, user, wish)
+        permission::check(config, self.engine.domains(), accounts, user, wish)
             .map_err(|denied| not_permitted(denied.to_string()))
     }
 

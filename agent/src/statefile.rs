@@ -88,7 +88,7 @@ impl StateFile {
                 .map_err(failed)?;
         }
         let bytes = serde_json::to_vec(&Versioned {
-            version: 1,
+            version: VERSION,
             content,
         })
         .map_err(|e| failed(io::Error::other(e)))?;

@@ -103,14 +103,11 @@ fn a_running_process_is_moved_by_its_user() -> Result<()> {
     let moved = lab.steer_as(&alice, &cgroup, &["move", &pid, "--via", "wlan0", "--json"])?;
     let moved = moved.json()?;
     ensure!(moved["domain"] == "wlan0", "{moved}");
-    let fresh = |uplink: &str, pid: u32| -> Result<()> {
+    let is_moved = |pid: u32| -> Result<bool> {
         let at = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-        let is_moved = at.contains("steer-run-");
-        ensure!(is_moved == (uplink == "wlan0"), "{at}");
-        Ok(())
+        Ok(at.contains("steer-run-"))
     };
-    fresh("wlan0", session.pid())?;
-    fresh("eth0", other.pid())?;
+    ensure!(is_moved(session.pid())? && !is_moved(other.pid())?);
     flow_by(&lab, &mut other, "eth0")?;
     // Its socket was made before; a flow that it opens now is steered.
     let target = Family::V4.target(&lab);
@@ -125,7 +122,7 @@ fn a_running_process_is_moved_by_its_user() -> Result<()> {
         let output = lab.steer_as(&alice, &cgroup, &["move", &pid, "--via", "wwan0"])?;
         Ok((output.code == 4).then_some(()))
     })?;
-    fresh("eth0", other.pid())?;
+    ensure!(!is_moved(other.pid())?);
 
     // By a name of the user's own, which it may change and unset.
     let set = |via: &str| {
@@ -254,7 +251,7 @@ fn a_plain_user_may_not_touch_what_is_of_others() -> Result<()> {
             vec!["policy", "set", "x", "--pid", &own_pid, "--save"],
             "may not save a policy in a file",
         ),
-        (vec!["detach"], "the agent is running"),
+        (vec!["detach"], "only root may undo"),
     ] {
         let set = args.starts_with(&["policy", "set"]);
         let args = if set {
@@ -453,6 +450,40 @@ fn files_say_what_users_may_do_and_who_is_an_administrator() -> Result<()> {
         "{all}"
     );
     Ok(())
+}
+
+#[test]
+fn what_is_no_longer_permitted_ends_or_blocks_if_it_is_strict() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.configure("[permit.all]\ngroups = [\"501\"]\n")?;
+    let mut agent = lab.start_agent()?;
+    let cgroup = lab.cgroup().child("session")?;
+    let alice = User::new(ALICE).member_of(501);
+    let run = |more: &[&str]| {
+        let probe = Probe::new(Kind::UdpUnconnected, Family::V4);
+        probe.start_as(&lab, &alice, &cgroup, Some(("wlan0", more)))
+    };
+    let (mut lax, mut strict) = (run(&[])?, run(&["--strict"])?);
+    for session in [&mut lax, &mut strict] {
+        flow_by(&lab, session, "wlan0")?;
+    }
+    // Not even the next agent asks who she is: she is gone, but for her processes.
+    agent.restart_after_kill()?;
+    lab.configure("[permit.all]\ngroups = [\"501\"]\ndomains = [\"wwan0\"]\n")?;
+    lab.steer(&["reload"])?.success()?;
+    let left = policies(&lab)?;
+    ensure!(left.len() == 1 && left[0]["strict"] == true, "{left:?}");
+    ensure!(left[0]["decision"]["verdict"] == "block", "{left:?}");
+    let target = Family::V4.target(&lab);
+    strict.perform(&format!(
+        "send token {}",
+        SocketAddr::new(target, ECHO_PORT)
+    ))?;
+    lab.assert_silent(target)?;
+    let target = Family::V4.target(&lab);
+    lax.succeed(&format!("connect {}", SocketAddr::new(target, ECHO_PORT)))?;
+    lax.succeed("send token")?;
+    lab.assert_only_by("eth0", target).map(drop)
 }
 
 #[test]

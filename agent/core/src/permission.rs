@@ -116,7 +116,7 @@ impl World<'_> {
         members.map(own).collect()
     }
 
-    /// Whether no file names the domain. One that is not there may be found later.
+    /// Whether no file names the domain.
     fn was_found(self, name: &Name) -> bool {
         let domain = self.domains.get(name.as_str());
         domain.is_none_or(|domain| domain.origin == DomainOrigin::Discovered)
@@ -127,7 +127,7 @@ impl World<'_> {
 /// the files everybody has what an empty one gives.
 ///
 /// # Errors
-/// It may not; of several reasons the one that an administrator would have to mend last.
+/// It may not; of several permits for it, the last one's reason.
 pub fn check(
     config: &Config,
     domains: &Domains,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::name::{Name, Shown};
 use crate::pattern::CgroupPattern;
@@ -46,7 +47,7 @@ pub struct Accounts {
 }
 
 /// A plain user, as the kernel knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     /// Its number.
     pub uid: u32,

@@ -12,13 +12,15 @@ use crate::api::server::remove_leftovers;
 use crate::daemon::{self, DetachReport};
 
 pub(super) fn detach(socket: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("only root may undo what the agent made: try sudo");
+    }
     match Client::connect(socket) {
         Err(Error::NotRunning(_)) => {
             if let Some(running) = daemon::running() {
                 bail!("{running} and would make everything again: stop it first");
             }
         }
-        Err(Error::NotPermitted(_)) => bail!("only root may undo what the agent made: try sudo"),
         Ok(_) | Err(_) => bail!(
             "the agent is running (it answers at {}) and would make everything again: stop it \
              first, by `systemctl stop steer` or Ctrl-C where it runs",

@@ -1,6 +1,7 @@
 //! Who may do what: administrators (root and the group `steer`) anything, a plain user what is its own
 //! and what the files permit.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
 use nix::unistd::{Gid, Group, User as Account};
@@ -8,7 +9,8 @@ use steer_core::config::Config;
 use steer_core::name::Name;
 use steer_core::permission::{self, Wish};
 use steer_core::permit::{Accounts, User};
-use steer_core::policy::Policy;
+use steer_core::policy::{Match, Policy};
+use steer_core::state::{Event, State};
 use tracing::warn;
 
 use super::Daemon;
@@ -22,12 +24,17 @@ const GROUP: &str = "steer";
 /// Most policies of one plain user: each costs kernel memory.
 const MAX_OWN: usize = 64;
 
+/// Plain users whose groups are remembered before those without policies are forgotten.
+const MOST_REMEMBERED: usize = 1024;
+
 /// The users and groups of this host that matter, by number. They are looked up when files are read, since
 /// that may take its time (a directory service), and a caller must not be able to cause it.
 #[derive(Debug, Default)]
 pub(super) struct Access {
     administrators: Option<u32>,
     accounts: Accounts,
+    /// Groups of plain users who called, by user.
+    users: BTreeMap<u32, Vec<u32>>,
 }
 
 /// What a caller is.
@@ -59,7 +66,10 @@ impl Access {
         let users = users.into_iter();
         let groups = groups.into_iter();
         Self {
-            administrators: group(GROUP).ok().flatten(),
+            administrators: group(GROUP).unwrap_or_else(|error| {
+                warn!("the group {GROUP} could not be looked up, so only root is an administrator: {error}");
+                None
+            }),
             accounts: Accounts {
                 users: users
                     .filter_map(|name| number(user(name), "user", name))
@@ -68,7 +78,43 @@ impl Access {
                     .filter_map(|name| number(group(name), "group", name))
                     .collect(),
             },
+            users: BTreeMap::new(),
         }
+    }
+
+    /// The same for other files.
+    pub(super) fn look_up_again(&mut self, config: &Config) {
+        let users = std::mem::take(&mut self.users);
+        *self = Self {
+            users,
+            ..Self::look_up(config)
+        };
+    }
+
+    /// Notes a plain user's groups: what it may do is asked again when it is gone.
+    pub(super) fn remember(&mut self, user: &User) {
+        self.users.insert(user.uid, user.gids.clone());
+    }
+
+    /// [`Access::remember`] for who calls. Who owns nothing is forgotten again, some time later.
+    pub(super) fn greet(&mut self, authority: &Authority, state: &State) {
+        if let Authority::User(user) = authority {
+            if self.users.len() >= MOST_REMEMBERED {
+                let owners = self.owners(&state.api_policies);
+                self.users = owners.into_iter().map(|o| (o.uid, o.gids)).collect();
+            }
+            self.remember(user);
+        }
+    }
+
+    /// Plain users who own policies.
+    pub(super) fn owners(&self, policies: &BTreeMap<Name, Policy>) -> Vec<User> {
+        let owners: BTreeSet<u32> = policies.values().filter_map(|p| p.owner).collect();
+        let known = owners.iter().map(|&uid| User {
+            uid,
+            gids: self.users.get(&uid).cloned().unwrap_or_default(),
+        });
+        known.collect()
     }
 
     pub(super) fn authority(&self, caller: &Caller) -> Authority {
@@ -158,6 +204,41 @@ impl Daemon {
             .map_err(|denied| not_permitted(denied.to_string()))
     }
 
+    /// Ends policies of plain users that are not permitted any more. Strict ones block instead: what was
+    /// not to leave by anything else does not leave by anything else now.
+    pub(super) fn ask_permits_again(&mut self) {
+        let state = self.engine.state();
+        let owned = state.api_policies.values();
+        let mut denied = Vec::new();
+        for (policy, uid) in owned.filter_map(|policy| Some((policy, policy.owner?))) {
+            let gids = self.access.users.get(&uid).cloned().unwrap_or_default();
+            let authority = Authority::User(User { uid, gids });
+            let others = policy.matches.iter().filter_map(|m| match m {
+                Match::Cgroup(pattern) => Some(pattern.as_str()),
+                Match::Unit(_) | Match::CgroupId(_) => None,
+            });
+            let mut cgroups = others.map(Some).chain([None]);
+            let reason = cgroups.find_map(|cgroup| {
+                self.permit(&authority, &policy.use_, policy.strict, cgroup)
+                    .err()
+            });
+            if let Some(reason) = reason {
+                denied.push((policy.clone(), reason));
+            }
+        }
+        for (policy, reason) in denied {
+            warn!(policy = %policy.name, "no longer permitted: {reason}");
+            if policy.strict {
+                self.fact(Event::PutBack(Policy {
+                    use_: Vec::new(),
+                    ..policy
+                }));
+            } else {
+                self.fact(Event::UnsetPolicy(policy.name));
+            }
+        }
+    }
+
     /// Whether the caller may make a policy of this name, or change the one that has it.
     ///
     /// # Errors
@@ -171,18 +252,27 @@ impl Daemon {
             Some(_) => Err(not_permitted(format!(
                 "the name `{name}` is another's: choose another name"
             ))),
-            None => {
-                let policies = self.engine.state().api_policies.values();
-                let own = policies.filter(|policy| policy.owner == Some(uid)).count();
-                if own < MAX_OWN {
-                    return Ok(());
-                }
-                Err(not_permitted(format!(
-                    "user {uid} has {own} policies, as many as a plain user may: end a command of \
-                     `steer run`, or unset one"
-                )))
-            }
+            None => self.may_have_more(authority),
         }
+    }
+
+    /// Whether the caller may have one policy more.
+    ///
+    /// # Errors
+    /// It has enough.
+    pub(super) fn may_have_more(&self, authority: &Authority) -> Result<(), ApiError> {
+        let Some(uid) = authority.owner() else {
+            return Ok(());
+        };
+        let policies = self.engine.state().api_policies.values();
+        let own = policies.filter(|policy| policy.owner == Some(uid)).count();
+        if own < MAX_OWN {
+            return Ok(());
+        }
+        Err(not_permitted(format!(
+            "user {uid} has {own} policies, as many as a plain user may: end a command of `steer run`, or \
+             unset one"
+        )))
     }
 
     /// Whether the caller is told of a policy: its own, and what holds where it is itself.
@@ -193,6 +283,8 @@ impl Daemon {
     /// The policies that hold for the caller itself.
     pub(super) fn holding(&self, caller: &Caller) -> Vec<Name> {
         let cgroup = self.tree.of_process(caller.pid).ok();
+        // Asked after reading: as long as it lives, nobody else has its number.
+        let cgroup = cgroup.filter(|_| !process::has_ended(&caller.pidfd));
         let cgroup = cgroup.and_then(|directory| crate::cgroup::id_of(&directory).ok());
         let effective = cgroup.and_then(|id| self.engine.effective(id));
         effective.map_or_else(Vec::new, |effective| effective.chain)

@@ -23,8 +23,14 @@ use crate::reconcile::chain;
 
 impl Daemon {
     pub(super) async fn call(&mut self, call: Call) {
+        if self.dirty {
+            // What a call is about may have happened just now: a domain that is a file's is to be known as
+            // such before anybody is permitted to use it.
+            self.converge_and_log(Look::Nothing).await;
+        }
         let caller = &call.caller;
         let authority = self.authority(caller);
+        self.access.greet(&authority, self.engine.state());
         let result = match call.request {
             Request::Run(run) => return self.run(caller, run, call.reply).await,
             Request::Explain(asked) => self.explain(caller, asked).await,
@@ -111,6 +117,7 @@ impl Daemon {
         }
         let mut policy = self.policy(authority, name.clone(), &set)?;
         let before = self.engine.state().api_policies.get(&name).cloned();
+        let put_back = before.clone().map(Event::PutBack);
         let undo_set = || before.map_or(Event::UnsetPolicy(name.clone()), Event::PutBack);
         let mut placed = None;
         let undo = if let (Some(pid), Some(_)) = (set.pid, authority.owner()) {
@@ -131,8 +138,13 @@ impl Daemon {
             }
         };
         let in_force = self.converge_for(&name, undo).await;
-        if let Some(placed) = placed {
-            self.settle_in(&placed, in_force.is_ok())?;
+        if let Some(placed) = placed
+            && let Err(error) = self.settle_in(&placed, in_force.is_ok())
+        {
+            // The new policy has ended with its place, and the older one holds again where it did.
+            put_back.into_iter().for_each(|event| self.fact(event));
+            self.converge_and_log(Look::Nothing).await;
+            return Err(error);
         }
         in_force?;
         match authority.owner() {
@@ -311,7 +323,10 @@ impl Daemon {
             }
         };
         self.converge_for(&name, undo).await?;
-        info!(policy = %name, "unset");
+        match authority.owner() {
+            None => info!(policy = %name, "unset"),
+            Some(uid) => debug!(policy = %name, uid, "unset"),
+        }
         Ok(Reply::Done)
     }
 
@@ -366,6 +381,7 @@ impl Daemon {
     /// Writes a policy to its drop-in and reads the files again. If they are wrong then, the drop-in
     /// is as it was.
     fn save_policy(&mut self, policy: &Policy) -> Result<Undo, ApiError> {
+        policy.check().map_err(|e| refused(&e.into()))?;
         let drop_in = DropIn::read(self.drop_in(&policy.name))?;
         let text = policy_to_toml(policy).map_err(|e| invalid("save", &e))?;
         // The files take the place of a policy of that name that was set by command.
@@ -415,15 +431,17 @@ impl Daemon {
             }),
             Err(wrong) => Some(wrong),
         };
-        if let Some(wrong) = wrong {
-            drop_in.put_back()?;
-            self.load_again()?;
-            return Err(wrong);
-        }
-        Ok(Undo {
+        let undo = Undo {
             drop_in: Some(drop_in),
             policy,
-        })
+        };
+        match wrong {
+            None => Ok(undo),
+            Some(wrong) => {
+                self.undo(undo)?;
+                Err(wrong)
+            }
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::cgroup::{self, OwnCgroup, Placement, Tree, process};
 use crate::datapath::{self, PIN_ROOT};
 use crate::netlink::Routing;
 use crate::reconcile::{Sysctls, chain};
+use crate::statefile;
 
 /// What [`detach`] removed, and what it had to leave.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
@@ -39,7 +40,10 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
     let mut damaged = false;
     let saved: Saved = match state_file.read() {
         Ok(saved) => saved.unwrap_or_default(),
-        Err(error) => {
+        Err(error @ (statefile::Error::Read(..) | statefile::Error::Write(..))) => {
+            return Err(error.into());
+        }
+        Err(error @ statefile::Error::Damaged(..)) => {
             damaged = true;
             report.left.push(format!(
                 "what it kept (changed settings and cgroups), for want of a record: {}",
@@ -109,7 +113,13 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
 
     // Without a record there are none of this agent's: another's, as in a container, look the same.
     let root = Some(saved.cgroup_root.as_path()).filter(|root| !root.as_os_str().is_empty());
-    if let Some(Ok(tree)) = root.map(|root| Tree::open(Some(root))) {
+    let tree = root.map(|root| Tree::open(Some(root)));
+    if let Some(Err(error)) = &tree {
+        let words = chain(error);
+        let left = format!("the cgroups of commands, which could not be looked for: {words}");
+        report.left.push(left);
+    }
+    if let Some(Ok(tree)) = tree {
         let mut placement = OwnCgroup::new(&tree);
         for place in placement.existing(&scan(&tree)?) {
             let directory = place.directory();

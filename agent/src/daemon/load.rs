@@ -7,7 +7,6 @@ use steer_core::state::Event;
 use thiserror::Error;
 use tracing::{error, info, warn};
 
-use super::access::Access;
 use super::{Daemon, Look, files};
 use crate::api::error::ApiError;
 use crate::api::methods::Reloaded;
@@ -98,7 +97,7 @@ impl Daemon {
         if !unfit.is_empty() {
             return Err(Mistakes(unfit).into());
         }
-        self.access = Access::look_up(&loaded.config);
+        self.access.look_up_again(&loaded.config);
         self.fact(Event::Config(Box::new(loaded.config.clone())));
         Ok(loaded)
     }

@@ -30,6 +30,7 @@ use steer_core::engine::{Engine, Warning};
 use steer_core::ids::{CgroupId, DomainIndex, PolicyId, TableId};
 use steer_core::memory::Memory;
 use steer_core::name::Name;
+use steer_core::permit::User;
 use steer_core::plan::{Hook, Object, Rule, RuleAction};
 use steer_core::policy::Policy;
 use steer_core::state::{Event, State};
@@ -93,6 +94,8 @@ struct Saved {
     sysctls: BTreeMap<String, String>,
     /// The managed root, for `detach`.
     cgroup_root: PathBuf,
+    /// Plain users who own policies, with their groups.
+    users: Vec<User>,
 }
 
 /// What tells whether the state file is up to date, without comparing all of it.
@@ -132,6 +135,8 @@ struct Daemon {
     warned: BTreeSet<String>,
     /// Something happened that [`Daemon::converge`] has not seen.
     dirty: bool,
+    /// What plain users may do is to be asked again: files or domains may be others.
+    permits_dirty: bool,
     /// The cgroup tree is to be read anew: cgroups were made before the programs that tell of them were
     /// attached, or events were lost.
     rescan: bool,
@@ -159,6 +164,7 @@ impl Daemon {
         ) {
             self.policy_events += 1;
         }
+        self.permits_dirty |= matches!(event, Event::Config(_) | Event::Network(_));
         self.engine.apply(event)
     }
 
@@ -193,6 +199,9 @@ impl Daemon {
                 self.fact(Event::IndicesInUse(in_use));
             }
             self.tell_outcomes();
+            if std::mem::take(&mut self.permits_dirty) {
+                self.ask_permits_again();
+            }
             if !self.dirty && !self.rescan {
                 // No command starts on a decision that the next agent would not know.
                 if kept.is_ok() {
@@ -426,6 +435,7 @@ impl Daemon {
             memory: state.memory.clone(),
             sysctls: kept.sysctls.clone(),
             cgroup_root: self.tree.root().to_owned(),
+            users: self.access.owners(&state.api_policies),
         })?;
         self.kept = Some(kept);
         Ok(())

@@ -31,6 +31,9 @@ use crate::reconcile::chain;
 /// How the names of policies begin that `run` and `move` make.
 const RUN_PREFIX: &str = "run-";
 
+/// How often callers that wait are looked after.
+const LOOK_AFTER_CALLERS: Duration = Duration::from_secs(1);
+
 /// Names that are tried for a place before it is given up: somebody may have taken them on purpose.
 const TRIES: usize = 64;
 
@@ -84,8 +87,11 @@ impl Runs {
     }
 
     /// When the next waiting call gives up.
+    /// A caller that has gone is found after a while, however long it wanted to wait.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.waiting.values().filter_map(|w| w.deadline).min()
+        let soon = Instant::now() + LOOK_AFTER_CALLERS;
+        let deadlines = self.waiting.values().map(|w| w.deadline.unwrap_or(soon));
+        deadlines.map(|deadline| deadline.min(soon)).min()
     }
 
     /// The policies of the calls that wait.
@@ -95,24 +101,22 @@ impl Runs {
 
     /// Makes a place for a process, with a policy's name that nothing bears.
     fn make(&mut self, inside: &Handle, pid: i32) -> Result<(Name, Place), ApiError> {
-        let mut taken = None;
-        for _ in 0..TRIES {
+        let mut tried = 0;
+        loop {
             self.serial = self.serial.wrapping_add(1);
             let label = format!("{RUN_PREFIX}{pid}-{}", self.serial);
             let name = Name::new(&label).map_err(|e| failed(&e))?;
             match self.placement.make(inside, &label) {
                 // Left by an earlier agent.
-                Err(cgroup::Error::Make(path, e)) if e.kind() == io::ErrorKind::AlreadyExists => {
-                    taken = Some(cgroup::Error::Make(path, e));
+                Err(cgroup::Error::Make(_, e))
+                    if e.kind() == io::ErrorKind::AlreadyExists && tried < TRIES =>
+                {
+                    tried += 1;
                 }
                 Err(error) => return Err(failed(&error)),
                 Ok(place) => return Ok((name, place)),
             }
         }
-        Err(taken.map_or_else(
-            || failed(&cgroup::Error::NotMounted),
-            |error| failed(&error),
-        ))
     }
 
     /// Moves a process in, if it still is what it was when that was allowed.
@@ -279,6 +283,8 @@ impl Daemon {
         (pid, process): (i32, Arc<OwnedFd>),
         wanted: Wanted,
     ) -> Result<Made, ApiError> {
+        self.permit(&authority, &wanted.use_, wanted.strict, None)?;
+        self.may_have_more(&authority)?;
         let from = self.home(&authority, pid)?;
         let home = self.home_of(&authority, from.clone())?;
         let (name, place) = self.runs.make(&home, pid)?;
@@ -345,9 +351,6 @@ impl Daemon {
 
     /// Gives a place its policy.
     fn furnish(&mut self, made: &Made, policy: Policy) -> Result<(), ApiError> {
-        let Policy { use_, strict, .. } = &policy;
-        self.permit(&made.authority, use_, *strict, None)?;
-        self.may_name(&made.authority, &policy.name)?;
         // The kernel's own notice of the new cgroups comes later than the policy that needs them.
         if let Err(error) = self.learn(made.place.directory()) {
             warn!("{}", chain(&error));
@@ -363,8 +366,8 @@ impl Daemon {
         })
     }
 
-    /// Gives a process of a plain user a place, with the policy that it asks for by `--pid`. One that is
-    /// in the place of that policy already stays there.
+    /// Gives a process of a plain user a place, with the policy that it asks for by `--pid` and is
+    /// permitted. One that is in the place of that policy already stays there.
     pub(super) fn place_for(
         &mut self,
         authority: Authority,
@@ -378,7 +381,6 @@ impl Daemon {
         let old = self.engine.state().api_policies.get(&policy.name);
         if old.is_some_and(|old| old.matches == [Match::CgroupId(id)]) {
             policy.matches = vec![Match::CgroupId(id)];
-            self.permit(&authority, &policy.use_, policy.strict, None)?;
             self.event(Event::SetPolicy(policy))
                 .map_err(|e| refused(&e))?;
             return Ok(None);
@@ -532,7 +534,10 @@ impl Daemon {
             if let Err(error) = self.runs.watch.add(directory) {
                 warn!("{}", chain(&error));
             }
-            return;
+            // Nobody tells of a process that ended before the watch was there.
+            if populated(directory) || self.runs.placement.remove(directory).is_err() {
+                return;
+            }
         }
         let name = self.tree.name_of(directory).unwrap_or_default();
         if let Some(id) = self.engine.state().cgroups.find(&name) {

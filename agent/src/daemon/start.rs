@@ -76,7 +76,8 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     let mut watcher = Watcher::open(range).await?;
     let notifications = watcher.next().await?;
 
-    let access = Access::look_up(&config);
+    let mut access = Access::look_up(&config);
+    saved.users.iter().for_each(|user| access.remember(user));
     let engine = engine(&tree, saved.clone(), config, notifications)?;
     let reconciler =
         Reconciler::adopt(datapath, routing, Sysctls::adopt(saved.sysctls.clone())).await?;
@@ -101,6 +102,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         guard_told: HashMap::new(),
         warned: BTreeSet::new(),
         dirty: false,
+        permits_dirty: true,
         rescan: false,
         events_lost: 0,
     };

@@ -82,7 +82,16 @@ impl Daemon {
         let tree = &state.cgroups;
         let mut matched = false;
         let mut overruled = Vec::new();
-        for id in tree.subtree(state.cgroup_root) {
+        let by_id = policy.matches.iter().map(|m| match m {
+            Match::CgroupId(id) => Some(*id),
+            Match::Cgroup(_) | Match::Unit(_) => None,
+        });
+        // What is named by its id is looked at alone: a plain user's policies are, and it may ask often.
+        let looked_at: Vec<CgroupId> = match by_id.collect() {
+            Some(ids) => ids,
+            None => tree.subtree(state.cgroup_root).collect(),
+        };
+        for id in looked_at {
             let Some(path) = tree.path(id).filter(|path| names(policy, id, path)) else {
                 continue;
             };
@@ -198,16 +207,21 @@ impl Daemon {
     /// The policies that a caller is told of, those in quarantine too.
     pub(super) fn seen(&self, caller: &Caller, authority: &Authority) -> Vec<&Policy> {
         let state = self.engine.state();
+        if authority.owner().is_some() {
+            let own = state.api_policies.values().filter(|p| authority.owns(p));
+            let holding = self.holding(caller);
+            let holding = holding
+                .iter()
+                .filter_map(|name| self.find_policy(name.as_str()));
+            let holding = holding.filter(|policy| !authority.owns(policy));
+            return own.chain(holding).collect();
+        }
         let bad = state.config.quarantined.keys();
         let elsewhere = bad.filter(|name| state.policy(name.as_str()).is_none());
         let names = state.policies().map(|policy| &policy.name).chain(elsewhere);
-        let policies = names.filter_map(|name| self.find_policy(name.as_str()));
-        if *authority == Authority::Administrator {
-            return policies.collect();
-        }
-        let holding = self.holding(caller);
-        let seen = |policy: &&Policy| authority.owns(policy) || holding.contains(&policy.name);
-        policies.filter(seen).collect()
+        names
+            .filter_map(|name| self.find_policy(name.as_str()))
+            .collect()
     }
 
     pub(super) fn policy_views(&self, seen: &[&Policy]) -> Vec<PolicyView> {

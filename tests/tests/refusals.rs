@@ -232,3 +232,29 @@ fn what_cannot_be_kept_is_not_done_and_the_file_is_as_it_was() -> Result<()> {
     lab.flow_leaves_by(&app, "wwan0", Kind::Tcp, Family::V4)
         .map(drop)
 }
+
+#[test]
+fn a_policy_that_cannot_be_saved_leaves_the_strict_one_of_its_name_in_force() -> Result<()> {
+    let lab = Lab::new()?;
+    let app = lab.cgroup().child("app")?;
+    let _agent = lab.start_agent()?;
+    let before = lab.set_policy("web", &app, "wlan0", &["--strict"])?;
+    // One cannot be written down, the other would be in quarantine.
+    for more in [
+        &["--via", "wlan0", "--strict", "--otherwise", "pass"][..],
+        &["--via", "wlan0,a-name-of-no-interface"],
+    ] {
+        let args = ["policy", "set", "web", "--cgroup", app.name()];
+        let output = lab.steer(&[&args, more, &["--save"]].concat())?;
+        output.failure(1)?;
+        let after = lab.steer(&["policy", "show", "web", "--json"])?.json()?;
+        ensure!(after["strict"] == before["strict"], "{before} {after}");
+        lab.flow_leaves_by(&app, "wlan0", Kind::Tcp, Family::V4)?;
+        lab.carrier_down("wlan0")?;
+        lab.wait_decision("web", "verdict", "block")?;
+        lab.matrix_is_refused(&app, None)?;
+        lab.carrier_up("wlan0")?;
+        lab.wait_decision("web", "domain", "wlan0")?;
+    }
+    Ok(())
+}

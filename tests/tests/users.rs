@@ -453,6 +453,26 @@ fn files_say_what_users_may_do_and_who_is_an_administrator() -> Result<()> {
 }
 
 #[test]
+fn a_caller_that_goes_while_it_waits_leaves_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let cgroup = lab.cgroup().child("session")?;
+    lab.carrier_down("wlan0")?;
+    let args = ["run", "--via", "wlan0", "--wait", "--", "true"];
+    let mut command = lab.steer_command(&User::new(ALICE), &cgroup, &args)?;
+    let mut waiting = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let places = || cgroup.descendants();
+    wait::until("the call to wait", || {
+        Ok((places()?.len() == 1 && policies(&lab)?.len() == 1).then_some(()))
+    })?;
+    waiting.kill()?;
+    waiting.wait()?;
+    wait::until("its place and policy to be gone", || {
+        Ok((places()?.is_empty() && policies(&lab)?.is_empty()).then_some(()))
+    })
+}
+
+#[test]
 fn what_is_no_longer_permitted_ends_or_blocks_if_it_is_strict() -> Result<()> {
     let lab = Lab::new()?;
     lab.configure("[permit.all]\ngroups = [\"501\"]\n")?;

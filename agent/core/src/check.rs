@@ -45,6 +45,8 @@ pub enum Kind {
 pub struct Facts {
     /// Names of its interfaces.
     pub interfaces: Option<BTreeSet<String>>,
+    /// Where the unified hierarchy is mounted, without a leading slash.
+    pub mount: Option<String>,
     /// Path of the managed cgroup in the unified hierarchy, without a leading slash; or why there is none.
     pub managed_root: Option<Result<String, String>>,
     /// Version of its kernel, major and minor.

@@ -214,13 +214,19 @@ fn what_this_host_cannot_do_is_unenforceable() {
         assert_eq!(found.is_empty(), inside, "{path}: {found:?}");
         assert!(inside || found[0].starts_with("f:2: unenforceable: policy `a` matches nothing"));
     }
-    let missing = Facts {
-        managed_root: Some(Err("no such directory".to_owned())),
+    let mounted = Facts {
+        mount: Some("sys/fs/cgroup/unified".to_owned()),
         ..Facts::default()
     };
+    let text = policy("a", "/sys/fs/cgroup/unified/app.slice/x", "");
+    let found_there = found_with(&[("f", &text)], &mounted);
+    assert!(
+        found_there[0].contains("without the mount point"),
+        "{found_there:?}"
+    );
     assert_eq!(
-        found_with(&[("f", "agent.cgroup-root = \"/x\"\n")], &missing),
-        ["f:1: unenforceable: nothing can be managed at `cgroup-root`: no such directory"]
+        found_with(&[("f", &policy("a", "app.slice/x", ""))], &mounted),
+        [""; 0]
     );
     let narrow = format!("[agent]\nmark-mask = 1\n{}", policy("a", "x", ""));
     assert_eq!(found(&narrow), [""; 0]);

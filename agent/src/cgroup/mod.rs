@@ -257,7 +257,11 @@ impl Tree {
 
 /// The directory of a path below the mount.
 fn below(mount: &Path, path: &Path) -> Result<PathBuf, Error> {
-    let tried = mount.join(path.strip_prefix("/").unwrap_or(path));
+    let tried = if path.starts_with(mount) {
+        path.to_owned()
+    } else {
+        mount.join(path.strip_prefix("/").unwrap_or(path))
+    };
     match tried.canonicalize() {
         Ok(full) if full.is_dir() && full.starts_with(mount) => Ok(full),
         Ok(_) => Err(Error::Root(

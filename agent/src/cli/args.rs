@@ -259,6 +259,7 @@ domain. The policy ends with the last process in that cgroup."
 )]
 pub(super) struct MoveArgs {
     /// Number of the process.
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) pid: u32,
     /// Domains or groups, in order of preference, with commas between.
     #[arg(
@@ -266,6 +267,7 @@ pub(super) struct MoveArgs {
         value_name = "DOMAIN",
         value_delimiter = ',',
         value_parser = listed,
+        add = ArgValueCandidates::new(complete::domains),
         required = true
     )]
     pub(super) via: Vec<String>,

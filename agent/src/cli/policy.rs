@@ -25,7 +25,7 @@ pub(super) fn list(socket: &Path, json: bool) -> anyhow::Result<()> {
     }
     let mut page = Page::new();
     if policies.is_empty() {
-        page.line(NONE, Look::Plain);
+        page.line(none(), Look::Plain);
     } else {
         table(&mut page, &policies, false);
     }
@@ -77,7 +77,13 @@ fn without_slash(path: &str) -> String {
 }
 
 /// What is said when there are none.
-pub(super) const NONE: &str = "no policies: every flow is left to the host's ordinary routing";
+pub(super) fn none() -> &'static str {
+    if nix::unistd::geteuid().is_root() {
+        "no policies: every flow is left to the host's ordinary routing"
+    } else {
+        "no policy of yours, and none that holds for this process (root sees all)"
+    }
+}
 
 /// All policies, one a line. `since`: with the time of the decision in place of what is wanted, for when nobody
 /// decides any more.
@@ -178,7 +184,7 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
 /// The decision in a few words.
 fn decision(policy: &PolicyView) -> String {
     let not_everywhere = policy.quarantined.is_some();
-    if not_everywhere && policy.cgroups == 0 {
+    if (not_everywhere || policy.note.is_some()) && policy.cgroups == 0 {
         return "not in force".to_owned();
     }
     let DecisionView {

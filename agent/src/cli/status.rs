@@ -92,7 +92,7 @@ fn page(status: &StatusView, answered: bool) -> Page {
     }
     page.gap();
     if status.policies.is_empty() {
-        page.line(policy::NONE, Look::Plain);
+        page.line(policy::none(), Look::Plain);
     } else {
         policy::table(&mut page, &status.policies, !answered);
     }

@@ -1,11 +1,11 @@
 //! Answers the API's calls.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use steer_core::config::policy_to_toml;
 use steer_core::engine::Rejected;
 use steer_core::name::Name;
-use steer_core::pattern::{CgroupPattern, UnitName};
+use steer_core::pattern::{CgroupPattern, UnitName, glob};
 use steer_core::policy::{self, Match, Policy, PolicyError};
 use steer_core::state::Event;
 use steer_core::suggest::nearest;
@@ -13,6 +13,7 @@ use tracing::{debug, info};
 
 use super::access::Authority;
 use super::files::{self, DropIn};
+use super::runs::is_run;
 use super::{Daemon, Look};
 use crate::api::error::ApiError;
 use crate::api::methods::{Reply, Request, SetPolicy, UnsetPolicy};
@@ -131,7 +132,7 @@ impl Daemon {
             self.save_policy(&policy)?
         } else {
             self.event(Event::SetPolicy(policy))
-                .map_err(|e| refused(&e))?;
+                .map_err(|e| self.refused_set(&e, set.pid))?;
             Undo {
                 drop_in: None,
                 policy: Some(undo_set()),
@@ -262,25 +263,33 @@ impl Daemon {
 
     /// A pattern that can match nothing below the managed root is a mistake, not a policy.
     fn check_managed(&self, pattern: &CgroupPattern) -> Result<(), ApiError> {
+        let wrong = |reason| ApiError::InvalidArgument {
+            field: "cgroup".to_owned(),
+            reason,
+        };
+        let mount = self.tree.directory_of("");
+        let below = format!("/{}", pattern.as_str());
+        if let Ok(path) = Path::new(&below).strip_prefix(&mount) {
+            return Err(wrong(format!(
+                "write the path as in /proc/PID/cgroup, without the mount point: `{}`",
+                path.display()
+            )));
+        }
         let root = self.tree.name_of(self.tree.root()).unwrap_or_default();
-        let levels = pattern.as_str().split('/');
         let outside = root
             .split('/')
             .filter(|level| !level.is_empty())
-            .zip(levels)
-            .take_while(|(_, wanted)| !wanted.contains('*'))
-            .any(|(level, wanted)| level != wanted);
+            .zip(pattern.as_str().split('/'))
+            .take_while(|(_, wanted)| *wanted != "**")
+            .any(|(level, wanted)| !glob(wanted, level));
         if !outside {
             return Ok(());
         }
-        Err(ApiError::InvalidArgument {
-            field: "cgroup".to_owned(),
-            reason: format!(
-                "`{}` is not below the managed root: write the path as in /proc/PID/cgroup, \
-                 beginning with `{root}/`",
-                pattern.as_str()
-            ),
-        })
+        Err(wrong(format!(
+            "`{}` is not below the managed root: write the path as in /proc/PID/cgroup, beginning with \
+             `{root}/`",
+            pattern.as_str()
+        )))
     }
 
     fn cgroup_of_process(&mut self, pid: u32) -> Result<Match, ApiError> {
@@ -467,6 +476,22 @@ pub(super) fn names(field: &str, texts: &[String]) -> Result<Vec<Name>, ApiError
     texts.iter().map(|text| name(field, text)).collect()
 }
 
+impl Daemon {
+    /// [`refused`], for a process that a command steers already.
+    fn refused_set(&self, rejected: &Rejected, pid: Option<u32>) -> ApiError {
+        match (rejected, pid) {
+            (Rejected::Conflict { other, .. }, Some(pid)) if is_run(other) => invalid_text(
+                "pid",
+                format!(
+                    "the policy `{other}` of `steer run` or `steer move` holds for process {pid}: use `steer \
+                     move {pid} --via ..`, or unset it first"
+                ),
+            ),
+            _ => refused(rejected),
+        }
+    }
+}
+
 /// What the engine rejected, with the parameter that it is about.
 pub(super) fn refused(rejected: &Rejected) -> ApiError {
     let field = match rejected {
@@ -493,6 +518,13 @@ impl From<files::Error> for ApiError {
         Self::Failed {
             reason: chain(&error),
         }
+    }
+}
+
+fn invalid_text(field: &str, reason: String) -> ApiError {
+    ApiError::InvalidArgument {
+        field: field.to_owned(),
+        reason,
     }
 }
 

@@ -57,7 +57,8 @@ pub fn check_files(named: Option<&Path>) -> anyhow::Result<Checked> {
     let overridden = overridden.map(|e| Mistake::new(QUARANTINED, e, &texts));
     checked.found.extend(overridden);
     let names: Vec<&str> = pairs.iter().map(|(name, _)| *name).collect();
-    let report = check(&parsed, &names, &facts(&config.agent));
+    let facts = facts(&config.agent);
+    let report = check(&parsed, &names, &facts);
     let findings = report.findings.iter().map(|finding| Mistake {
         message: finding.message.clone(),
         label: finding.label.clone(),
@@ -65,6 +66,15 @@ pub fn check_files(named: Option<&Path>) -> anyhow::Result<Checked> {
         ..Mistake::at(finding.kind.word(), &finding.place, &texts)
     });
     checked.found.extend(findings);
+    if let (Some(Err(reason)), Some(place)) =
+        (&facts.managed_root, config.agent_places.get("cgroup-root"))
+    {
+        checked.found.push(Mistake {
+            message: format!("the agent cannot start: {reason}"),
+            label: Some("not here".to_owned()),
+            ..Mistake::at(MISTAKE, place, &texts)
+        });
+    }
     checked.found.sort_by_cached_key(|found| {
         let file = names.iter().position(|name| **name == found.file);
         let place = (file, found.line, found.column);
@@ -89,8 +99,11 @@ fn facts(agent: &AgentConfig) -> Facts {
         Err(cgroup::Error::Mounts(_) | cgroup::Error::NotMounted) => None,
         Err(error) => Some(Err(chain(&error))),
     };
+    let mount = Tree::open(None).ok();
+    let mount = mount.map(|tree| tree.root().display().to_string());
     Facts {
         interfaces: interfaces(),
+        mount: mount.map(|path| path.trim_matches('/').to_owned()),
         managed_root: managed_root.map(|root| root.map(|path| path.trim_matches('/').to_owned())),
         kernel: kernel(),
         btf: Path::new("/sys/kernel/btf/vmlinux").try_exists().ok(),

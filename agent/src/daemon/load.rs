@@ -139,6 +139,7 @@ impl Daemon {
         tell_reloading();
         let result = self.reload_and_converge().await;
         tell_ready();
+        self.bad_files = result.as_ref().err().map(ToString::to_string);
         match &result {
             Ok(reloaded) => {
                 info!(

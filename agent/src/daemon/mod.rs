@@ -131,6 +131,8 @@ struct Daemon {
     retire_pause: Duration,
     /// When the guard's drops of a kernel policy were told last.
     guard_told: HashMap<u32, Instant>,
+    /// Why the files as they are were not taken, if they were not.
+    bad_files: Option<String>,
     /// Warnings that hold and were told.
     warned: BTreeSet<String>,
     /// Something happened that [`Daemon::converge`] has not seen.

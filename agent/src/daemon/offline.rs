@@ -136,7 +136,9 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
                 decision(&maps, &saved, &decided, entry)?
             },
             quarantined: None,
-            note: None,
+            note: numbers
+                .is_empty()
+                .then(|| "matched no cgroup when the last agent ran".to_owned()),
         });
     }
     view.sort();

@@ -68,6 +68,8 @@ struct Waiting {
     deadline: Option<Instant>,
     /// Why it waits, as the caller was told last.
     told: Option<String>,
+    /// What goes there, for the log.
+    what: String,
     answer: Answer,
 }
 
@@ -174,13 +176,12 @@ fn open_process(pid: u32) -> Result<(i32, Arc<OwnedFd>), ApiError> {
     }
 }
 
-/// Logs what a caller runs; a plain user's not by default, so that it cannot fill the log.
-fn tell_run(caller: &Caller, name: &Name, what: &str, via: &[String]) {
-    let via = via.join(",");
-    if caller.uid == 0 {
-        info!(policy = %name, what, via, "run");
-    } else {
-        debug!(policy = %name, uid = caller.uid, what, via, "run");
+/// Logs what is steered; a plain user's not by default, so that it cannot fill the log.
+fn tell_run(waiting: &Waiting, name: &Name, domain: &Name) {
+    let what = &waiting.what;
+    match waiting.authority.owner() {
+        None => info!(policy = %name, what, %domain, "steered"),
+        Some(uid) => debug!(policy = %name, uid, what, %domain, "steered"),
     }
 }
 
@@ -216,12 +217,11 @@ impl Daemon {
         let authority = self.authority(caller);
         let process = (caller.pid, Arc::clone(&caller.pidfd));
         let wanted = Wanted::new(&run.via, run.strict);
-        let command = run.command.escape_debug();
-        let name = wanted.and_then(|wanted| self.make_place(authority, process, wanted));
-        let name = self.wait_for_domain(name, deadline, answer).await;
-        if let Some(name) = name {
-            tell_run(caller, &name, &format!("{command}"), &run.via);
-        }
+        // Not its arguments: they may hold what no log should.
+        let command = run.command.split(' ').next().unwrap_or_default();
+        let command = command.escape_debug().to_string();
+        let made = wanted.and_then(|wanted| self.make_place(authority, process, wanted));
+        self.wait_for_domain(made, deadline, answer, command).await;
     }
 
     /// Moves a process to a place of its own, with a policy, if a domain fits now.
@@ -234,26 +234,24 @@ impl Daemon {
             authority.process(process.0, &process.1)?;
             self.make_place(authority, process, wanted)
         });
-        let name = self
-            .wait_for_domain(made, Some(Instant::now()), answer)
+        let what = format!("process {}", moved.pid);
+        self.wait_for_domain(made, Some(Instant::now()), answer, what)
             .await;
-        if let Some(name) = name {
-            tell_run(caller, &name, &format!("process {}", moved.pid), &moved.via);
-        }
     }
 
-    /// Waits with a place until its policy has a domain. Returns the policy's name, if it was taken.
+    /// Waits with a place until its policy has a domain. `what` goes there, for the log.
     async fn wait_for_domain(
         &mut self,
         made: Result<Made, ApiError>,
         deadline: Option<Instant>,
         answer: Answer,
-    ) -> Option<Name> {
+        what: String,
+    ) {
         let made = match made {
             Ok(made) => made,
             Err(error) => {
                 answer.end(Err(error));
-                return None;
+                return;
             }
         };
         let waiting = Waiting {
@@ -266,6 +264,7 @@ impl Daemon {
             authority: made.authority,
             deadline,
             told: None,
+            what,
             answer,
         };
         let name = made.name;
@@ -274,7 +273,6 @@ impl Daemon {
             self.fail_run(&name, failed(&error));
         }
         self.expire_runs();
-        Some(name)
     }
 
     fn make_place(
@@ -435,6 +433,7 @@ impl Daemon {
             &waiting.authority,
         );
         let reply = entered.map(|()| {
+            tell_run(&waiting, name, &domain);
             Reply::Run(RunReply {
                 cgroup: Some(waiting.path.clone()),
                 policy: name.to_string(),

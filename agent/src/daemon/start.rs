@@ -100,6 +100,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         retire_at: None,
         retire_pause: RETIRE_PAUSE,
         guard_told: HashMap::new(),
+        bad_files: None,
         warned: BTreeSet::new(),
         dirty: false,
         permits_dirty: true,

@@ -269,6 +269,12 @@ impl Daemon {
             .iter()
             .map(ToString::to_string)
             .collect();
+        if let Some(words) = &self.bad_files {
+            warnings.push(format!(
+                "the files were changed and could not be taken, so what they said before is in force: \
+                 {words} (`steer check` shows more)"
+            ));
+        }
         for (step, words) in self.reconciler.refused() {
             warnings.push(format!("the kernel refused {step:?}: {words}"));
         }

@@ -449,6 +449,8 @@ struct ById {
     next: u32,
 }
 
+/// All of `bpf_attr.query`: the kernel writes its last fields whatever size it is told (`revision` of
+/// interfaces since Linux 6.6, 053c8e1f235d).
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Query {
@@ -459,7 +461,13 @@ struct Query {
     ids: u64,
     count: u32,
     reserved: u32,
+    flags_of_each: u64,
+    links: u64,
+    flags_of_links: u64,
+    revision: u64,
 }
+
+const _: () = assert!(size_of::<Query>() == 64);
 
 /// What is attached at one place.
 pub(super) struct Attached {
@@ -480,7 +488,7 @@ pub(super) fn attached(target: u32, attach_type: AttachType) -> io::Result<Attac
         attach_flags: 0,
         ids: address(programs.as_mut_ptr()),
         count: 64,
-        reserved: 0,
+        ..Query::zeroed()
     };
     bpf(PROGRAM_QUERY, &mut argument)?;
     programs.truncate(argument.count as usize);

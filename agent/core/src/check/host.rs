@@ -20,6 +20,7 @@ pub(super) fn check(parsed: &Parsed, facts: &Facts, findings: &mut Vec<Finding>)
     interfaces(parsed, facts, findings);
     marks(parsed, findings);
     names_too_long(parsed, findings);
+    mounted(parsed, facts, findings);
     managed(parsed, facts, findings);
     kernel(parsed, facts, findings);
 }
@@ -105,17 +106,39 @@ fn names_too_long(parsed: &Parsed, findings: &mut Vec<Finding>) {
     }
 }
 
+/// Paths that begin with the mount point of the hierarchy.
+fn mounted(parsed: &Parsed, facts: &Facts, findings: &mut Vec<Finding>) {
+    let Some(mount) = facts.mount.as_deref().filter(|mount| !mount.is_empty()) else {
+        return;
+    };
+    for (policy, places) in good(parsed) {
+        for (wanted, place) in policy.matches.iter().zip(&places.matches) {
+            let Match::Cgroup(pattern) = wanted else {
+                continue;
+            };
+            let below = pattern.as_str().strip_prefix(mount);
+            if let Some(path) = below.and_then(|path| path.strip_prefix('/')) {
+                let message = format!(
+                    "policy `{}` matches nothing here: paths are those of /proc/PID/cgroup, without the \
+                     mount point",
+                    policy.name
+                );
+                let help = format!("write `{path}`");
+                findings.push(unenforceable(
+                    place,
+                    message,
+                    "matches nothing",
+                    Some(&help),
+                ));
+            }
+        }
+    }
+}
+
 /// Policies for cgroups that are not managed, and a default that nothing is left to.
 fn managed(parsed: &Parsed, facts: &Facts, findings: &mut Vec<Finding>) {
     let root = match &facts.managed_root {
         Some(Ok(root)) if !root.is_empty() => root,
-        Some(Err(reason)) => {
-            if let Some(place) = parsed.config.agent_places.get("cgroup-root") {
-                let message = format!("nothing can be managed at `cgroup-root`: {reason}");
-                findings.push(unenforceable(place, message, "not here", None));
-            }
-            return;
-        }
         _ => return,
     };
     let managed = Walk::path(root).and_below();

@@ -11,6 +11,7 @@ use steer_core::explain::held::Held;
 use steer_core::explain::words;
 use steer_core::ids::IfIndex;
 use steer_core::plan::Family;
+use steer_core::policy::{Match, Policy};
 
 use self::subject::Subject;
 use self::view::Findings;
@@ -147,6 +148,19 @@ impl Daemon {
                 explanation.path
             ));
         }
+        for bad in self.engine.state().config.quarantined.values() {
+            if matches(&bad.policy, &explanation.path) {
+                let closed = if bad.policy.strict {
+                    ", and blocks"
+                } else {
+                    ""
+                };
+                notes.push(format!(
+                    "policy `{}` of the files matches here and is in quarantine{closed}: `steer policy show {}`",
+                    bad.policy.name, bad.policy.name
+                ));
+            }
+        }
         let Some(policy) = explanation.ranking.chain.first() else {
             return;
         };
@@ -207,4 +221,17 @@ impl Daemon {
             None => format!("{who}: {}", self.verdict_words(explanation)),
         }
     }
+}
+
+/// Whether a policy names a cgroup or one above it.
+fn matches(policy: &Policy, path: &str) -> bool {
+    let ends = path.match_indices('/').map(|(end, _)| end);
+    let mut levels = ends.chain([path.len()]).map(|end| &path[..end]);
+    levels.any(|level| {
+        policy.matches.iter().any(|wanted| match wanted {
+            Match::Cgroup(pattern) => pattern.matches(level),
+            Match::Unit(unit) => level.rsplit('/').next() == Some(unit.as_str()),
+            Match::CgroupId(_) => false,
+        })
+    })
 }

@@ -7,6 +7,7 @@
 
 mod agent;
 mod builder;
+mod caller;
 mod capture;
 mod cgroup;
 pub mod conformance;
@@ -28,6 +29,7 @@ pub mod wait;
 
 pub use agent::{Agent, Output};
 pub use builder::LabBuilder;
+pub use caller::Caller;
 pub use capture::Capture;
 pub use cgroup::LabCgroup;
 pub use executable::steer as steer_binary;

@@ -170,3 +170,44 @@ pub fn names(config: &Config) -> (Vec<&str>, Vec<&str>) {
     };
     (pick(|permit| &permit.users), pick(|permit| &permit.groups))
 }
+
+/// Why a plain user may have no more policies.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// It has enough.
+    #[error(
+        "user {0} has {MAX_OWN} policies, as many as a plain user may: end a command of `steer run`, or \
+         unset one"
+    )]
+    Own(u32),
+    /// All plain users have.
+    #[error(
+        "plain users have {MAX_OF_USERS} policies, as many as they may in all: wait until some end, or ask \
+         an administrator"
+    )]
+    All,
+}
+
+/// Most policies of one plain user: each costs kernel memory.
+pub const MAX_OWN: usize = 64;
+
+/// Most policies of all plain users. One may have thousands of ids of its own (subuid(5)), and the rest of
+/// what the kernel's maps hold is for administrators.
+pub const MAX_OF_USERS: usize = 4096;
+
+/// Whether a plain user may have one more policy. `owners`: of the policies that plain users have.
+///
+/// # Errors
+/// It may not.
+pub fn room(owners: impl Iterator<Item = u32>, uid: u32) -> Result<(), Full> {
+    let (mut own, mut all) = (0, 0);
+    for owner in owners {
+        all += 1;
+        own += usize::from(owner == uid);
+    }
+    match (own, all) {
+        (MAX_OWN.., _) => Err(Full::Own(uid)),
+        (_, MAX_OF_USERS..) => Err(Full::All),
+        _ => Ok(()),
+    }
+}

@@ -658,3 +658,28 @@ fn where_patterns_cannot_match_any_more_strict_ones_close() {
         assert!(closed || entry.policy != 0);
     }
 }
+
+#[test]
+fn only_administrators_replace_a_strict_default_policy() {
+    let mut engine = engine_with("[policy.default]\nuse = [\"wlan0\"]\nstrict = true\n");
+    let of = |owner, path: &str, name: &str| Policy {
+        owner,
+        ..policy(name, path, &["lte0"])
+    };
+    let refused = engine.apply(Event::SetPolicy(of(Some(1000), "a", "user")));
+    assert!(
+        matches!(&refused, Err(Rejected::ShutOut { by, .. }) if by.as_str() == "default"),
+        "{refused:?}"
+    );
+    set(&mut engine, of(None, "c", "root"));
+    assert_eq!(chain(&engine, 20), ["root"]);
+    assert_eq!(chain(&engine, 10), ["default"]);
+
+    // Nor does one that was there before the files said so.
+    let mut engine = engine_with("[policy.default]\nuse = [\"wlan0\"]\n");
+    set(&mut engine, of(Some(1000), "a", "user"));
+    assert_eq!(chain(&engine, 11), ["user"]);
+    let closed = config("[policy.default]\nuse = [\"wlan0\"]\nstrict = true\n");
+    apply(&mut engine, Event::Config(Box::new(closed)));
+    assert_eq!(chain(&engine, 11), ["default"]);
+}

@@ -4,7 +4,7 @@ mod support;
 
 use steer_core::domains::Domains;
 use steer_core::name::Name;
-use steer_core::permission::{Denied, Wish, check, names};
+use steer_core::permission::{Denied, Full, MAX_OF_USERS, MAX_OWN, Wish, check, names, room};
 use steer_core::permit::{Accounts, User};
 use support::{config, name, two_uplinks};
 
@@ -149,4 +149,16 @@ fn only_names_are_looked_up() {
         "[permit.a]\nusers = [\"alice\", \"7\", \"*\"]\ngroups = \"net\"\n[permit.b]\nusers = \"bob\"",
     );
     assert_eq!(names(&config), (vec!["alice", "bob"], vec!["net"]));
+}
+
+#[test]
+fn a_user_has_an_end_of_policies_and_so_have_all_users_together() {
+    let own = |count| std::iter::repeat_n(ALICE, count);
+    assert_eq!(room(own(MAX_OWN - 1), ALICE), Ok(()));
+    assert_eq!(room(own(MAX_OWN), ALICE), Err(Full::Own(ALICE)));
+    assert_eq!(room(own(MAX_OWN), ALICE + 1), Ok(()));
+    // One user with many ids.
+    let ids = |count: usize| (0..).flat_map(|uid| [uid; MAX_OWN]).take(count);
+    assert_eq!(room(ids(MAX_OF_USERS - 1), u32::MAX), Ok(()));
+    assert_eq!(room(ids(MAX_OF_USERS), u32::MAX), Err(Full::All));
 }

@@ -1,5 +1,7 @@
 //! Where the answer to a call goes: parts on the way, if the caller wants them, and the end.
 
+use std::task::{Context, Poll};
+
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::ApiError;
@@ -59,6 +61,11 @@ impl Answer {
     /// Ends the call. A caller that has gone gets no answer; what it asked for holds.
     pub fn end(self, result: Result<Reply, ApiError>) {
         let _gone = self.end.send(result);
+    }
+
+    /// Ready as soon as the caller has gone.
+    pub fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.end.poll_closed(context)
     }
 
     /// Whether the caller has gone: nobody waits any longer.

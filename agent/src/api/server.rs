@@ -6,7 +6,7 @@
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -219,11 +219,16 @@ fn lock_path(path: &Path) -> PathBuf {
 fn lock(path: &Path) -> Result<File, Error> {
     let at = lock_path(path);
     loop {
+        // Root's alone: whoever can open a file, if only to read it, can lock it (flock(2)), and no agent
+        // would start any more.
         let file = File::options()
             .create(true)
             .truncate(false)
             .write(true)
+            .mode(0o600)
             .open(&at)
+            .map_err(|e| Error::Lock(at.clone(), e))?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))
             .map_err(|e| Error::Lock(at.clone(), e))?;
         match file.try_lock() {
             Ok(()) => {}

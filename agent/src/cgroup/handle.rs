@@ -49,6 +49,19 @@ impl Handle {
         Ok(Self::new(directory, path.clone()))
     }
 
+    /// The same by its directory.
+    ///
+    /// # Errors
+    /// It is not in the hierarchy, or its path is no text.
+    pub fn at(tree: &Tree, directory: &Path) -> Result<Self, Error> {
+        // Without a name it would be the hierarchy's root.
+        let name = tree.name_of(directory).ok_or_else(|| {
+            let not_text = io::Error::from(io::ErrorKind::InvalidFilename);
+            Error::Read(directory.to_owned(), not_text)
+        })?;
+        Self::open(tree, &name)
+    }
+
     fn new(directory: OwnedFd, path: PathBuf) -> Self {
         Self {
             directory: Arc::new(directory.into()),

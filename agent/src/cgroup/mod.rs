@@ -249,7 +249,7 @@ impl Tree {
         let path = text
             .lines()
             .find_map(|line| line.strip_prefix("0::"))
-            .filter(|path| !path.contains("/.."))
+            .filter(|path| path.split('/').all(|level| level != ".."))
             .ok_or_else(|| failed(io::Error::from(io::ErrorKind::NotFound)))?;
         Ok(self.directory_of(path))
     }

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::geteuid;
 use steer_core::cgroups::CgroupTree;
 use steer_core::ids::CgroupId;
 
@@ -51,8 +52,8 @@ pub trait Placement {
     /// The kernel's or the service manager's refusal.
     fn make(&mut self, inside: &Handle, label: &str) -> Result<Place, Error>;
 
-    /// The cgroup that a place was made in; none: it is no place.
-    fn made_in(&self, directory: &Path) -> Option<PathBuf>;
+    /// The cgroup that a place was made in; none: it is no place, whatever its name.
+    fn made_in(&self, cgroup: &Handle) -> Option<PathBuf>;
 
     /// Moves a process, with all of its threads, into a place.
     ///
@@ -102,11 +103,10 @@ impl Placement for OwnCgroup {
         let cgroup = if inside.path() != root && inside.path().starts_with(root) {
             make(inside, &format!("{PREFIX}{label}"))?
         } else {
-            let name = |directory: &Path| self.tree.name_of(directory).unwrap_or_default();
-            let root = Handle::open(&self.tree, &name(root))?;
+            let root = Handle::at(&self.tree, root)?;
             let parent = match make(&root, AT_ROOT) {
                 Err(Error::Make(_, e)) if e.kind() == io::ErrorKind::AlreadyExists => {
-                    Handle::open(&self.tree, &name(&self.at_root()))?
+                    Handle::at(&self.tree, &self.at_root())?
                 }
                 made => made?,
             };
@@ -115,8 +115,11 @@ impl Placement for OwnCgroup {
         Place::new(cgroup)
     }
 
-    fn made_in(&self, directory: &Path) -> Option<PathBuf> {
-        let (parent, name) = (directory.parent()?, directory.file_name()?);
+    fn made_in(&self, cgroup: &Handle) -> Option<PathBuf> {
+        if !is_own(cgroup) {
+            return None;
+        }
+        let (parent, name) = (cgroup.path().parent()?, cgroup.path().file_name()?);
         if parent == self.at_root() {
             Some(self.tree.root().to_owned())
         } else if name.as_bytes().starts_with(PREFIX.as_bytes()) {
@@ -163,8 +166,7 @@ impl Placement for OwnCgroup {
 
     fn withdraw(&mut self) -> Result<(), Error> {
         let parent = self.at_root();
-        let name = self.tree.name_of(&parent).unwrap_or_default();
-        if !Handle::open(&self.tree, &name).is_ok_and(|own| is_own(&own)) {
+        if !Handle::at(&self.tree, &parent).is_ok_and(|own| is_own(&own)) {
             return Ok(());
         }
         match fs::remove_dir(&parent) {
@@ -189,14 +191,18 @@ impl OwnCgroup {
 
     fn of_process(&self, pid: i32) -> Result<Handle, Error> {
         let directory = self.tree.of_process(pid)?;
-        let name = self.tree.name_of(&directory).unwrap_or_default();
-        Handle::open(&self.tree, &name)
+        Handle::at(&self.tree, &directory)
     }
 }
 
 /// Makes a cgroup that bears the agent's mark.
 fn make(parent: &Handle, name: &str) -> Result<Handle, Error> {
     let made = parent.make(name)?;
+    // Who owns the parent may have removed it and made another of that name before it was opened.
+    if made.owner()? != geteuid().as_raw() {
+        let taken = io::Error::from(io::ErrorKind::AlreadyExists);
+        return Err(Error::Make(made.path().to_owned(), taken));
+    }
     let value = b"1";
     // SAFETY: the name ends in zero, and both live until the call returns, which reads `value.len()`
     // bytes of the value and writes nothing.

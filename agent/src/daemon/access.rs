@@ -21,9 +21,6 @@ use crate::cgroup::process;
 /// The group whose members are administrators.
 const GROUP: &str = "steer";
 
-/// Most policies of one plain user: each costs kernel memory.
-const MAX_OWN: usize = 64;
-
 /// Plain users whose groups are remembered before those without policies are forgotten.
 const MOST_REMEMBERED: usize = 1024;
 
@@ -265,14 +262,8 @@ impl Daemon {
             return Ok(());
         };
         let policies = self.engine.state().api_policies.values();
-        let own = policies.filter(|policy| policy.owner == Some(uid)).count();
-        if own < MAX_OWN {
-            return Ok(());
-        }
-        Err(not_permitted(format!(
-            "user {uid} has {own} policies, as many as a plain user may: end a command of `steer run`, or \
-             unset one"
-        )))
+        let owners = policies.filter_map(|policy| policy.owner);
+        permission::room(owners, uid).map_err(|full| not_permitted(full.to_string()))
     }
 
     /// Whether the caller is told of a policy: its own, and what holds where it is itself.
@@ -283,7 +274,8 @@ impl Daemon {
     /// The policies that hold for the caller itself.
     pub(super) fn holding(&self, caller: &Caller) -> Vec<Name> {
         let cgroup = self.tree.of_process(caller.pid).ok();
-        // Asked after reading: as long as it lives, nobody else has its number.
+        // Asked after reading: whoever holds the connection now, the process that made it may have ended,
+        // and another's may have its number.
         let cgroup = cgroup.filter(|_| !process::has_ended(&caller.pidfd));
         let cgroup = cgroup.and_then(|directory| crate::cgroup::id_of(&directory).ok());
         let effective = cgroup.and_then(|id| self.engine.effective(id));

@@ -332,6 +332,7 @@ impl Daemon {
             }
         };
         self.converge_for(&name, undo).await?;
+        // A plain user cannot fill the log.
         match authority.owner() {
             None => info!(policy = %name, "unset"),
             Some(uid) => debug!(policy = %name, uid, "unset"),

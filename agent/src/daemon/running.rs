@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -131,26 +131,42 @@ pub(super) fn remove_leftover() -> Result<(), Error> {
     fs::remove_file(&path).map_err(failed)
 }
 
-/// The file, locked; none if another process has the lock.
+/// The file, locked; none if another agent has the lock.
 fn lock(path: &Path) -> io::Result<Option<File>> {
     loop {
         let file = File::options()
             .create(true)
             .truncate(false)
             .write(true)
-            .mode(0o644)
+            .mode(0o600)
             .open(path)?;
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole())) {
             Ok(_) => {}
-            Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Ok(None),
+            Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
+                if held_by_readers(&file)? {
+                    fs::remove_file(path)?;
+                    continue;
+                }
+                return Ok(None);
+            }
             Err(errno) => return Err(errno.into()),
         }
         // Who held it may have removed it since it was opened.
         let held = file.metadata()?;
         if fs::metadata(path).is_ok_and(|named| named.ino() == held.ino()) {
+            // Only now others may read it, and so lock it as readers do.
+            file.set_permissions(fs::Permissions::from_mode(0o644))?;
             return Ok(Some(file));
         }
     }
+}
+
+/// Whether those who hold a lock on a file may only read it, as everybody may: no agent is among them, and
+/// they keep none from starting.
+fn held_by_readers(file: &File) -> io::Result<bool> {
+    let mut held = whole();
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut held))?;
+    Ok(i32::from(held.l_type) == libc::F_RDLCK)
 }
 
 fn path() -> PathBuf {
@@ -177,7 +193,8 @@ fn read(path: &Path) -> Option<Running> {
     let mut file = File::open(path).ok()?;
     let mut held = whole();
     fcntl(&file, FcntlArg::F_OFD_GETLK(&mut held)).ok()?;
-    if i32::from(held.l_type) == libc::F_UNLCK {
+    // An agent's, not one of those that anybody can hold who may read it.
+    if i32::from(held.l_type) != libc::F_WRLCK {
         return None;
     }
     let mut text = String::new();

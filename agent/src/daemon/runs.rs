@@ -2,11 +2,13 @@
 //! policy each, for as long as a process is in it.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use steer_core::cgroups::{CgroupChange, name_of};
@@ -83,9 +85,22 @@ impl Runs {
         }
     }
 
-    /// Waits for places whose last process has gone. Cancel-safe.
-    pub(super) async fn emptied(&mut self) -> Result<Vec<PathBuf>, cgroup::Error> {
-        self.watch.emptied().await
+    /// Waits for places whose last process has gone, or until nobody waits for the answer to a call any
+    /// more. Cancel-safe.
+    pub(super) async fn ended(&mut self) -> Result<Vec<PathBuf>, cgroup::Error> {
+        let Self { watch, waiting, .. } = self;
+        let abandoned = poll_fn(|context| {
+            let mut answers = waiting.values_mut().map(|waiting| &mut waiting.answer);
+            if answers.any(|answer| answer.poll_closed(context).is_ready()) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        });
+        tokio::select! {
+            emptied = watch.emptied() => emptied,
+            () = abandoned => Ok(Vec::new()),
+        }
     }
 
     /// When the next waiting call gives up.
@@ -102,12 +117,21 @@ impl Runs {
     }
 
     /// Makes a place for a process, with a policy's name that nothing bears.
-    fn make(&mut self, inside: &Handle, pid: i32) -> Result<(Name, Place), ApiError> {
+    fn make(
+        &mut self,
+        inside: &Handle,
+        pid: i32,
+        borne: impl Fn(&Name) -> bool,
+    ) -> Result<(Name, Place), ApiError> {
         let mut tried = 0;
         loop {
             self.serial = self.serial.wrapping_add(1);
             let label = format!("{RUN_PREFIX}{pid}-{}", self.serial);
             let name = Name::new(&label).map_err(|e| failed(&e))?;
+            if borne(&name) {
+                // Policies have an end, and so has this.
+                continue;
+            }
             match self.placement.make(inside, &label) {
                 // Left by an earlier agent.
                 Err(cgroup::Error::Make(_, e))
@@ -283,9 +307,9 @@ impl Daemon {
     ) -> Result<Made, ApiError> {
         self.permit(&authority, &wanted.use_, wanted.strict, None)?;
         self.may_have_more(&authority)?;
-        let from = self.home(&authority, pid)?;
+        let from = self.home(&authority, pid, &process)?;
         let home = self.home_of(&authority, from.clone())?;
-        let (name, place) = self.runs.make(&home, pid)?;
+        let (name, place) = self.make_at(&home, pid)?;
         let policy = Policy {
             owner: authority.owner(),
             ..Policy::new(
@@ -316,9 +340,24 @@ impl Daemon {
         }
     }
 
+    /// Makes a place, with a name for its policy.
+    fn make_at(&mut self, inside: &Handle, pid: i32) -> Result<(Name, Place), ApiError> {
+        let engine = &self.engine;
+        let borne = |name: &Name| {
+            let config = &engine.state().config;
+            engine.state().policy(name.as_str()).is_some() || config.defines(name.as_str())
+        };
+        self.runs.make(inside, pid, borne)
+    }
+
     /// The cgroup of a process that is to be steered.
-    fn home(&self, authority: &Authority, pid: i32) -> Result<Handle, ApiError> {
+    fn home(&self, authority: &Authority, pid: i32, process: &OwnedFd) -> Result<Handle, ApiError> {
         let directory = self.tree.of_process(pid).map_err(|e| failed(&e))?;
+        // Asked after reading: where another process is that has its number now, nothing is made.
+        authority.process(pid, process)?;
+        if process::has_ended(process) {
+            return Err(failed(&cgroup::Error::NoProcess(pid)));
+        }
         if !directory.starts_with(self.tree.root()) {
             // Limits of where it is now would no longer hold for it.
             authority.administrator(&format!(
@@ -327,22 +366,28 @@ impl Daemon {
                 self.tree.root().display()
             ))?;
         }
-        let name = self.tree.name_of(&directory).unwrap_or_default();
-        Handle::open(&self.tree, &name).map_err(|e| failed(&e))
+        Handle::at(&self.tree, &directory).map_err(|e| failed(&e))
     }
 
     /// The cgroup in which a process gets its place: the one that it is in, but beside a place that the
     /// caller has made for it, not below, or each command that starts another would lead deeper.
     fn home_of(&self, authority: &Authority, mut inside: Handle) -> Result<Handle, ApiError> {
-        while let Some(outer) = self.runs.placement.made_in(inside.path()) {
+        while let Some(outer) = self.runs.placement.made_in(&inside) {
             let id = inside.id().map_err(|e| failed(&e))?;
-            let mut policies = self.engine.state().api_policies.values();
-            let own = policies.find(|policy| policy.matches == [Match::CgroupId(id)]);
+            // What is in force there must be what the caller may undo: with it, nothing of a higher rank
+            // is left behind.
+            let effective = self.engine.effective(id);
+            let in_force = effective
+                .as_ref()
+                .and_then(|effective| effective.chain.first());
+            let policies = &self.engine.state().api_policies;
+            let own = in_force
+                .and_then(|name| policies.get(name))
+                .filter(|policy| policy.matches == [Match::CgroupId(id)]);
             if !own.is_some_and(|policy| authority.owns(policy)) {
                 break;
             }
-            let name = self.tree.name_of(&outer).unwrap_or_default();
-            inside = Handle::open(&self.tree, &name).map_err(|e| failed(&e))?;
+            inside = Handle::at(&self.tree, &outer).map_err(|e| failed(&e))?;
         }
         Ok(inside)
     }
@@ -374,8 +419,8 @@ impl Daemon {
     ) -> Result<Option<Placed>, ApiError> {
         let process = open_process(pid)?;
         authority.process(process.0, &process.1)?;
-        let directory = self.tree.of_process(process.0).map_err(|e| failed(&e))?;
-        let id = cgroup::id_of(&directory).map_err(|e| failed(&e))?;
+        let from = self.home(&authority, process.0, &process.1)?;
+        let id = from.id().map_err(|e| failed(&e))?;
         let old = self.engine.state().api_policies.get(&policy.name);
         if old.is_some_and(|old| old.matches == [Match::CgroupId(id)]) {
             policy.matches = vec![Match::CgroupId(id)];
@@ -383,9 +428,8 @@ impl Daemon {
                 .map_err(|e| refused(&e))?;
             return Ok(None);
         }
-        let from = self.home(&authority, process.0)?;
         let home = self.home_of(&authority, from.clone())?;
-        let (_, place) = self.runs.make(&home, process.0)?;
+        let (_, place) = self.make_at(&home, process.0)?;
         policy.matches = vec![Match::CgroupId(place.id)];
         let made = Made {
             name: policy.name.clone(),
@@ -423,6 +467,10 @@ impl Daemon {
         let Some(domain) = domain(&self.engine, name) else {
             return self.tell_waiting(name);
         };
+        if let Some(by) = self.outdone_by(name) {
+            let reason = format!("the policy `{by}` holds for the new cgroup by now");
+            return self.fail_run(name, ApiError::Failed { reason });
+        }
         let Some(waiting) = self.runs.waiting.remove(name) else {
             return;
         };
@@ -444,6 +492,21 @@ impl Daemon {
         // A caller that has gone is not in its place, which is then found empty.
         waiting.answer.end(reply);
         self.watch_run(waiting.place.directory());
+    }
+
+    /// The policy that is in force in the place of a call that waits, if it is not the call's own: one of a
+    /// higher rank may have come in between.
+    fn outdone_by(&self, name: &Name) -> Option<String> {
+        let place = self.runs.waiting.get(name)?.place.id;
+        let mut chain = self
+            .engine
+            .effective(place)
+            .map_or_else(Vec::new, |e| e.chain);
+        match chain.first() {
+            Some(first) if first == name => None,
+            Some(_) => Some(chain.swap_remove(0).to_string()),
+            None => Some("none".to_owned()),
+        }
     }
 
     /// Tells a call that waits why it does, when that is news.
@@ -538,8 +601,8 @@ impl Daemon {
                 return;
             }
         }
-        let name = self.tree.name_of(directory).unwrap_or_default();
-        if let Some(id) = self.engine.state().cgroups.find(&name) {
+        let name = self.tree.name_of(directory);
+        if let Some(id) = name.and_then(|name| self.engine.state().cgroups.find(&name)) {
             self.end_policies_of(id);
         }
     }

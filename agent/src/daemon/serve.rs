@@ -126,10 +126,11 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                     }
                 }
             }
-            emptied = daemon.runs.emptied() => {
+            emptied = daemon.runs.ended() => {
                 for directory in emptied? {
                     daemon.end_run(&directory);
                 }
+                daemon.expire_runs();
             }
             () = at(expiry) => daemon.expire_runs(),
             () = at(daemon.retire_at) => daemon.retire_domains().await,

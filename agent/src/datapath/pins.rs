@@ -8,6 +8,7 @@ use std::{
     fs::{self, File},
     io,
     os::fd::BorrowedFd,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -15,6 +16,7 @@ use nix::{
     fcntl::{Flock, FlockArg},
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
+    unistd::geteuid,
 };
 use steer_common::LAYOUT_VERSION;
 
@@ -66,6 +68,7 @@ impl Pins {
         }
         fs::create_dir_all(root).map_err(Error::file("make directory", root))?;
         let directory = File::open(root).map_err(Error::file("open", root))?;
+        keep_from_others(&directory).map_err(Error::file("have for root alone", root))?;
         match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self {
                 layouts: Layouts::below(root),
@@ -123,6 +126,17 @@ impl Pins {
     pub(super) fn remove_root(self) -> Result<()> {
         remove(&self.layouts.root, &mut Removed::default())
     }
+}
+
+/// Sees to it that nobody else can remove what is in a directory, or lock it, for which reading is enough
+/// (flock(2)). Some mount the BPF file system so that everybody may make directories in it.
+fn keep_from_others(directory: &File) -> io::Result<()> {
+    let owner = directory.metadata()?.uid();
+    if owner != geteuid().as_raw() {
+        let words = format!("it was made by user {owner}: remove it");
+        return Err(io::Error::other(words));
+    }
+    directory.set_permissions(fs::Permissions::from_mode(0o700))
 }
 
 const UNFINISHED: &str = "new-";

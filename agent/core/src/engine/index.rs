@@ -317,8 +317,17 @@ impl PolicyIndex {
                         .get(*name)
                         .is_some_and(|other| other.strict && other.rank > policy.rank())
                 })
+                .or_else(|| {
+                    self.strict_default()
+                        .filter(|_| !policy.rank().administrators)
+                })
                 .map(|name| (name, path.clone()))
         })
+    }
+
+    /// The default policy, if it is strict: then only administrators' policies hold in its place.
+    fn strict_default(&self) -> Option<&Name> {
+        self.default.as_ref().filter(|name| self.is_strict(name))
     }
 
     /// What holds for the cgroup at `path`, whose levels are the cgroups `nodes` from the root on, as
@@ -392,7 +401,9 @@ impl PolicyIndex {
             );
             ranked.push(self.rank(depth, matched));
         }
-        self.shut_out_below(&mut ranked);
+        // What is below an exempt cgroup does not have the default policy.
+        let strict_default = self.strict_default().filter(|_| first == 0);
+        self.shut_out_below(&mut ranked, strict_default);
         // The deepest first.
         let mut contenders: Vec<_> = ranked.into_iter().rev().flatten().collect();
         if let (0, Some(default)) = (first, &self.default) {
@@ -486,9 +497,18 @@ impl PolicyIndex {
     }
 
     /// Shuts out what a strict policy of a higher rank at or above its cgroup does not leave room for;
-    /// `levels` are from the root down.
-    fn shut_out_below<'a>(&self, levels: &mut [Vec<Contender<'a>>]) {
-        let mut floor: Option<(Rank, &'a Name)> = None;
+    /// `levels` are from the root down. The strict default policy is the files', but what it is there for
+    /// is to be replaced: by administrators, with the least that these can write.
+    fn shut_out_below<'a>(
+        &self,
+        levels: &mut [Vec<Contender<'a>>],
+        strict_default: Option<&'a Name>,
+    ) {
+        let least = Rank {
+            origin: Origin::User,
+            administrators: true,
+        };
+        let mut floor: Option<(Rank, &'a Name)> = strict_default.map(|name| (least, name));
         for level in levels {
             for contender in level.iter() {
                 let rank = contender.key.0.0;

@@ -1,0 +1,550 @@
+//! What a plain user tries against the agent, which runs as root: each attempt on its own.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use anyhow::{Context, Result, ensure};
+use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use serde_json::{Value, json};
+use steer_tests::report::ECHO_PORT;
+use steer_tests::{
+    Caller, Family, Kind, Lab, LabCgroup, Output, Probe, Session, User, conformance, wait,
+};
+
+const ALICE: u32 = 4711;
+const BOB: u32 = 4712;
+
+/// Does something as a user, in a thread of its own, as the laboratory's host sees the file system.
+fn as_user<T: Send>(lab: &Lab, uid: u32, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    lab.host().run(|| {
+        let id = libc::c_long::from(uid);
+        // SAFETY: the calls take numbers, and no groups at a null pointer; they change the ids of this thread
+        // alone, which ends here.
+        let call = |number, ids: [libc::c_long; 3]| unsafe {
+            libc::syscall(number, ids[0], ids[1], ids[2]) == 0
+        };
+        let changed = call(libc::SYS_setgroups, [0; 3])
+            && call(libc::SYS_setresgid, [id; 3])
+            && call(libc::SYS_setresuid, [id; 3]);
+        ensure!(
+            changed,
+            "become user {uid}: {}",
+            std::io::Error::last_os_error()
+        );
+        act()
+    })
+}
+
+fn policies(lab: &Lab) -> Result<Vec<Value>> {
+    let list = lab.steer(&["policy", "list", "--json"])?.json()?;
+    Ok(list.as_array().cloned().unwrap_or_default())
+}
+
+/// A flow of what runs already, and the only uplink that it leaves by.
+fn flow_by(lab: &Lab, session: &mut Session, uplink: &str) -> Result<()> {
+    let target = Family::V4.target(lab);
+    let to = SocketAddr::new(target, ECHO_PORT);
+    session.succeed(&format!("connect {to}"))?;
+    session.succeed("send token")?;
+    lab.assert_only_by(uplink, target).map(drop)
+}
+
+fn probe_of(lab: &Lab, uid: u32, cgroup: &LabCgroup) -> Result<Session> {
+    Probe::new(Kind::UdpUnconnected, Family::V4).start_as(lab, &User::new(uid), cgroup, None)
+}
+
+fn refused(output: &Output, words: &str) -> Result<()> {
+    let said = output.failure(1)?;
+    ensure!(said.contains(words), "`{words}` is missing: {output:?}");
+    Ok(())
+}
+
+fn error(answer: &Value) -> Result<&str> {
+    let name = answer["error"].as_str();
+    name.with_context(|| format!("no error: {answer}"))
+}
+
+fn cgroup_of(pid: u32) -> Result<String> {
+    Ok(fs::read_to_string(format!("/proc/{pid}/cgroup"))?)
+}
+
+/// Everything that alice, or anybody, made is gone.
+fn nothing_left(lab: &Lab, cgroup: &LabCgroup) -> Result<()> {
+    wait::until("policies and places to be gone", || {
+        Ok((policies(lab)?.is_empty() && cgroup.descendants()?.is_empty()).then_some(()))
+    })
+}
+
+#[test]
+fn nobody_else_keeps_an_agent_from_starting_by_a_lock() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut agent = lab.start_agent()?;
+    for private in [
+        "/run/steer/agent.lock",
+        "/run/steer/state.json",
+        "/sys/fs/bpf/steer",
+    ] {
+        let opened = as_user(&lab, ALICE, || Ok(File::open(private).err()))?;
+        let denied = opened.is_some_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied);
+        ensure!(denied, "{private} can be opened");
+    }
+    agent.stop()?;
+    // Everybody may see which agent runs; and who may read a file may lock it as readers do.
+    let held = as_user(&lab, ALICE, || {
+        let file = File::open("/run/steer/running.json")?;
+        let lock = libc::flock {
+            l_type: i16::try_from(libc::F_RDLCK)?,
+            l_whence: 0,
+            l_start: 0,
+            l_len: 0,
+            l_pid: 0,
+        };
+        fcntl(&file, FcntlArg::F_OFD_SETLK(&lock))?;
+        Ok(file)
+    })?;
+    agent.start()?;
+    let mode = lab
+        .host()
+        .run(|| Ok(fs::metadata("/run/steer/running.json")?.mode() & 0o777))?;
+    ensure!(mode == 0o644, "{mode:o}");
+    agent.stop()?;
+    let flock = as_user(&lab, ALICE, || {
+        let file = File::open("/run/steer/running.json")?;
+        Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok())
+    })?;
+    ensure!(flock, "the file was not to be had");
+    agent.start()?;
+    drop(held);
+    Ok(())
+}
+
+#[test]
+fn a_lock_file_that_an_older_agent_left_open_to_all_is_closed() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.host().run(|| {
+        fs::create_dir_all("/run/steer")?;
+        fs::write("/run/steer/agent.lock", "")?;
+        fs::set_permissions("/run/steer/agent.lock", fs::Permissions::from_mode(0o644))?;
+        Ok(())
+    })?;
+    let _agent = lab.start_agent()?;
+    let mode = lab
+        .host()
+        .run(|| Ok(fs::metadata("/run/steer/agent.lock")?.mode() & 0o777))?;
+    ensure!(mode == 0o600, "{mode:o}");
+    Ok(())
+}
+
+#[test]
+fn pins_are_not_made_in_a_directory_of_somebody_else() -> Result<()> {
+    let lab = Lab::new()?;
+    // As `mount -t bpf` without options does it.
+    lab.host().run(|| {
+        fs::set_permissions("/sys/fs/bpf", fs::Permissions::from_mode(0o1777))?;
+        Ok(())
+    })?;
+    as_user(&lab, ALICE, || Ok(fs::create_dir("/sys/fs/bpf/steer")?))?;
+    let output = lab.agent_that_ends()?;
+    let said = output.failure(1)?;
+    ensure!(said.contains("made by user 4711"), "{output:?}");
+    as_user(&lab, ALICE, || Ok(fs::remove_dir("/sys/fs/bpf/steer")?))?;
+    let _agent = lab.start_agent()?;
+    Ok(())
+}
+
+#[test]
+fn a_strict_default_policy_is_not_replaced_by_a_plain_user() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.configure("[policy.default]\nuse = [\"wwan0\"]\nstrict = true\n")?;
+    let _agent = lab.start_agent()?;
+    let session = lab.cgroup().child("session")?;
+    let alice = User::new(ALICE);
+    let mut probe = probe_of(&lab, ALICE, &session)?;
+    let pid = probe.pid().to_string();
+    for args in [
+        vec!["run", "--via", "wlan0", "--", "true"],
+        vec!["move", &pid, "--via", "wlan0"],
+        vec!["policy", "set", "x", "--pid", &pid, "--via", "wlan0"],
+    ] {
+        let output = lab.steer_as(&alice, &session, &args)?;
+        refused(&output, "default").with_context(|| args.join(" "))?;
+    }
+    flow_by(&lab, &mut probe, "wwan0")?;
+    ensure!(
+        session.descendants()?.is_empty(),
+        "{:?}",
+        session.descendants()?
+    );
+    // An administrator's is there for that.
+    lab.set_policy("x", &session, "eth0", &[])?;
+    flow_by(&lab, &mut probe_of(&lab, ALICE, &session)?, "eth0")
+}
+
+#[test]
+fn a_place_is_not_left_behind_with_the_strict_policy_that_an_administrator_gave_it() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let session = lab.cgroup().child("session")?;
+    let alice = User::new(ALICE);
+    let probe = Probe::new(Kind::UdpUnconnected, Family::V4);
+    let running = probe.start_as(&lab, &alice, &session, Some(("wlan0", &[])))?;
+    let pid = running.pid().to_string();
+    let place = cgroup_of(running.pid())?;
+    // A name behind that of alice's policy, and one before it.
+    for name in ["zz", "aa"] {
+        let set = [
+            "policy", "set", name, "--pid", &pid, "--via", "wwan0", "--strict",
+        ];
+        lab.steer(&set)?.success()?;
+        for args in [
+            vec!["move", &pid, "--via", "wlan0"],
+            vec!["policy", "set", "x", "--pid", &pid, "--via", "wlan0"],
+        ] {
+            let output = lab.steer_as(&alice, &session, &args)?;
+            refused(&output, name).with_context(|| args.join(" "))?;
+        }
+        ensure!(cgroup_of(running.pid())? == place, "it was moved");
+        lab.steer(&["policy", "unset", name])?.success()?;
+    }
+    // Without it she may.
+    lab.steer_as(&alice, &session, &["move", &pid, "--via", "eth0"])?
+        .success()?;
+    ensure!(cgroup_of(running.pid())? != place, "it was not moved");
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_with_the_name_of_a_place_is_none() -> Result<()> {
+    let lab = Lab::new()?;
+    // `steer` and what is below it look like the places of processes in the managed root.
+    for name in [
+        "session/steer-app",
+        "session/steer-run-1-1",
+        "steer/run-7-7",
+    ] {
+        let _agent = lab.start_agent()?;
+        let delegated = lab.cgroup().child(name)?;
+        let alice = User::new(ALICE);
+        alice.own(&delegated)?;
+        // What limits there are on a delegated cgroup are the administrator's.
+        fs::write(delegated.path().join("cgroup.max.depth"), "5")?;
+        let set = [
+            "policy",
+            "set",
+            "own",
+            "--cgroup",
+            delegated.name(),
+            "--via",
+            "wlan0",
+        ];
+        lab.steer_as(&alice, &delegated, &set)?.success()?;
+        let output = lab.steer_as(
+            &alice,
+            &delegated,
+            &["run", "--via", "wwan0", "--", "cat", "/proc/self/cgroup"],
+        )?;
+        let at = output.success()?.to_owned();
+        let below = format!("0::/{}/steer-run-", delegated.name());
+        ensure!(
+            at.lines().any(|line| line.starts_with(&below)),
+            "{name}: {at}"
+        );
+        let session = probe_of(&lab, ALICE, &delegated)?;
+        let pid = session.pid().to_string();
+        for args in [
+            vec!["move", &pid, "--via", "wwan0"],
+            vec!["policy", "set", "x", "--pid", &pid, "--via", "eth0"],
+        ] {
+            lab.steer_as(&alice, &delegated, &args)?.success()?;
+            let at = cgroup_of(session.pid())?;
+            ensure!(
+                at.lines().any(|line| line.starts_with(&below)),
+                "{name}: {at}"
+            );
+        }
+        drop(session);
+        lab.steer_as(&alice, &delegated, &["policy", "unset", "own"])?
+            .success()?;
+        nothing_left(&lab, &delegated)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn no_place_is_made_where_the_kernel_allows_none() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let session = lab.cgroup().child("session")?;
+    let alice = User::new(ALICE);
+    let run = ["run", "--via", "wlan0", "--", "true"];
+    for limit in ["cgroup.max.depth", "cgroup.max.descendants"] {
+        let file = session.path().join(limit);
+        fs::write(&file, "0")?;
+        refused(&lab.steer_as(&alice, &session, &run)?, "make cgroup")?;
+        fs::write(&file, "max")?;
+    }
+    lab.steer_as(&alice, &session, &run)?.success()?;
+    // A thread's cgroup takes no process of its own cgroup below it.
+    let threaded = session.child("threaded")?;
+    fs::write(threaded.path().join("cgroup.type"), "threaded")?;
+    let probe = probe_of(&lab, ALICE, &session)?;
+    fs::write(
+        threaded.path().join("cgroup.procs"),
+        probe.pid().to_string(),
+    )?;
+    let pid = probe.pid().to_string();
+    let output = lab.steer_as(&alice, &session, &["move", &pid, "--via", "wlan0"])?;
+    refused(&output, "move process")?;
+    drop(probe);
+    wait::until("no policy and no place to be left", || {
+        let left = session.descendants()?;
+        Ok((policies(&lab)?.is_empty() && left == ["threaded"]).then_some(()))
+    })
+}
+
+#[test]
+fn a_connection_tells_and_does_nothing_for_another_process_with_the_number_of_its_caller()
+-> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let session = lab.cgroup().child("session")?;
+    let secret = lab.cgroup().child("secret")?;
+    let (alice, bob) = (User::new(ALICE), User::new(BOB));
+    lab.set_policy("secret", &secret, "wwan0", &[])?;
+    let mut caller = Caller::start(&lab, &alice, &session)?;
+    // Taken for sure, and the process held, before it ends.
+    let before = caller.call("ListPolicies", &json!({}))?;
+    ensure!(before["parameters"]["policies"] == json!([]), "{before}");
+    caller.end()?;
+    let mut bobs = caller.reuse_pid(&lab, &bob, &secret)?;
+    let place = cgroup_of(bobs.id())?;
+
+    let list = caller.call("ListPolicies", &json!({}))?;
+    ensure!(list["parameters"]["policies"] == json!([]), "{list}");
+    let status = caller.call("Status", &json!({}))?;
+    ensure!(!status.to_string().contains("secret"), "{status}");
+    let show = caller.call("ShowPolicy", &json!({"name": "secret"}))?;
+    ensure!(error(&show)?.ends_with("NoSuchPolicy"), "{show}");
+    let explain = caller.call("Explain", &json!({}))?;
+    ensure!(error(&explain)?.ends_with("NotPermitted"), "{explain}");
+    // Nothing is made where bob's process is, not even for a while.
+    lab.carrier_down("wlan0")?;
+    let waits = json!({"via": ["wlan0"], "command": "x", "wait_ms": -1});
+    let run = caller.call("Run", &waits)?;
+    error(&run)?;
+    ensure!(secret.descendants()?.is_empty(), "{run}");
+    ensure!(cgroup_of(bobs.id())? == place, "it was moved");
+    bobs.kill()?;
+    bobs.wait()?;
+    conformance::row(
+        "INVARIANT-6",
+        "a connection whose process has ended neither reads nor moves the one that has its number now",
+    )
+}
+
+#[test]
+fn names_of_places_cannot_be_taken_from_others() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let session = lab.cgroup().child("session")?;
+    let own = lab.cgroup().child("own")?;
+    let (alice, bob) = (User::new(ALICE), User::new(BOB));
+    alice.own(&own)?;
+    let mut victim = Caller::start(&lab, &bob, &session)?;
+    let mut squatter = Caller::start(&lab, &alice, &own)?;
+    for number in 1..=20 {
+        let path = own.child(&format!("c{number}"))?;
+        alice.own(&path)?;
+        let name = format!("run-{}-{number}", victim.pid());
+        let set = json!({"name": name, "cgroup": [path.name()], "unit": [], "use": ["wlan0"]});
+        let answer = squatter.call("SetPolicy", &set)?;
+        ensure!(answer.get("error").is_none(), "{answer}");
+    }
+    let before = policies(&lab)?.len();
+    let run = json!({"via": ["eth0"], "command": "x"});
+    let answer = victim.call("Run", &run)?;
+    ensure!(answer["parameters"]["domain"] == "eth0", "{answer}");
+    ensure!(policies(&lab)?.len() == before + 1, "one was replaced");
+    Ok(())
+}
+
+#[test]
+fn a_caller_that_goes_while_it_waits_leaves_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let session = lab.cgroup().child("session")?;
+    let alice = User::new(ALICE);
+    lab.carrier_down("wlan0")?;
+    wait::until("no carrier on wlan0", || {
+        let run = ["run", "--via", "wlan0", "--", "true"];
+        Ok((lab.steer_as(&alice, &session, &run)?.code == 4).then_some(()))
+    })?;
+    let mut callers = Vec::new();
+    for wait_ms in [-1, i64::MAX, 3_600_000, i64::MIN] {
+        let mut caller = Caller::start(&lab, &alice, &session)?;
+        let run = json!({"via": ["wlan0"], "command": "x", "wait_ms": wait_ms});
+        caller.ask("Run", &run, true)?;
+        let told = caller.answer()?.context("hung up")?;
+        ensure!(told["continues"] == true, "{wait_ms}: {told}");
+        callers.push(caller);
+    }
+    ensure!(
+        policies(&lab)?.len() == callers.len(),
+        "{:?}",
+        policies(&lab)?
+    );
+    drop(callers);
+    nothing_left(&lab, &session)
+}
+
+#[test]
+fn what_waits_is_not_let_in_where_a_strict_policy_holds_by_then() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let session = lab.cgroup().child("session")?;
+    lab.carrier_down("wlan0")?;
+    let alice = User::new(ALICE);
+    wait::until("no carrier on wlan0", || {
+        let run = ["run", "--via", "wlan0", "--", "true"];
+        Ok((lab.steer_as(&alice, &session, &run)?.code == 4).then_some(()))
+    })?;
+    let mut caller = Caller::start(&lab, &alice, &session)?;
+    let run = json!({"via": ["wlan0"], "command": "x", "wait_ms": -1});
+    caller.ask("Run", &run, true)?;
+    caller.answer()?.context("hung up")?;
+    lab.set_policy("closed", &session, "wwan0", &["--strict"])?;
+    lab.carrier_up("wlan0")?;
+    let answer = loop {
+        let answer = caller.answer()?.context("hung up")?;
+        if answer.get("continues").is_none() {
+            break answer;
+        }
+    };
+    error(&answer)?;
+    let at = cgroup_of(caller.pid())?;
+    ensure!(!at.contains("steer-run"), "{at}");
+    Ok(())
+}
+
+#[test]
+fn process_ids_that_are_none_are_refused() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.start_agent()?;
+    let session = lab.cgroup().child("session")?;
+    let mut caller = Caller::start(&lab, &User::new(ALICE), &session)?;
+    let mut root = Caller::start(&lab, &User::new(0), &session)?;
+    // A thread that does not lead its process: one of the agent's own runtime, or of this program.
+    let process = std::process::id();
+    let threads = fs::read_dir(format!("/proc/{process}/task"))?.flatten();
+    let mut threads = threads.filter_map(|t| t.file_name().to_str()?.parse::<u32>().ok());
+    let thread = threads
+        .find(|id| *id != process)
+        .context("no second thread")?;
+    for pid in [
+        json!(0),
+        json!(-1),
+        json!(i64::MAX),
+        json!(u32::MAX),
+        json!(2_147_483_648_u32),
+        json!(thread),
+        json!(1e300),
+        json!("1"),
+        json!([1]),
+    ] {
+        for (method, call) in [
+            ("Move", json!({"pid": pid, "via": ["wlan0"]})),
+            (
+                "SetPolicy",
+                json!({"name": "x", "cgroup": [], "unit": [], "use": ["wlan0"], "pid": pid}),
+            ),
+        ] {
+            let answer = caller.call(method, &call)?;
+            error(&answer).with_context(|| format!("{method} {pid}"))?;
+            if method == "Move" || pid != json!(thread) {
+                let answer = root.call(method, &call)?;
+                error(&answer).with_context(|| format!("{method} {pid} as root"))?;
+            }
+        }
+    }
+    // A thread of the kernel (2 is the first), the agent, and what it is started by.
+    for pid in [1, 2, agent.pid()?] {
+        let answer = caller.call("Move", &json!({"pid": pid, "via": ["wlan0"]}))?;
+        ensure!(error(&answer)?.ends_with("NotPermitted"), "{pid}: {answer}");
+    }
+    ensure!(policies(&lab)?.is_empty(), "{:?}", policies(&lab)?);
+    Ok(())
+}
+
+#[test]
+fn nothing_that_is_said_ends_the_agent() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut agent = lab.start_agent()?;
+    let pid = agent.pid()?;
+    let session = lab.cgroup().child("session")?;
+    let alice = User::new(ALICE);
+    let method = |name: &str, parameters: &str| {
+        format!("{{\"method\":\"net.steer.Agent.{name}\",\"parameters\":{parameters}}}")
+    };
+    let deep = 30_000;
+    let nested = |open: &str, close: &str| open.repeat(deep) + &close.repeat(deep);
+    let set = |more: &str| {
+        method(
+            "SetPolicy",
+            &format!("{{\"name\":\"x\",\"cgroup\":[\"a\"],\"unit\":[],\"use\":[\"wlan0\"]{more}}}"),
+        )
+    };
+    for said in [
+        nested("[", "]"),
+        "[".repeat(60_000),
+        "{\"a\":".repeat(12_000),
+        method("SetPolicy", &nested("[", "]")),
+        method("Status", &format!("{{\"x\":{}}}", nested("[", "]"))),
+        format!(
+            "{{\"method\":\"net.steer.Agent.Status\",\"unknown\":{}}}",
+            nested("[", "]")
+        ),
+        set(",\"priority\":1e400"),
+        set(",\"priority\":99999999999999999999999999999999"),
+        set(",\"priority\":-9223372036854775808"),
+        set(&format!(",\"pid\":{}", "9".repeat(60_000))),
+        method(
+            "Run",
+            "{\"via\":[\"wlan0\"],\"command\":\"x\",\"wait_ms\":9223372036854775808}",
+        ),
+        method(
+            "Run",
+            &format!(
+                "{{\"via\":[{}],\"command\":\"x\"}}",
+                vec!["\"wlan0\""; 6000].join(",")
+            ),
+        ),
+        method(
+            "Run",
+            &format!("{{\"via\":[\"{}\"],\"command\":\"x\"}}", "x".repeat(60_000)),
+        ),
+        method("Move", "{\"pid\":1.5,\"via\":[]}"),
+        method("ShowPolicy", "{\"name\":\"\\u0000\"}"),
+        method("ShowPolicy", "{\"name\":\"../../etc/passwd\"}"),
+        method("Explain", "{\"cgroup\":\"/../../..\"}"),
+        method(
+            "Explain",
+            "{\"destination\":\"::ffff:999.0.0.1\",\"port\":99999999}",
+        ),
+        "\\u0000".to_owned(),
+        "\u{fffd}\"".to_owned(),
+        String::new(),
+        "null".to_owned(),
+        "\0\0\0\0".to_owned(),
+    ] {
+        let shown: String = said.chars().take(60).collect();
+        let mut caller = Caller::start(&lab, &alice, &session)?;
+        caller.say(said.as_bytes())?;
+        caller.say(b"\0")?;
+        // An answer, or the connection's end.
+        caller.answer().with_context(|| shown.clone())?;
+        ensure!(!agent.has_ended()?, "it ended at {shown}:\n{}", agent.log());
+    }
+    ensure!(agent.pid()? == pid, "another agent");
+    nothing_left(&lab, &session)
+}

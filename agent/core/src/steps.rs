@@ -15,6 +15,7 @@ mod held;
 pub use held::held;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -94,6 +95,70 @@ impl Step {
                 | Self::SetName(..)
                 | Self::SetCgroup(..)
         )
+    }
+}
+
+/// As people are told that the kernel refused it.
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetSysctl(path, value) => write!(f, "to set {path} to {value}"),
+            Self::RestoreSysctl(path) => write!(f, "to give {path} its old value back"),
+            Self::AddRoute(route) => write!(
+                f,
+                "the route to {} in table {}",
+                route.destination, route.table
+            ),
+            Self::DeleteRoute(route) => write!(
+                f,
+                "to remove the route to {} from table {}",
+                route.destination, route.table
+            ),
+            Self::AddRule(rule) => write!(f, "the rule with priority {}: {rule}", rule.priority),
+            Self::DeleteRule(rule) => {
+                write!(
+                    f,
+                    "to remove the rule with priority {}: {rule}",
+                    rule.priority
+                )
+            }
+            Self::AddSource(domain, ip) => write!(f, "the source {ip} of domain {domain}"),
+            Self::RemoveSource(domain, ip) => {
+                write!(f, "to remove the source {ip} of domain {domain}")
+            }
+            Self::SetLocal(net, _) => write!(f, "the entry of the local network {net}"),
+            Self::RemoveLocal(net) => write!(f, "to remove the entry of the local network {net}"),
+            Self::SetDomain(domain, _) => write!(f, "the entry of domain {domain}"),
+            Self::ClearDomain(domain) => write!(f, "to clear the entry of domain {domain}"),
+            Self::SetChoice(choice, _) => write!(f, "the entry of choice {choice}"),
+            Self::ClearChoice(choice) => write!(f, "to clear the entry of choice {choice}"),
+            Self::SetPolicy(policy, _) => write!(f, "the entry of policy {policy}"),
+            Self::ClearPolicy(policy) => write!(f, "to clear the entry of policy {policy}"),
+            Self::Attach(hook) => write!(f, "to attach the program {hook}"),
+            Self::Detach(hook) => write!(f, "to detach the program {hook}"),
+            Self::Guard(interface) => write!(f, "the guard at interface {interface}"),
+            Self::Unguard(interface) => write!(f, "to remove the guard from interface {interface}"),
+            Self::MarkIngress(interface, mark) => {
+                write!(
+                    f,
+                    "to mark with {mark:#010x} what comes in by interface {interface}"
+                )
+            }
+            Self::UnmarkIngress(interface) => {
+                write!(
+                    f,
+                    "to mark no longer what comes in by interface {interface}"
+                )
+            }
+            Self::SetName(named, _) => write!(f, "the entry of cgroups named {}", named.name),
+            Self::RemoveName(named) => {
+                write!(f, "to remove the entry of cgroups named {}", named.name)
+            }
+            Self::SetCgroup(cgroup, _) => write!(f, "the entry of the cgroup with id {cgroup}"),
+            Self::RemoveCgroup(cgroup) => {
+                write!(f, "to remove the entry of the cgroup with id {cgroup}")
+            }
+        }
     }
 }
 

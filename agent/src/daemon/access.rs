@@ -14,6 +14,7 @@ use steer_core::state::{Event, State};
 use tracing::warn;
 
 use super::Daemon;
+use super::calls::refused;
 use crate::api::error::ApiError;
 use crate::api::server::Caller;
 use crate::cgroup::process;
@@ -187,6 +188,23 @@ impl Daemon {
         strict: bool,
         cgroup: Option<&str>,
     ) -> Result<(), ApiError> {
+        if authority.owner().is_some() {
+            // A slip of the pen is not a missing right.
+            self.engine
+                .check_names(&Name::default_policy(), use_)
+                .map_err(|unknown| refused(&unknown))?;
+        }
+        self.permitted(authority, use_, strict, cgroup)
+    }
+
+    /// [`Daemon::permit`] for what was made already: an interface may be gone for a while.
+    fn permitted(
+        &self,
+        authority: &Authority,
+        use_: &[Name],
+        strict: bool,
+        cgroup: Option<&str>,
+    ) -> Result<(), ApiError> {
         let Authority::User(user) = authority else {
             return Ok(());
         };
@@ -216,7 +234,7 @@ impl Daemon {
             });
             let mut cgroups = others.map(Some).chain([None]);
             let reason = cgroups.find_map(|cgroup| {
-                self.permit(&authority, &policy.use_, policy.strict, cgroup)
+                self.permitted(&authority, &policy.use_, policy.strict, cgroup)
                     .err()
             });
             if let Some(reason) = reason {

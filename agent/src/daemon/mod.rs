@@ -305,7 +305,7 @@ impl Daemon {
     fn refused_of(&self, name: &Name, numbers: &[PolicyId]) -> Option<String> {
         let mut refused = self.reconciler.refused().iter();
         let (step, words) = refused.find(|(step, _)| self.rests_on(name, numbers, step))?;
-        Some(format!("the kernel refused {step:?}: {words}"))
+        Some(format!("the kernel refused {step}: {words}"))
     }
 
     fn rests_on(&self, name: &Name, numbers: &[PolicyId], step: &Step) -> bool {

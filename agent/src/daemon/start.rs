@@ -149,7 +149,7 @@ impl Daemon {
             && let Some((step, words)) = entries.next()
         {
             bail!(
-                "the kernel refused {step:?} ({words}): what another version of steer put in force \
+                "the kernel refused {step} ({words}): what another version of steer put in force \
                  stays in force; start that version again, or give it up by `steer detach`"
             );
         }

@@ -276,7 +276,7 @@ impl Daemon {
             ));
         }
         for (step, words) in self.reconciler.refused() {
-            warnings.push(format!("the kernel refused {step:?}: {words}"));
+            warnings.push(format!("the kernel refused {step}: {words}"));
         }
         for hook in self.reconciler.missing(self.engine.plan()) {
             warnings.push(format!(

@@ -212,17 +212,8 @@ impl Engine {
         if self.state.config.defines(name.as_str()) {
             return Err(Rejected::InFile(name.clone()));
         }
-        let (config, network) = (&self.state.config, &self.state.network);
-        if let Some(unknown) = policy.use_.iter().find(|used| !config.knows(used, network)) {
-            let domains = Domains::new(config, network);
-            let known = domains.iter().map(|domain| &domain.name);
-            let known = known.chain(config.groups.keys()).map(Name::as_str);
-            return Err(Rejected::UnknownDomain {
-                policy: name.clone(),
-                name: unknown.clone(),
-                meant: nearest(unknown.as_str(), known).and_then(|name| Name::new(name).ok()),
-            });
-        }
+        self.check_names(name, &policy.use_)?;
+        let config = &self.state.config;
         if let Some((other, path)) = self.index.rival(policy, &self.state.cgroups) {
             return Err(Rejected::Conflict {
                 name: name.clone(),
@@ -242,6 +233,22 @@ impl Engine {
             return Err(Rejected::TooMany(count));
         }
         Ok(())
+    }
+
+    /// Checks that each of these means something now: a domain, a group, or an interface that may be one.
+    pub fn check_names(&self, policy: &Name, names: &[Name]) -> Result<(), Rejected> {
+        let (config, network) = (&self.state.config, &self.state.network);
+        let Some(unknown) = names.iter().find(|used| !config.knows(used, network)) else {
+            return Ok(());
+        };
+        let domains = Domains::new(config, network);
+        let known = domains.iter().map(|domain| &domain.name);
+        let known = known.chain(config.groups.keys()).map(Name::as_str);
+        Err(Rejected::UnknownDomain {
+            policy: policy.clone(),
+            name: unknown.clone(),
+            meant: nearest(unknown.as_str(), known).and_then(|name| Name::new(name).ok()),
+        })
     }
 
     fn put_policy(&mut self, policy: Policy) {

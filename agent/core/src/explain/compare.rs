@@ -106,6 +106,11 @@ fn before(planned: &Leaves, network: &Network, answer: &Answer) -> Option<Foreig
         .filter(|rule| rule.v6 == v6 && rule.priority < planned.rule.priority)
         // The kernel's own, which knows nothing but the host's addresses.
         .filter(|rule| rule.table != Some(TableId(255)))
+        // One for other marks than the packet's is none of it.
+        .filter(|rule| match (planned.rule.fwmark, rule.fwmark) {
+            (Some((mark, _)), Some((value, mask))) => (mark & mask == value) != rule.invert,
+            _ => true,
+        })
         .filter(|rule| match answer {
             Answer::Route(route) => rule.table == Some(route.table),
             Answer::Refused { .. } => true,

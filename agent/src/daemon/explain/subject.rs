@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use steer_core::pattern::{CgroupPattern, UnitName};
@@ -187,6 +188,9 @@ impl Daemon {
     }
 }
 
+/// Most threads of a process, or processes of a cgroup, that are looked at: nobody else has a turn meanwhile.
+const MOST_LOOKED_AT: usize = 256;
+
 /// Whether the caller may have this explained: administrators all, others their own processes and the
 /// cgroups that one of these is in.
 fn authorize(authority: &Authority, target: &Target) -> Result<(), ApiError> {
@@ -200,11 +204,13 @@ fn authorize(authority: &Authority, target: &Target) -> Result<(), ApiError> {
     let (allowed, whose) = match target {
         Target::Process(pid) => (own(*pid), format!("process {pid} is another user's")),
         Target::Cgroup(directory) => {
+            let delegated = fs::metadata(directory).is_ok_and(|about| about.uid() == uid);
             let processes = fs::read_to_string(directory.join("cgroup.procs"));
             let processes = processes.unwrap_or_default();
-            let mut processes = processes.lines().filter_map(|pid| pid.parse().ok());
-            let whose = "no process of yours is in that cgroup".to_owned();
-            (processes.any(own), whose)
+            let processes = processes.lines().filter_map(|pid| pid.parse().ok());
+            let mut processes = processes.take(MOST_LOOKED_AT);
+            let whose = "it is not yours, and no process of yours is in that cgroup".to_owned();
+            (delegated || processes.any(own), whose)
         }
     };
     if allowed {
@@ -225,6 +231,7 @@ fn elsewhere(pid: i32, view: &SubjectView) -> Option<String> {
     let own = of(format!("/proc/{pid}/cgroup"))?;
     let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let others: BTreeSet<String> = threads
+        .take(MOST_LOOKED_AT)
         .flatten()
         .filter_map(|thread| of(format!("{}/cgroup", thread.path().display())))
         .filter(|path| *path != own)

@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::cgroup::LabCgroup;
 use crate::executable;
 use crate::lab::Lab;
+use crate::terminal::Terminal;
 use crate::wait;
 
 /// How long the agent may take to load its programs and answer.
@@ -53,8 +54,10 @@ impl Output {
     ///
     /// # Errors
     /// If it cannot be started.
-    pub(crate) fn of(command: &mut Command, args: &[&str]) -> Result<Self> {
+    pub fn of(command: &mut Command, args: &[&str]) -> Result<Self> {
         let words = format!("steer {}", args.join(" "));
+        // What is asked is not to be asked of who runs the tests.
+        Terminal::none(command);
         let output = command.output().with_context(|| format!("start {words}"))?;
         Ok(Self {
             command: words,

@@ -233,7 +233,28 @@ impl Probe {
         self.session(namespace.command(executable::probe()?))
     }
 
-    fn session(&self, mut command: Command) -> Result<Session> {
+    /// Starts it by a command line that ends in its name. `meanwhile` happens before it is waited for.
+    ///
+    /// # Errors
+    /// If it cannot be started, or `meanwhile` fails.
+    pub fn start_by(
+        &self,
+        command: Command,
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<Session> {
+        let mut session = self.spawn(command)?;
+        meanwhile()?;
+        self.open(&mut session)?;
+        Ok(session)
+    }
+
+    fn session(&self, command: Command) -> Result<Session> {
+        let mut session = self.spawn(command)?;
+        self.open(&mut session)?;
+        Ok(session)
+    }
+
+    fn spawn(&self, mut command: Command) -> Result<Session> {
         let mut child = command
             .args([self.kind.as_str(), self.family.name()])
             .stdin(Stdio::piped())
@@ -242,19 +263,22 @@ impl Probe {
             .context("start steer-probe")?;
         let input = child.stdin.take().context("the probe's standard input")?;
         let output = BufReader::new(child.stdout.take().context("the probe's standard output")?);
-        let mut session = Session {
+        Ok(Session {
             child,
             input: Some(input),
             output,
             reports: Vec::new(),
-        };
+        })
+    }
+
+    fn open(&self, session: &mut Session) -> Result<()> {
         let opened = session.read()?;
         session.reports.push(opened);
         for operation in &self.operations {
             let report = session.perform(operation)?;
             session.reports.push(report);
         }
-        Ok(session)
+        Ok(())
     }
 }
 

@@ -26,6 +26,9 @@ pub struct Stage {
     pub use_: Vec<Name>,
     /// What else.
     pub otherwise: Otherwise,
+    /// The domain that is to come first, if it is one of these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preferred: Option<Name>,
 }
 
 /// What was chosen for a policy now.
@@ -77,11 +80,12 @@ pub struct World<'a> {
 }
 
 impl Stage {
-    /// What `policy` wants.
-    pub fn of(policy: &Policy) -> Self {
+    /// What `policy` wants, and which domain is preferred for it.
+    pub fn of(policy: &Policy, preferred: Option<&Name>) -> Self {
         Self {
             use_: policy.use_.clone(),
             otherwise: policy.otherwise,
+            preferred: preferred.cloned(),
         }
     }
 }
@@ -115,6 +119,25 @@ impl World<'_> {
             .filter(|name| seen.insert(*name))
             .cloned()
             .collect()
+    }
+
+    /// The domains of a stage in order, and whether the first is there because it is preferred. What is
+    /// preferred comes first only if it is one of them: a preference adds nothing.
+    fn order(&self, stage: &Stage) -> (Vec<Name>, bool) {
+        let mut order = self.expand(&stage.use_);
+        let preferred = stage.preferred.as_ref();
+        let preferred = preferred.and_then(|preferred| self.among(&order, preferred));
+        if let Some(at) = preferred {
+            order[..=at].rotate_right(1);
+        }
+        (order, preferred.is_some())
+    }
+
+    /// Where a domain, by its name or alias, is among expanded ones.
+    pub fn among(&self, expanded: &[Name], name: &Name) -> Option<usize> {
+        let domain = self.domains.get(name.as_str());
+        let own = domain.map_or(name, |domain| &domain.name);
+        expanded.iter().position(|one| one == own)
     }
 
     /// Why a domain cannot be taken; `None`: it can.
@@ -154,12 +177,14 @@ impl World<'_> {
     }
 }
 
-/// Chooses for `inputs`: the first domain of each stage that has carrier, an address and a route,
+/// Chooses for `inputs`: the first domain of each stage that has carrier, an address and a route (one that
+/// is preferred comes before the others of its stage),
 /// else what the stage says. Behind the last `next` is the host's ordinary routing.
 pub fn select(inputs: &[Stage], world: World<'_>) -> Decision {
     let mut candidates = Vec::new();
     for stage in inputs {
-        for name in world.expand(&stage.use_) {
+        let (order, preferred) = world.order(stage);
+        for (at, name) in order.into_iter().enumerate() {
             let unfit = world.unfit(&name);
             let taken = unfit.is_none();
             let reason = unfit.unwrap_or_else(|| match world.domains.get(name.as_str()) {
@@ -172,10 +197,13 @@ pub fn select(inputs: &[Stage], world: World<'_>) -> Decision {
                 reason,
             });
             if taken {
-                let mut reason = format!("{name} is the first that fits");
-                if candidates.len() == 1 {
-                    reason = format!("{name} is the first choice and fits");
-                }
+                let reason = if preferred && at == 0 {
+                    format!("{name} is preferred (steer domain prefer) and fits")
+                } else if candidates.len() == 1 {
+                    format!("{name} is the first choice and fits")
+                } else {
+                    format!("{name} is the first that fits")
+                };
                 return Decision {
                     verdict: Verdict::Steer(name),
                     reason,

@@ -26,6 +26,8 @@ pub struct State {
     pub exempt: BTreeSet<CgroupId>,
     /// Policies that were set by API. Those of the files are in `config`.
     pub api_policies: BTreeMap<Name, Policy>,
+    /// The domain that is to come first among those of a policy, by the policy's name.
+    pub preferred: BTreeMap<Name, Name>,
     /// What the kernel refused, with its words.
     pub refused: BTreeMap<Object, String>,
     /// Numbers given out.
@@ -52,6 +54,13 @@ pub enum Event {
     PutBack(Policy),
     /// A policy of the API was unset.
     UnsetPolicy(Name),
+    /// One of a policy's domains is to come first, or none any more. It lasts as long as the policy.
+    Prefer {
+        /// The policy.
+        policy: Name,
+        /// The domain, one of those that the policy can use.
+        domain: Option<Name>,
+    },
     /// The files were read again. Policies of the API with the name of one of the files are dropped:
     /// they were saved.
     Config(Box<Config>),
@@ -71,6 +80,7 @@ impl State {
             cgroup_root: root,
             exempt: BTreeSet::new(),
             api_policies: BTreeMap::new(),
+            preferred: BTreeMap::new(),
             refused: BTreeMap::new(),
             memory: Memory::default(),
         }

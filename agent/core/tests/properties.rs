@@ -16,7 +16,7 @@ use steer_core::network::NetworkChange;
 use steer_core::plan::Object;
 use steer_core::plan::rules::offset;
 use steer_core::plan::{Family, Named, Plan, RuleAction};
-use steer_core::policy::{Match, Policy};
+use steer_core::policy::{Match, Otherwise, Policy};
 use steer_core::state::{Event, State};
 use support::strategies::{FILES, events, policies, start};
 use support::{config, name, two_uplinks};
@@ -195,6 +195,37 @@ proptest! {
     }
 
     #[test]
+    fn a_preference_changes_the_order_and_nothing_else(
+        events in proptest::collection::vec(events(), 0..40)
+    ) {
+        let mut engine = start();
+        for event in events {
+            // Refusals are part of what happens.
+            drop(engine.apply(event));
+            engine.settle();
+        }
+        let mut bare = engine.state().clone();
+        bare.preferred.clear();
+        let mut without = Engine::new(bare);
+        without.settle();
+        for policy in engine.state().policies() {
+            let name = policy.name.as_str();
+            let (with, without) = (engine.decision(name).unwrap(), without.decision(name).unwrap());
+            prop_assert_eq!(with.domain().is_some(), without.domain().is_some());
+            if policy.otherwise != Otherwise::Next {
+                let usable = engine.expand(&policy.use_);
+                prop_assert!(with.candidates.iter().all(|looked| usable.contains(&looked.domain)));
+            }
+        }
+        let tables = |engine: &Engine| engine.state().memory.indices.keys().cloned().collect::<BTreeSet<_>>();
+        prop_assert_eq!(tables(&engine), tables(&without));
+        for policy in engine.state().preferred.keys() {
+            prop_assert!(engine.state().config.defines(policy.as_str())
+                || engine.state().api_policies.contains_key(policy), "it ends with its policy");
+        }
+    }
+
+    #[test]
     fn changes_name_everything_that_differs(
         events in proptest::collection::vec(events(), 1..40)
     ) {
@@ -283,6 +314,11 @@ proptest! {
             let names: Vec<_> = engine.state().api_policies.keys().cloned().collect();
             for name in names {
                 engine.apply(Event::UnsetPolicy(name)).unwrap();
+            }
+            let preferred: Vec<_> = engine.state().preferred.keys().cloned().collect();
+            for policy in preferred {
+                // One in quarantine has no decision to be changed.
+                drop(engine.apply(Event::Prefer { policy, domain: None }));
             }
             let mut tree = steer_core::cgroups::CgroupTree::new(CgroupId(1));
             for (id, parent, name) in [(2, 1, "a"), (3, 2, "b"), (4, 3, "x.service"), (5, 2, "y.scope")] {

@@ -51,10 +51,13 @@ impl Answer {
     /// # Errors
     /// Too many wait already.
     pub fn part(&self, reply: Reply) -> Result<(), TooSlow> {
-        match self.parts.as_ref().map(|parts| parts.try_send(reply)) {
-            Some(Err(mpsc::error::TrySendError::Full(_))) => Err(TooSlow),
+        let Some(parts) = &self.parts else {
+            return Ok(());
+        };
+        match parts.try_send(reply) {
+            Err(mpsc::error::TrySendError::Full(_)) => Err(TooSlow),
             // Who has gone is found by `is_closed`.
-            Some(Err(mpsc::error::TrySendError::Closed(_)) | Ok(())) | None => Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) | Ok(()) => Ok(()),
         }
     }
 

@@ -1,6 +1,8 @@
 //! The caller's end of the API: blocking, one call at a time.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -145,14 +147,30 @@ impl Client {
         patience: Option<Duration>,
         mut part: impl FnMut(M::Reply),
     ) -> Result<M::Reply, Error> {
-        self.send(method, patience, true)?;
+        let mut parts = self.parts(method, patience)?;
         loop {
-            let (reply, continues) = self.receive()?;
+            let (reply, continues) = parts.receive()?;
             if !continues {
                 return Ok(reply);
             }
             part(reply);
         }
+    }
+
+    /// Calls a method that tells more than one thing, and leaves it to the caller when to read them.
+    ///
+    /// # Errors
+    /// The agent cannot be told.
+    pub fn parts<M: Method>(
+        &mut self,
+        method: &M,
+        patience: Option<Duration>,
+    ) -> Result<Parts<'_, M>, Error> {
+        self.send(method, patience, true)?;
+        Ok(Parts {
+            client: self,
+            method: PhantomData,
+        })
     }
 
     fn send<M: Method>(
@@ -248,6 +266,35 @@ impl Client {
             io::ErrorKind::ConnectionReset => Error::Closed(self.path.clone()),
             _ => Error::Io(self.path.clone(), e),
         }
+    }
+}
+
+/// What is told on the way to an answer, and that.
+#[derive(Debug)]
+pub struct Parts<'a, M> {
+    client: &'a mut Client,
+    method: PhantomData<M>,
+}
+
+impl<M: Method> Parts<'_, M> {
+    /// The next one, and whether more will come. Waits for it.
+    ///
+    /// # Errors
+    /// The agent says no, or does not answer.
+    pub fn receive(&mut self) -> Result<(M::Reply, bool), Error> {
+        self.client.receive()
+    }
+
+    /// Whether there is something that was read from the connection already, and would not be found by
+    /// waiting for that.
+    pub fn arrived(&self) -> bool {
+        !self.client.stream.buffer().is_empty()
+    }
+}
+
+impl<M> AsFd for Parts<'_, M> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.client.stream.get_ref().as_fd()
     }
 }
 

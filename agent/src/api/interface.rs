@@ -15,13 +15,13 @@ use super::explain::{
     KernelView, MapEntriesView, RuleView, Standing, SubjectView,
 };
 use super::methods::{
-    ListDomains, ListPolicies, Method, Move, Reload, Request, Run, SetPolicy, ShowDomain,
+    ListDomains, ListPolicies, Method, Move, Prefer, Reload, Request, Run, SetPolicy, ShowDomain,
     ShowPolicy, Status, UnsetPolicy,
 };
 use super::mistake::Mistake;
 use super::types::{
-    Candidate, DecisionView, DomainView, LocalNetworks, Origin, Otherwise, PolicyView, StatusView,
-    Verdict,
+    Candidate, Choice, DecisionView, DomainView, LocalNetworks, Origin, Otherwise, PolicyView,
+    StatusView, Verdict,
 };
 use super::{INTERFACE, description};
 
@@ -29,6 +29,7 @@ use super::{INTERFACE, description};
 const CUSTOM_TYPES: &[&idl::CustomType<'static>] = &[
     AddressFamily::CUSTOM_TYPE,
     Candidate::CUSTOM_TYPE,
+    Choice::CUSTOM_TYPE,
     ContenderView::CUSTOM_TYPE,
     DecisionView::CUSTOM_TYPE,
     DomainView::CUSTOM_TYPE,
@@ -115,6 +116,7 @@ fn build() -> Result<Interface<'static>, zlink::names::Error> {
         method::<ListDomains>()?,
         method::<ListPolicies>()?,
         method::<Move>()?,
+        method::<Prefer>()?,
         method::<Reload>()?,
         method::<Run>()?,
         method::<SetPolicy>()?,
@@ -210,6 +212,7 @@ pub(super) fn read(message: Message) -> Result<Incoming, CallError> {
         }
         (INTERFACE, Explain::NAME) => Ok(Incoming::Request(Request::Explain(parse(parameters)?))),
         (INTERFACE, Move::NAME) => Ok(Incoming::Request(Request::Move(parse(parameters)?))),
+        (INTERFACE, Prefer::NAME) => Ok(Incoming::Request(Request::Prefer(parse(parameters)?))),
         (INTERFACE, Run::NAME) => Ok(Incoming::Request(Request::Run(parse(parameters)?))),
         (INTERFACE | "org.varlink.service", _) => Err(unknown_method()),
         (other, _) => Err(CallError::Service(

@@ -7,7 +7,7 @@ use zlink::introspect::Type;
 
 use super::explain::{Explain, ExplainReply, ExplanationView};
 use super::mistake::Mistake;
-use super::types::{DomainView, LocalNetworks, Otherwise, PolicyView, StatusView};
+use super::types::{Choice, DomainView, LocalNetworks, Otherwise, PolicyView, StatusView};
 
 /// A method, by its parameters.
 pub trait Method: Serialize + DeserializeOwned + Type {
@@ -92,6 +92,18 @@ pub struct Run {
     pub wait_ms: Option<i64>,
     /// What will be run, for display.
     pub command: String,
+    /// Ask which domain: nothing is done until `Prefer` names one for the policy that is told. Without
+    /// `via` any that the caller may use. Absent: false.
+    pub ask: Option<bool>,
+}
+
+/// Has one domain come first among those that policies can use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct Prefer {
+    /// The domain. Absent: none any more.
+    pub domain: Option<String>,
+    /// Policies. Empty: all that the caller may change and that can use the domain.
+    pub policy: Vec<String>,
 }
 
 /// Reads the files again.
@@ -155,6 +167,8 @@ pub struct RunReply {
     pub domain: Option<String>,
     /// Why no domain fits yet.
     pub waits: Option<String>,
+    /// What to choose from, as long as it waits for an answer.
+    pub question: Option<Vec<Choice>>,
 }
 
 /// What the files came to.
@@ -238,6 +252,14 @@ impl Method for Move {
     type Reply = RunReply;
 }
 
+impl Method for Prefer {
+    const NAME: &'static str = "Prefer";
+    const ABOUT: &'static str = "Has a domain come first among those that policies can use; it never \
+                                 adds one. Answers the question of a `Run` with `ask`, where that has \
+                                 the policy. Answered by the policies as they are now.";
+    type Reply = PoliciesReply;
+}
+
 /// A request that the server understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -263,6 +285,8 @@ pub enum Request {
     Explain(Explain),
     /// To be answered by [`Reply::Run`].
     Move(Move),
+    /// To be answered by [`Reply::Policies`].
+    Prefer(Prefer),
 }
 
 /// The answer to a [`Request`]; lists need no order, the server sorts them.

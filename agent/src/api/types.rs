@@ -74,6 +74,23 @@ pub struct Candidate {
     pub reason: String,
 }
 
+/// A domain that may be chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
+pub struct Choice {
+    /// Name of the domain.
+    pub domain: String,
+    /// Kind of its interface: wired, wlan, cellular, vpn or other.
+    pub kind: String,
+    /// State: `up` when flows can be put on it, else a word for what is missing.
+    pub state: String,
+    /// That state in one sentence.
+    pub reason: String,
+    /// What it costs to use it: the lower, the cheaper.
+    pub cost: u32,
+    /// Whether what is sent by it is paid for or limited.
+    pub metered: bool,
+}
+
 /// What the agent chose for a policy now, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
 #[zlink(rename = "Decision")]
@@ -116,6 +133,10 @@ pub struct PolicyView {
     #[serde(rename = "use")]
     #[zlink(rename = "use")]
     pub use_: Vec<String>,
+    /// The domains that it can use: `use` with groups replaced by theirs. Not known while no agent runs.
+    pub domains: Vec<String>,
+    /// The one of them that comes first because somebody prefers it (`Prefer`).
+    pub preferred: Option<String>,
     /// Whether its flows leave by its domains or not at all.
     pub strict: bool,
     /// What becomes of its flows when no domain fits. Not known while no agent runs, if that kept no
@@ -135,6 +156,8 @@ pub struct PolicyView {
     /// Why it is not in force on every cgroup that it matches although it is valid: another policy of
     /// its origin and priority is there, or the kernel refused it, in the kernel's words.
     pub quarantined: Option<String>,
+    /// What to choose from, as long as the policy's command waits for an answer (`Run` with `ask`).
+    pub question: Option<Vec<Choice>>,
     /// Where one policy is shown: why it is in force on none of the cgroups that it matches, or not on
     /// all, although nothing is wrong. No cgroup matches now, or another policy overrules it.
     pub note: Option<String>,

@@ -107,6 +107,8 @@ pub(super) fn of_parameter(name: &str) -> Option<&'static str> {
         "strict" => "--strict",
         "otherwise" => "--otherwise",
         "local_networks" => "--local-networks",
+        "domain" => "NAME",
+        "policy" => "--policy",
         "priority" => "--priority",
         "save" => "--save",
         "wait_ms" => "--wait",
@@ -214,7 +216,7 @@ pub(super) struct AgentArgs {
 
 /// `steer run`
 #[derive(Args, Debug)]
-#[command(override_usage = "steer run --via DOMAIN[,..] [OPTIONS] [--] COMMAND..")]
+#[command(override_usage = "steer run (--via DOMAIN[,..] | --ask) [OPTIONS] [--] COMMAND..")]
 #[command(after_help = "\
 COMMAND never starts unsteered: if the agent is not reachable (3) or no domain
 fits (4), it does not start at all. It keeps this process' id, environment,
@@ -228,9 +230,13 @@ pub(super) struct RunArgs {
         value_delimiter = ',',
         value_parser = listed,
         add = ArgValueCandidates::new(complete::domains),
-        required = true
+        required_unless_present = "ask"
     )]
     pub(super) via: Vec<String>,
+    /// Ask which domain: of those of --via, or of all that you may use. Answered on the terminal, or
+    /// anywhere by `steer domain prefer`.
+    #[arg(long)]
+    pub(super) ask: bool,
     /// By these domains or not at all.
     #[arg(long)]
     pub(super) strict: bool,
@@ -404,6 +410,39 @@ pub(super) enum DomainCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Have one domain come first for the policies that can use it.
+    Prefer(PreferArgs),
+}
+
+/// `steer domain prefer`
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "steer domain prefer [NAME | --none] [--policy POLICY[,..]] [OPTIONS]",
+    after_help = "\
+Without NAME, the choice is offered on the terminal. A preference changes the
+order of the domains that a policy names, and adds none; it holds until the
+policy ends, the host restarts, or --none takes it back. Running flows stay where
+they are. It also answers the question of `steer run --ask`, if --policy names the
+policy of that command."
+)]
+pub(super) struct PreferArgs {
+    /// Name of the domain, or of its interface.
+    #[arg(add = ArgValueCandidates::new(complete::domains))]
+    pub(super) name: Option<String>,
+    /// For these policies, with commas between. Without it: for all of yours that can use it.
+    #[arg(
+        long,
+        value_name = "POLICY",
+        value_delimiter = ',',
+        value_parser = listed,
+        add = ArgValueCandidates::new(complete::policies)
+    )]
+    pub(super) policy: Vec<String>,
+    /// None is preferred any more: the policies' own order holds.
+    #[arg(long, conflicts_with = "name")]
+    pub(super) none: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
 }
 
 /// Values of `--otherwise`.
@@ -531,6 +570,12 @@ mod tests {
         assert_eq!(
             refused("steer run --via wifi"),
             ErrorKind::MissingRequiredArgument
+        );
+        assert!(parse("steer run --ask -- true").is_ok());
+        assert!(parse("steer domain prefer --policy web,mail").is_ok());
+        assert_eq!(
+            refused("steer domain prefer wifi --none"),
+            ErrorKind::ArgumentConflict
         );
         assert_eq!(
             refused("steer run -- true"),

@@ -53,6 +53,10 @@ const EXAMPLES: &[(&str, &[Example])] = &[
                 "steer run --via wlan0,wwan0 --strict --wait=30s -- ./backup.sh",
                 "",
             ),
+            (
+                "steer run --ask -- ./upload.sh",
+                "which domain is asked first",
+            ),
         ],
     ),
     (
@@ -113,6 +117,18 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     ("domain show", &[("steer domain show wlan0", "")]),
+    (
+        "domain prefer",
+        &[
+            ("steer domain prefer", "choose on the terminal"),
+            (
+                "steer domain prefer wlan0",
+                "first for all policies that name it",
+            ),
+            ("steer domain prefer wwan0 --policy web,mail", ""),
+            ("steer domain prefer --none", "back to the policies' order"),
+        ],
+    ),
     (
         "status",
         &[

@@ -1,8 +1,9 @@
 //! The command line: a file per subcommand. All but `agent`, `doctor`, `detach` and `status`
-//! without an agent go by the API alone.
+//! without an agent go by the API alone. (`menu` and `ask` are what some have in common.)
 
 mod agent;
 mod args;
+mod ask;
 mod check;
 mod complete;
 mod detach;
@@ -12,9 +13,11 @@ mod examples;
 mod explain;
 mod generate;
 mod manual;
+mod menu;
 mod r#move;
 mod output;
 mod policy;
+mod prefer;
 mod reload;
 mod run;
 mod schema;
@@ -88,6 +91,10 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
             Some(DomainCommand::Show { name, output: own }) => {
                 domain::show(socket, name, json(&[output, own]))
             }
+            Some(DomainCommand::Prefer(args)) => {
+                let json = json(&[output, args.output]);
+                prefer::prefer(socket, args, json)
+            }
         }),
         Some(Command::Check { file, output }) => check::check(file.as_deref(), json(&[output])),
         Some(Command::Reload(output)) => done(reload::reload(socket, json(&[output]))),
@@ -113,6 +120,9 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     let code = error.chain().find_map(|cause| {
         if let Some(error) = cause.downcast_ref::<run::Error>() {
             return Some(error.exit_code());
+        }
+        if let Some(prefer::Error::NoTerminal(_)) = cause.downcast_ref() {
+            return Some(USAGE);
         }
         match cause.downcast_ref::<client::Error>()? {
             client::Error::NotRunning(_) => Some(NOT_REACHABLE),

@@ -7,6 +7,7 @@
 mod columns;
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use anyhow::Context;
@@ -120,6 +121,21 @@ impl Page {
             colour: colour(io::stdout().is_terminal()),
             width: width(columns, terminal),
         }
+    }
+
+    /// A page for a terminal that is not standard output.
+    pub(super) fn for_terminal(terminal: &File) -> Self {
+        let size = terminal_size_of(terminal).map(|(width, _)| width.0.into());
+        Self {
+            text: String::new(),
+            colour: colour(true),
+            width: width(None, size),
+        }
+    }
+
+    /// What was put together.
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 
     /// An empty line, unless the page is empty.

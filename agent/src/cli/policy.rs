@@ -152,7 +152,11 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
             Cell::new(not_there, look_of_it),
         ),
         ("sources", joined(&sources).into()),
-        ("use", wish(policy).into()),
+        ("use", uses(policy).into()),
+        (
+            "preferred",
+            policy.preferred.as_deref().unwrap_or_default().into(),
+        ),
         ("otherwise", otherwise.unwrap_or_default().into()),
         ("local networks", word(&policy.local_networks).into()),
         ("matches", matches(policy).into()),
@@ -187,6 +191,9 @@ fn decision(policy: &PolicyView) -> String {
     if (not_everywhere || policy.note.is_some()) && policy.cgroups == 0 {
         return "not in force".to_owned();
     }
+    if policy.question.is_some() {
+        return "waits for an answer".to_owned();
+    }
     let DecisionView {
         verdict,
         domain,
@@ -211,14 +218,25 @@ fn decision(policy: &PolicyView) -> String {
 fn look(policy: &PolicyView) -> Look {
     match policy.decision.verdict {
         _ if policy.quarantined.is_some() => Look::Bad,
+        _ if policy.question.is_some() => Look::Warning,
         Verdict::Steer => Look::Good,
         Verdict::Block => Look::Bad,
         Verdict::Pass => Look::Warning,
     }
 }
 
-/// What the policy wants, in a few words.
+/// What the policy wants, in a few words, with what is wished beside.
 fn wish(policy: &PolicyView) -> String {
+    let wish = uses(policy);
+    match &policy.preferred {
+        // In front, where a narrow terminal leaves it.
+        Some(domain) => format!("{domain} first: {wish}"),
+        None => wish,
+    }
+}
+
+/// What the policy says of domains.
+fn uses(policy: &PolicyView) -> String {
     let mut wish = policy.use_.join(",");
     if policy.strict {
         wish.push_str(if wish.is_empty() { "strict" } else { " strict" });

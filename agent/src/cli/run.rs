@@ -11,7 +11,7 @@ use anyhow::Context;
 use nix::unistd::{AccessFlags, access};
 
 use super::args::{RunArgs, time};
-use super::{USAGE, clean};
+use super::{USAGE, ask, clean};
 use crate::api::client::{Client, PATIENCE};
 use crate::api::methods::{Run, RunReply};
 use crate::cgroup::process;
@@ -62,6 +62,8 @@ pub(super) fn run(socket: &Path, args: RunArgs) -> anyhow::Result<ExitCode> {
         found => found?,
     };
     let (wait_ms, patience) = match args.wait {
+        // An answer takes its time.
+        None if args.ask => (None, None),
         None => (None, Some(PATIENCE)),
         Some(None) => (Some(-1), None),
         Some(Some(time)) => (
@@ -74,11 +76,17 @@ pub(super) fn run(socket: &Path, args: RunArgs) -> anyhow::Result<ExitCode> {
         strict: args.strict.then_some(true),
         wait_ms,
         command: shown(&args.command),
+        ask: args.ask.then_some(true),
     };
     let not_started = || format!("{} was not started", name.display());
     Client::persist(socket, PERSISTENCE, |client| {
-        client.call_in_parts(&run, patience, |part| tell_waiting(&part))
+        if args.ask {
+            return ask::ask(client, socket, &run, patience);
+        }
+        let reply = client.call_in_parts(&run, patience, |part| tell_waiting(&part))?;
+        Ok(Ok(reply))
     })
+    .with_context(not_started)?
     .with_context(not_started)?;
 
     tell_who();
@@ -145,7 +153,7 @@ fn shown(command: &[OsString]) -> String {
 }
 
 /// Says what the command waits for.
-fn tell_waiting(part: &RunReply) {
+pub(super) fn tell_waiting(part: &RunReply) {
     if let Some(reason) = &part.waits {
         eprintln!("steer: waiting: {}", clean(reason));
     }

@@ -24,6 +24,7 @@ const COMMANDS: &[(&str, Describe)] = &[
     ("doctor", of::<Diagnosis>),
     ("domain", of::<Vec<DomainView>>),
     ("domain list", of::<Vec<DomainView>>),
+    ("domain prefer", of::<Vec<PolicyView>>),
     ("domain show", of::<DomainView>),
     ("explain", of::<ExplanationView>),
     ("move", of::<RunReply>),

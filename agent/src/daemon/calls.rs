@@ -38,6 +38,7 @@ impl Daemon {
             Request::Move(moved) => return self.move_process(caller, moved, call.reply).await,
             Request::SetPolicy(set) => self.set_policy(&authority, set).await,
             Request::UnsetPolicy(unset) => self.unset_policy(&authority, unset).await,
+            Request::Prefer(prefer) => self.prefer(caller, &authority, prefer).await,
             Request::ListPolicies => {
                 let seen = self.seen(caller, &authority);
                 Ok(Reply::Policies(self.policy_views(&seen)))
@@ -72,7 +73,7 @@ impl Daemon {
     }
 
     /// A plain user is told of its own policies alone.
-    fn no_policy(&self, authority: &Authority, name: String) -> ApiError {
+    pub(super) fn no_policy(&self, authority: &Authority, name: String) -> ApiError {
         let known = self.engine.state().policies();
         let known = known.filter(|policy| authority.owns(policy));
         let meant = nearest(&name, known.map(|policy| policy.name.as_str()));
@@ -320,6 +321,7 @@ impl Daemon {
             return Err(self.no_policy(authority, unset.name));
         };
         let name = policy.name.clone();
+        let preferred = self.engine.state().preferred.get(&name).cloned();
         let undo = if self.is_from_file(&name) {
             self.unsave_policy(&name, unset.save.unwrap_or(false))?
         } else {
@@ -331,7 +333,14 @@ impl Daemon {
                 policy: Some(Event::PutBack(before)),
             }
         };
-        self.converge_for(&name, undo).await?;
+        if let Err(error) = self.converge_for(&name, undo).await {
+            // It went with its policy; if that is not back, it is not either.
+            drop(self.event(Event::Prefer {
+                policy: name,
+                domain: preferred,
+            }));
+            return Err(error);
+        }
         // A plain user cannot fill the log.
         match authority.owner() {
             None => info!(policy = %name, "unset"),
@@ -505,6 +514,7 @@ pub(super) fn refused(rejected: &Rejected) -> ApiError {
                 reason: format!("unknown domain `{name}`{meant}"),
             };
         }
+        Rejected::NotUsed { .. } => "domain",
         Rejected::Conflict { .. } => "priority",
         Rejected::ShutOut { .. } => "cgroup",
         Rejected::Policy(PolicyError::StrictOtherwise(_)) => "otherwise",

@@ -4,6 +4,7 @@
 //! events of the engine, and `Daemon::converge` brings the kernel to the plan.
 
 mod access;
+mod ask;
 mod calls;
 mod check;
 mod decided;
@@ -12,6 +13,7 @@ mod explain;
 mod files;
 mod load;
 mod offline;
+mod prefer;
 mod remains;
 mod running;
 mod runs;
@@ -88,6 +90,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 struct Saved {
     /// Policies of the API.
     policies: Vec<Policy>,
+    /// Preferred domains, by policy.
+    preferred: BTreeMap<Name, Name>,
     /// Numbers given out.
     memory: Memory,
     /// Settings that were changed, with their values before.
@@ -116,7 +120,7 @@ struct Daemon {
     access: Access,
     state_file: StateFile,
     kept: Option<Kept>,
-    /// Events so far that may have changed the API's policies.
+    /// Events so far that may have changed the API's policies or what is preferred.
     policy_events: u64,
     config: Option<PathBuf>,
     /// Says that this agent runs.
@@ -162,7 +166,11 @@ impl Daemon {
         self.dirty = true;
         if matches!(
             event,
-            Event::SetPolicy(_) | Event::PutBack(_) | Event::UnsetPolicy(_) | Event::Config(_)
+            Event::SetPolicy(_)
+                | Event::PutBack(_)
+                | Event::UnsetPolicy(_)
+                | Event::Prefer { .. }
+                | Event::Config(_)
         ) {
             self.policy_events += 1;
         }
@@ -434,6 +442,7 @@ impl Daemon {
         }
         self.state_file.write(&Saved {
             policies: state.api_policies.values().cloned().collect(),
+            preferred: state.preferred.clone(),
             memory: state.memory.clone(),
             sysctls: kept.sysctls.clone(),
             cgroup_root: self.tree.root().to_owned(),

@@ -117,6 +117,8 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
                 .or(wish.map(|stage| &stage.use_))
                 .map(|names| names.iter().map(ToString::to_string).collect())
                 .unwrap_or_default(),
+            domains: Vec::new(),
+            preferred: saved.preferred.get(name).map(ToString::to_string),
             strict: written.map_or(entry.flags & policy_flags::STRICT != 0, |p| p.strict),
             otherwise: written
                 .map(|policy| policy.otherwise)
@@ -136,6 +138,7 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
                 decision(&maps, &saved, &decided, entry)?
             },
             quarantined: None,
+            question: None,
             note: numbers
                 .is_empty()
                 .then(|| "matched no cgroup when the last agent ran".to_owned()),

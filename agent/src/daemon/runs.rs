@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::access::Authority;
+use super::ask::Question;
 use super::calls::{names, refused};
 use super::views::candidates;
 use super::{Daemon, Look};
@@ -33,9 +34,6 @@ use crate::reconcile::chain;
 /// How the names of policies begin that `run` and `move` make.
 const RUN_PREFIX: &str = "run-";
 
-/// How often callers that wait are looked after.
-const LOOK_AFTER_CALLERS: Duration = Duration::from_secs(1);
-
 /// Names that are tried for a place before it is given up: somebody may have taken them on purpose.
 const TRIES: usize = 64;
 
@@ -48,7 +46,7 @@ pub(super) fn is_run(name: &Name) -> bool {
 pub(super) struct Runs {
     placement: Box<dyn Placement>,
     watch: EmptyWatch,
-    waiting: BTreeMap<Name, Waiting>,
+    pub(super) waiting: BTreeMap<Name, Waiting>,
     serial: u32,
 }
 
@@ -61,15 +59,17 @@ struct Process {
     from: PathBuf,
 }
 
-struct Waiting {
+pub(super) struct Waiting {
     place: Place,
     path: String,
     process: Process,
-    authority: Authority,
+    pub(super) authority: Authority,
     /// When to give up; `None`: never.
-    deadline: Option<Instant>,
+    pub(super) deadline: Option<Instant>,
+    /// Which domain it is to be, as long as nobody has said.
+    pub(super) question: Option<Question>,
     /// Why it waits, as the caller was told last.
-    told: Option<String>,
+    told: Option<RunReply>,
     /// What goes there, for the log.
     what: String,
     answer: Answer,
@@ -104,11 +104,8 @@ impl Runs {
     }
 
     /// When the next waiting call gives up.
-    /// A caller that has gone is found after a while, however long it wanted to wait.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        let soon = Instant::now() + LOOK_AFTER_CALLERS;
-        let deadlines = self.waiting.values().map(|w| w.deadline.unwrap_or(soon));
-        deadlines.map(|deadline| deadline.min(soon)).min()
+        self.waiting.values().filter_map(|w| w.deadline).min()
     }
 
     /// The policies of the calls that wait.
@@ -179,6 +176,7 @@ struct Made {
     place: Place,
     process: Process,
     authority: Authority,
+    question: Option<Question>,
 }
 
 /// As [`Daemon::place_for`] made it.
@@ -219,6 +217,7 @@ fn failed(error: &dyn std::error::Error) -> ApiError {
 pub(super) struct Wanted {
     pub(super) use_: Vec<Name>,
     pub(super) strict: bool,
+    pub(super) question: Option<Question>,
 }
 
 impl Wanted {
@@ -226,6 +225,26 @@ impl Wanted {
         Ok(Self {
             use_: names("via", via)?,
             strict: strict.unwrap_or(false),
+            question: None,
+        })
+    }
+
+    /// Nothing until it is known which domain. `at_once`: and nothing if that does not fit.
+    fn asking(via: &[String], strict: Option<bool>, at_once: bool) -> Result<Self, ApiError> {
+        let strict = strict.unwrap_or(false);
+        let via = if via.is_empty() {
+            Vec::new()
+        } else {
+            names("via", via)?
+        };
+        Ok(Self {
+            use_: Vec::new(),
+            strict,
+            question: Some(Question {
+                via,
+                strict,
+                at_once,
+            }),
         })
     }
 }
@@ -233,14 +252,21 @@ impl Wanted {
 impl Daemon {
     /// Makes a place and a policy, and lets the caller in as soon as a domain fits.
     pub(super) async fn run(&mut self, caller: &Caller, run: Run, answer: Answer) {
-        let deadline = match run.wait_ms {
-            Some(ms) if ms > 0 => Some(Instant::now() + Duration::from_millis(ms.unsigned_abs())),
-            Some(ms) if ms < 0 => None,
-            _ => Some(Instant::now()),
+        let asks = run.ask.unwrap_or(false);
+        let waits = run.wait_ms.unwrap_or(0);
+        let deadline = match waits {
+            1.. => Some(Instant::now() + Duration::from_millis(waits.unsigned_abs())),
+            // Who asks has the time that an answer takes.
+            0 if !asks => Some(Instant::now()),
+            _ => None,
         };
         let authority = self.authority(caller);
         let process = (caller.pid, Arc::clone(&caller.pidfd));
-        let wanted = Wanted::new(&run.via, run.strict);
+        let wanted = if asks {
+            Wanted::asking(&run.via, run.strict, waits == 0)
+        } else {
+            Wanted::new(&run.via, run.strict)
+        };
         // Not its arguments: they may hold what no log should.
         let command = run.command.split(' ').next().unwrap_or_default();
         let command = command.escape_debug().to_string();
@@ -287,6 +313,7 @@ impl Daemon {
             process: made.process,
             authority: made.authority,
             deadline,
+            question: made.question,
             told: None,
             what,
             answer,
@@ -307,6 +334,9 @@ impl Daemon {
     ) -> Result<Made, ApiError> {
         self.permit(&authority, &wanted.use_, wanted.strict, None)?;
         self.may_have_more(&authority)?;
+        if let Some(question) = &wanted.question {
+            self.check_question(&authority, question)?;
+        }
         let from = self.home(&authority, pid, &process)?;
         let home = self.home_of(&authority, from.clone())?;
         let (name, place) = self.make_at(&home, pid)?;
@@ -330,6 +360,7 @@ impl Daemon {
             place,
             process,
             authority,
+            question: wanted.question,
         };
         match self.furnish(&made, policy) {
             Ok(()) => Ok(made),
@@ -440,6 +471,7 @@ impl Daemon {
             },
             place,
             authority,
+            question: None,
         };
         if let Err(error) = self.furnish(&made, policy) {
             self.remove_place(made.place.directory());
@@ -487,6 +519,7 @@ impl Daemon {
                 policy: name.to_string(),
                 domain: Some(domain.to_string()),
                 waits: None,
+                question: None,
             })
         });
         // A caller that has gone is not in its place, which is then found empty.
@@ -511,21 +544,29 @@ impl Daemon {
 
     /// Tells a call that waits why it does, when that is news.
     fn tell_waiting(&mut self, name: &Name) {
+        if self.engine.state().policy(name.as_str()).is_none() {
+            let reason = format!("its policy `{name}` was unset while it waited");
+            return self.fail_run(name, ApiError::Failed { reason });
+        }
         let reason = self.engine.decision(name.as_str()).map(|d| d.reason);
+        let reply = RunReply {
+            cgroup: None,
+            policy: name.to_string(),
+            domain: None,
+            waits: self.runs.waits_for_answer(name).or(reason),
+            question: self.offer(name),
+        };
         let Some(waiting) = self.runs.waiting.get_mut(name) else {
             return;
         };
         let over = waiting.deadline.is_some_and(|d| d <= Instant::now());
-        if over || waiting.told == reason {
+        // A question is told even if there is no time to answer it: the error alone would be a riddle.
+        let idle = over && reply.question.is_none();
+        if idle || waiting.told.as_ref() == Some(&reply) {
             return;
         }
-        waiting.told.clone_from(&reason);
-        let part = waiting.answer.part(Reply::Run(RunReply {
-            cgroup: None,
-            policy: name.to_string(),
-            domain: None,
-            waits: reason,
-        }));
+        waiting.told = Some(reply.clone());
+        let part = waiting.answer.part(Reply::Run(reply));
         if let Err(slow) = part {
             self.fail_run(name, failed(&slow));
         }
@@ -564,6 +605,13 @@ impl Daemon {
             let refused = self.refused_of(&name, &self.engine.numbers(&name));
             let error = match (refused, self.engine.decision(name.as_str())) {
                 (Some(words), _) => ApiError::Failed { reason: words },
+                (None, _) if self.runs.waits_for_answer(&name).is_some() => {
+                    ApiError::NoDomainFits {
+                        policy: None,
+                        reason: "nobody chose one in time".to_owned(),
+                        candidates: Vec::new(),
+                    }
+                }
                 // None was looked at: a strict policy cannot be enforced, and the reason is the kernel's.
                 (None, Some(decision)) if decision.candidates.is_empty() => ApiError::Failed {
                     reason: decision.reason,

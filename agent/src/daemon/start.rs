@@ -213,6 +213,8 @@ fn engine(
         .filter(|policy| outlives(policy, &cgroups))
         .map(|policy| (policy.name.clone(), policy))
         .collect();
+    // Those of policies that are no more go when the files are taken.
+    state.preferred = saved.preferred;
     let mut engine = Engine::new(state);
     let own = tree.of_process(std::process::id().cast_signed())?;
     let root = tree.root_id()?;

@@ -36,6 +36,9 @@ impl Daemon {
         if mistakes.is_some() && decision.verdict == Verdict::Block {
             decision.reason = "blocked as long as the policy is in quarantine".to_owned();
         }
+        if let Some(waits) = self.runs.waits_for_answer(&policy.name) {
+            decision.reason = waits;
+        }
         PolicyView {
             name: name.to_owned(),
             origin: origin(policy.origin),
@@ -43,6 +46,12 @@ impl Daemon {
             cgroup,
             unit,
             use_: policy.use_.iter().map(ToString::to_string).collect(),
+            domains: self
+                .usable(policy)
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            preferred: self.preferred(policy).map(ToString::to_string),
             strict: policy.strict,
             otherwise: Some(otherwise(policy.otherwise)),
             local_networks: local_networks(policy.local_networks),
@@ -56,6 +65,7 @@ impl Daemon {
             quarantined: mistakes
                 .or_else(|| Some(engine.conflicts_of(&policy.name).next()?.to_string()))
                 .or(refused),
+            question: self.offer(&policy.name),
             note: None,
         }
     }
@@ -182,13 +192,7 @@ impl Daemon {
             kind: kind(domain.kind).to_owned(),
             cost: domain.cost,
             metered: domain.metered,
-            state: match domain.state {
-                DomainState::Absent => "absent",
-                DomainState::Down => "down",
-                DomainState::Configuring => "configuring",
-                DomainState::Up => "up",
-            }
-            .to_owned(),
+            state: state_word(domain.state).to_owned(),
             reason: domain.reason.clone(),
             addresses: domain
                 .addresses
@@ -412,7 +416,17 @@ pub(super) fn origin(origin: policy::Origin) -> Origin {
     }
 }
 
-fn kind(kind: LinkKind) -> &'static str {
+/// The word for a domain's state.
+pub(super) fn state_word(state: DomainState) -> &'static str {
+    match state {
+        DomainState::Absent => "absent",
+        DomainState::Down => "down",
+        DomainState::Configuring => "configuring",
+        DomainState::Up => "up",
+    }
+}
+
+pub(super) fn kind(kind: LinkKind) -> &'static str {
     match kind {
         LinkKind::Wired => "wired",
         LinkKind::Wlan => "wlan",

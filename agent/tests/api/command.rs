@@ -77,6 +77,7 @@ fn run_becomes_the_command_in_place() {
         strict: Some(true),
         wait_ms: Some(5000),
         command: run.command.clone(),
+        ask: None,
     };
     assert_eq!(run, expected);
     assert!(run.command.starts_with("sh -c pwd;"), "{}", run.command);

@@ -153,6 +153,8 @@ pub(crate) fn policy(name: &str) -> PolicyView {
         cgroup: vec!["app.slice/firefox.scope".to_owned()],
         unit: Vec::new(),
         use_: vec!["wifi".to_owned(), "lte".to_owned()],
+        domains: vec!["wifi".to_owned(), "lte".to_owned()],
+        preferred: None,
         strict: true,
         otherwise: Some(Otherwise::Block),
         local_networks: LocalNetworks::Steer,
@@ -170,6 +172,7 @@ pub(crate) fn policy(name: &str) -> PolicyView {
             candidates: vec![candidate("wifi", true)],
         },
         quarantined: None,
+        question: None,
         note: None,
     }
 }
@@ -265,6 +268,7 @@ pub(crate) fn agreeable(call: Call) {
         Request::Reload => Reply::Reloaded(Reloaded::default()),
         Request::Explain(_) => Reply::Explanation(Box::new(explanation())),
         Request::Run(r) => Reply::Run(run_reply(r.command, r.via)),
+        Request::Prefer(p) => Reply::Policies(p.policy.iter().map(|name| policy(name)).collect()),
         Request::Move(m) => Reply::Run(run_reply(format!("run-{}", m.pid), m.via)),
     };
     call.reply.end(Ok(reply));
@@ -276,6 +280,7 @@ pub(crate) fn run_reply(policy: String, via: Vec<String>) -> RunReply {
         policy,
         domain: via.into_iter().next(),
         waits: None,
+        question: None,
     }
 }
 

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod abuse;
+mod ask;
 mod calls;
 mod command;
 mod fake;

@@ -111,6 +111,19 @@ fn domains(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
         ("domain-show", &["domain", "show", "wlan0"]),
         ("domain-show-json", &["domain", "show", "wwan0", "--json"]),
         ("domain-show-unknown", &["domain", "show", "wlan7"]),
+        ("domain-prefer-no-terminal", &["domain", "prefer"]),
+        ("domain-prefer", &["domain", "prefer", "lte"]),
+        (
+            "domain-prefer-json",
+            &["domain", "prefer", "lte", "--policy", "web", "--json"],
+        ),
+        ("policy-show-preferred", &["policy", "show", "web"]),
+        (
+            "domain-prefer-unusable",
+            &["domain", "prefer", "eth0", "--policy", "web"],
+        ),
+        ("domain-prefer-unknown", &["domain", "prefer", "wlan7"]),
+        ("domain-prefer-none", &["domain", "prefer", "--none"]),
         ("status", &["status"]),
         ("status-json", &["status", "--json"]),
         ("steer", &[]),
@@ -177,6 +190,10 @@ fn run(case: &mut Case<'_>) -> Result<()> {
         (
             "run-not-executable",
             &["run", "--via", "wlan0", "--", "/etc/steer/steer.toml"],
+        ),
+        (
+            "run-ask-unanswered",
+            &["run", "--ask", "--wait=1ms", "--", "true"],
         ),
         (
             "run-unknown-domain",

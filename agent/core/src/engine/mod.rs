@@ -6,6 +6,7 @@
 mod awaited;
 mod index;
 mod names;
+mod prefer;
 pub mod ranking;
 mod rejected;
 mod report;
@@ -195,6 +196,7 @@ impl Engine {
                 }
             }
             Event::UnsetPolicy(name) => return self.unset_policy(&name),
+            Event::Prefer { policy, domain } => return self.prefer(&policy, domain.as_ref()),
             Event::Config(config) => self.change_config(*config),
             Event::IndicesInUse(in_use) => {
                 self.dirty.in_use = Some(in_use);
@@ -213,7 +215,6 @@ impl Engine {
             return Err(Rejected::InFile(name.clone()));
         }
         self.check_names(name, &policy.use_)?;
-        let config = &self.state.config;
         if let Some((other, path)) = self.index.rival(policy, &self.state.cgroups) {
             return Err(Rejected::Conflict {
                 name: name.clone(),
@@ -228,7 +229,7 @@ impl Engine {
                 path,
             });
         }
-        let count = config.policies.len() + self.state.api_policies.len();
+        let count = self.state.config.policies.len() + self.state.api_policies.len();
         if count >= MAX_POLICIES && !self.state.api_policies.contains_key(name) {
             return Err(Rejected::TooMany(count));
         }
@@ -264,6 +265,10 @@ impl Engine {
     fn unset_policy(&mut self, name: &Name) -> Result<(), Rejected> {
         if let Some(old) = self.state.api_policies.remove(name) {
             self.forget(&old);
+            // One of a file may have had its name.
+            if !self.state.config.defines(name.as_str()) {
+                self.state.preferred.remove(name);
+            }
             return Ok(());
         }
         if self.state.config.defines(name.as_str()) {
@@ -311,6 +316,7 @@ impl Engine {
         self.state
             .api_policies
             .retain(|name, _| !files.contains_key(name));
+        self.drop_preferences();
         self.index = PolicyIndex::new(self.state.policies(), &self.state.cgroups);
         self.count_uses();
         self.dirty.all_cgroups = true;

@@ -55,9 +55,27 @@ pub enum Rejected {
         /// A policy whose name it resembles.
         meant: Option<Name>,
     },
+    /// A domain is preferred that the policy cannot use.
+    #[error("policy `{policy}` cannot use `{name}`, only {}: a preference adds nothing to `use`", listed(.usable))]
+    NotUsed {
+        /// The policy.
+        policy: Name,
+        /// What was to be preferred.
+        name: Name,
+        /// What it can use.
+        usable: Vec<Name>,
+    },
     /// There are too many policies.
     #[error("there are {0} policies already, as many as the kernel map holds")]
     TooMany(usize),
+}
+
+fn listed(names: &[Name]) -> String {
+    if names.is_empty() {
+        return "no domain at all".to_owned();
+    }
+    let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+    names.join(", ")
 }
 
 fn help(meant: Option<&Name>) -> String {

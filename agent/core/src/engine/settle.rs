@@ -224,7 +224,7 @@ impl Engine {
         let mut stages: Vec<Stage> = chain
             .iter()
             .filter_map(|name| self.state.policy(name.as_str()))
-            .map(Stage::of)
+            .map(|policy| Stage::of(policy, self.state.preferred.get(&policy.name)))
             .collect();
         // Behind the last `next` is the host's routing: the same input as `pass`.
         if let Some(last) = stages
@@ -242,6 +242,7 @@ impl Engine {
             return Arc::new([Stage {
                 use_: Vec::new(),
                 otherwise: Otherwise::Block,
+                preferred: None,
             }]);
         }
         self.inputs(chain)

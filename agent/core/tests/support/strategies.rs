@@ -152,6 +152,20 @@ prop_compose! {
     }
 }
 
+/// Wishes of users, also for what does not exist.
+fn preferences() -> impl Strategy<Value = Event> {
+    let policies = ["p0", "p1", "p2", "p3", "p4", "p5", "f", "default"];
+    let domains = ["wlan0", "lte0", "eth0", "one", "two", "g"];
+    let domains = proptest::option::weighted(
+        0.8,
+        (0..domains.len()).prop_map(move |at| name(domains[at])),
+    );
+    (0..policies.len(), domains).prop_map(move |(at, domain)| Event::Prefer {
+        policy: name(policies[at]),
+        domain,
+    })
+}
+
 /// Anything that can happen to an engine.
 ///
 /// On the heap, since the strategies as plain values are too large for the stack of a test's thread.
@@ -181,6 +195,7 @@ pub(crate) fn events() -> BoxedStrategy<Event> {
         2 => (1u64..9).prop_map(|id| Event::Cgroups(CgroupChange::Removed(CgroupId(id)))),
         6 => policies().boxed().prop_map(Event::SetPolicy),
         2 => (0..6).prop_map(|at| Event::UnsetPolicy(name(&format!("p{at}")))),
+        3 => preferences(),
         1 => (0..FILES.len()).prop_map(|at| Event::Config(Box::new(config(FILES[at])))),
         1 => proptest::collection::btree_set((1u16..4).prop_map(DomainIndex), 0..3)
             .prop_map(Event::IndicesInUse),

@@ -1,11 +1,9 @@
-//! What a plain user tries against the agent, which runs as root: each attempt on its own.
+//! What a plain user tries to steer, read or get round that is not its own: each attempt by itself.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use anyhow::{Context, Result, ensure};
-use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use serde_json::{Value, json};
 use steer_tests::report::ECHO_PORT;
 use steer_tests::{
@@ -14,27 +12,6 @@ use steer_tests::{
 
 const ALICE: u32 = 4711;
 const BOB: u32 = 4712;
-
-/// Does something as a user, in a thread of its own, as the laboratory's host sees the file system.
-fn as_user<T: Send>(lab: &Lab, uid: u32, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    lab.host().run(|| {
-        let id = libc::c_long::from(uid);
-        // SAFETY: the calls take numbers, and no groups at a null pointer; they change the ids of this thread
-        // alone, which ends here.
-        let call = |number, ids: [libc::c_long; 3]| unsafe {
-            libc::syscall(number, ids[0], ids[1], ids[2]) == 0
-        };
-        let changed = call(libc::SYS_setgroups, [0; 3])
-            && call(libc::SYS_setresgid, [id; 3])
-            && call(libc::SYS_setresuid, [id; 3]);
-        ensure!(
-            changed,
-            "become user {uid}: {}",
-            std::io::Error::last_os_error()
-        );
-        act()
-    })
-}
 
 fn policies(lab: &Lab) -> Result<Vec<Value>> {
     let list = lab.steer(&["policy", "list", "--json"])?.json()?;
@@ -74,83 +51,6 @@ fn nothing_left(lab: &Lab, cgroup: &LabCgroup) -> Result<()> {
     wait::until("policies and places to be gone", || {
         Ok((policies(lab)?.is_empty() && cgroup.descendants()?.is_empty()).then_some(()))
     })
-}
-
-#[test]
-fn nobody_else_keeps_an_agent_from_starting_by_a_lock() -> Result<()> {
-    let lab = Lab::new()?;
-    let mut agent = lab.start_agent()?;
-    for private in [
-        "/run/steer/agent.lock",
-        "/run/steer/state.json",
-        "/sys/fs/bpf/steer",
-    ] {
-        let opened = as_user(&lab, ALICE, || Ok(File::open(private).err()))?;
-        let denied = opened.is_some_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied);
-        ensure!(denied, "{private} can be opened");
-    }
-    agent.stop()?;
-    // Everybody may see which agent runs; and who may read a file may lock it as readers do.
-    let held = as_user(&lab, ALICE, || {
-        let file = File::open("/run/steer/running.json")?;
-        let lock = libc::flock {
-            l_type: i16::try_from(libc::F_RDLCK)?,
-            l_whence: 0,
-            l_start: 0,
-            l_len: 0,
-            l_pid: 0,
-        };
-        fcntl(&file, FcntlArg::F_OFD_SETLK(&lock))?;
-        Ok(file)
-    })?;
-    agent.start()?;
-    let mode = lab
-        .host()
-        .run(|| Ok(fs::metadata("/run/steer/running.json")?.mode() & 0o777))?;
-    ensure!(mode == 0o644, "{mode:o}");
-    agent.stop()?;
-    let flock = as_user(&lab, ALICE, || {
-        let file = File::open("/run/steer/running.json")?;
-        Ok(Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok())
-    })?;
-    ensure!(flock, "the file was not to be had");
-    agent.start()?;
-    drop(held);
-    Ok(())
-}
-
-#[test]
-fn a_lock_file_that_an_older_agent_left_open_to_all_is_closed() -> Result<()> {
-    let lab = Lab::new()?;
-    lab.host().run(|| {
-        fs::create_dir_all("/run/steer")?;
-        fs::write("/run/steer/agent.lock", "")?;
-        fs::set_permissions("/run/steer/agent.lock", fs::Permissions::from_mode(0o644))?;
-        Ok(())
-    })?;
-    let _agent = lab.start_agent()?;
-    let mode = lab
-        .host()
-        .run(|| Ok(fs::metadata("/run/steer/agent.lock")?.mode() & 0o777))?;
-    ensure!(mode == 0o600, "{mode:o}");
-    Ok(())
-}
-
-#[test]
-fn pins_are_not_made_in_a_directory_of_somebody_else() -> Result<()> {
-    let lab = Lab::new()?;
-    // As `mount -t bpf` without options does it.
-    lab.host().run(|| {
-        fs::set_permissions("/sys/fs/bpf", fs::Permissions::from_mode(0o1777))?;
-        Ok(())
-    })?;
-    as_user(&lab, ALICE, || Ok(fs::create_dir("/sys/fs/bpf/steer")?))?;
-    let output = lab.agent_that_ends()?;
-    let said = output.failure(1)?;
-    ensure!(said.contains("made by user 4711"), "{output:?}");
-    as_user(&lab, ALICE, || Ok(fs::remove_dir("/sys/fs/bpf/steer")?))?;
-    let _agent = lab.start_agent()?;
-    Ok(())
 }
 
 #[test]
@@ -477,74 +377,151 @@ fn process_ids_that_are_none_are_refused() -> Result<()> {
 }
 
 #[test]
-fn nothing_that_is_said_ends_the_agent() -> Result<()> {
+fn no_cgroup_that_a_user_makes_leads_out_of_a_strict_policy() -> Result<()> {
     let lab = Lab::new()?;
-    let mut agent = lab.start_agent()?;
-    let pid = agent.pid()?;
+    let inner = lab.cgroup().child("session/inner")?;
+    let strict = format!(
+        "match.cgroup = \"{}/session/**\"\nuse = [\"wwan0\"]\nstrict = true\n",
+        lab.cgroup().name()
+    );
+    lab.configure(&format!("[policy.closed]\n{strict}"))?;
+    let _agent = lab.start_agent()?;
+    let alice = User::new(ALICE);
+    alice.own(&inner)?;
+    let deep = ["n"; 80].join("/");
+    for name in [
+        "plain",
+        "steer",
+        "steer/run-1-1",
+        "steer-run-1-1",
+        "..inner",
+        "a b",
+        "*",
+        "**",
+        "\u{1b}[2J",
+        "tab\t",
+        " (deleted)",
+        "x.service",
+        deep.as_str(),
+    ] {
+        let made = inner.child(name)?;
+        let shown = name.escape_debug().to_string();
+        let target = Family::V4.target(&lab);
+        let mut probe = probe_of(&lab, ALICE, &made)?;
+        let to = SocketAddr::new(target, ECHO_PORT);
+        // It may be refused, where nothing can be chosen.
+        let sent = probe.perform(&format!("send token {to}"))?;
+        lab.drain()?;
+        let packets = lab.capture().about(target);
+        let strays = packets.iter().any(|packet| packet.uplink != "wwan0");
+        ensure!(!strays, "{shown}: {packets:?}");
+        // Deeper than patterns reach it is closed, once that is found.
+        ensure!(sent.ok || name == deep, "{shown}: {sent:?}");
+        let pid = probe.pid().to_string();
+        for args in [
+            vec!["run", "--via", "wlan0", "--", "true"],
+            vec!["move", &pid, "--via", "wlan0"],
+            vec![
+                "policy",
+                "set",
+                "x",
+                "--cgroup",
+                made.name(),
+                "--via",
+                "wlan0",
+            ],
+        ] {
+            let output = lab.steer_as(&alice, &made, &args)?;
+            ensure!(output.code == 1 || output.code == 2, "{shown}: {output:?}");
+            ensure!(!output.stderr.contains('\u{1b}'), "{shown}: {output:?}");
+        }
+    }
+    let own = policies(&lab)?;
+    ensure!(own.len() == 1, "{own:?}");
+    Ok(())
+}
+
+#[test]
+fn a_name_that_a_user_took_goes_to_the_file_that_defines_it() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.configure("")?;
+    let _agent = lab.start_agent()?;
     let session = lab.cgroup().child("session")?;
     let alice = User::new(ALICE);
-    let method = |name: &str, parameters: &str| {
-        format!("{{\"method\":\"net.steer.Agent.{name}\",\"parameters\":{parameters}}}")
-    };
-    let deep = 30_000;
-    let nested = |open: &str, close: &str| open.repeat(deep) + &close.repeat(deep);
-    let set = |more: &str| {
-        method(
-            "SetPolicy",
-            &format!("{{\"name\":\"x\",\"cgroup\":[\"a\"],\"unit\":[],\"use\":[\"wlan0\"]{more}}}"),
-        )
-    };
-    for said in [
-        nested("[", "]"),
-        "[".repeat(60_000),
-        "{\"a\":".repeat(12_000),
-        method("SetPolicy", &nested("[", "]")),
-        method("Status", &format!("{{\"x\":{}}}", nested("[", "]"))),
-        format!(
-            "{{\"method\":\"net.steer.Agent.Status\",\"unknown\":{}}}",
-            nested("[", "]")
-        ),
-        set(",\"priority\":1e400"),
-        set(",\"priority\":99999999999999999999999999999999"),
-        set(",\"priority\":-9223372036854775808"),
-        set(&format!(",\"pid\":{}", "9".repeat(60_000))),
-        method(
-            "Run",
-            "{\"via\":[\"wlan0\"],\"command\":\"x\",\"wait_ms\":9223372036854775808}",
-        ),
-        method(
-            "Run",
-            &format!(
-                "{{\"via\":[{}],\"command\":\"x\"}}",
-                vec!["\"wlan0\""; 6000].join(",")
-            ),
-        ),
-        method(
-            "Run",
-            &format!("{{\"via\":[\"{}\"],\"command\":\"x\"}}", "x".repeat(60_000)),
-        ),
-        method("Move", "{\"pid\":1.5,\"via\":[]}"),
-        method("ShowPolicy", "{\"name\":\"\\u0000\"}"),
-        method("ShowPolicy", "{\"name\":\"../../etc/passwd\"}"),
-        method("Explain", "{\"cgroup\":\"/../../..\"}"),
-        method(
-            "Explain",
-            "{\"destination\":\"::ffff:999.0.0.1\",\"port\":99999999}",
-        ),
-        "\\u0000".to_owned(),
-        "\u{fffd}\"".to_owned(),
-        String::new(),
-        "null".to_owned(),
-        "\0\0\0\0".to_owned(),
+    let holder = probe_of(&lab, ALICE, &session)?;
+    let pid = holder.pid().to_string();
+    let set = ["policy", "set", "web", "--pid", &pid, "--via", "wlan0"];
+    lab.steer_as(&alice, &session, &set)?.success()?;
+    let place = cgroup_of(holder.pid())?;
+    let place = place
+        .lines()
+        .find_map(|line| line.split("/session/").nth(1));
+    let place = session.child(place.context("it has no place")?)?;
+    lab.configure(&format!(
+        "[policy.web]\nmatch.cgroup = \"{}\"\nuse = [\"wwan0\"]\nstrict = true\n",
+        session.name()
+    ))?;
+    lab.steer(&["reload"])?.success()?;
+    flow_by(&lab, &mut probe_of(&lab, ALICE, &place)?, "wwan0")?;
+    for args in [
+        vec!["policy", "set", "web", "--pid", &pid, "--via", "wlan0"],
+        vec!["policy", "unset", "web"],
+        vec!["policy", "set", "other", "--pid", &pid, "--via", "wlan0"],
+        vec!["run", "--via", "wlan0", "--", "true"],
     ] {
-        let shown: String = said.chars().take(60).collect();
-        let mut caller = Caller::start(&lab, &alice, &session)?;
-        caller.say(said.as_bytes())?;
-        caller.say(b"\0")?;
-        // An answer, or the connection's end.
-        caller.answer().with_context(|| shown.clone())?;
-        ensure!(!agent.has_ended()?, "it ended at {shown}:\n{}", agent.log());
+        let output = lab.steer_as(&alice, &place, &args)?;
+        refused(&output, "web").with_context(|| args.join(" "))?;
     }
-    ensure!(agent.pid()? == pid, "another agent");
-    nothing_left(&lab, &session)
+    flow_by(&lab, &mut probe_of(&lab, ALICE, &place)?, "wwan0")
+}
+
+#[test]
+fn a_user_is_told_the_same_of_what_is_of_others_and_of_what_is_not_there() -> Result<()> {
+    let lab = Lab::new()?;
+    let mut agent = lab.start_agent()?;
+    let session = lab.cgroup().child("session")?;
+    let secret = lab.cgroup().child("secret")?;
+    let bobs = probe_of(&lab, BOB, &secret)?;
+    lab.set_policy("secret", &secret, "wwan0", &[])?;
+    let alice = User::new(ALICE);
+    let missing = secret.name().replace("secret", "absent");
+    let told = |args: &[&str], was: &str| -> Result<String> {
+        let output = lab.steer_as(&alice, &session, args)?;
+        ensure!(output.code == 1, "{output:?}");
+        Ok(output.stderr.replace(was, "X"))
+    };
+    for (there, absent, command) in [
+        ("secret", "absent", vec!["policy", "show"]),
+        ("secret", "absent", vec!["policy", "unset"]),
+        (secret.name(), &missing, vec!["explain", "--cgroup"]),
+        (
+            secret.name(),
+            &missing,
+            vec!["policy", "set", "x", "--via", "wlan0", "--cgroup"],
+        ),
+    ] {
+        let of = |name: &str| told(&[&command[..], &[name]].concat(), name);
+        ensure!(
+            of(there)? == of(absent)?,
+            "{}: {} | {}",
+            command.join(" "),
+            of(there)?,
+            of(absent)?
+        );
+    }
+    let pid = bobs.pid().to_string();
+    let explained = told(&["explain", "--pid", &pid], &pid)?;
+    ensure!(!explained.contains("secret"), "{explained}");
+    // Nor without an agent.
+    agent.stop()?;
+    for args in [
+        vec!["status"],
+        vec!["status", "--json"],
+        vec!["policy", "list"],
+    ] {
+        let output = lab.steer_as(&alice, &session, &args)?;
+        let said = format!("{}{}", output.stdout, output.stderr);
+        ensure!(!said.contains("secret"), "{output:?}");
+    }
+    Ok(())
 }

@@ -250,3 +250,52 @@ fn remove_tree(directory: &Path) -> Result<(), Error> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::chown;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::{Error, Handle, Tree, make};
+
+    const ALICE: u32 = 4711;
+
+    #[test]
+    fn a_directory_that_the_parents_owner_put_in_place_of_the_made_one_is_not_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let mount = directory.path().to_owned();
+        let tree = Tree {
+            root: mount.clone(),
+            mount: mount.clone(),
+        };
+        let parent = Handle::open(&tree, "").unwrap();
+        let (theirs, place) = (mount.join("theirs"), mount.join("place"));
+        let over = AtomicBool::new(false);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    if fs::create_dir(&theirs).is_ok() {
+                        chown(&theirs, Some(ALICE), Some(ALICE)).unwrap();
+                    }
+                    // An empty directory gives way (rename(2)).
+                    drop(fs::metadata(&place).and_then(|_| fs::rename(&theirs, &place)));
+                }
+            });
+            let mut outcome = None;
+            while outcome.is_none() && Instant::now() < deadline {
+                outcome = match make(&parent, "place") {
+                    Ok(made) if made.owner().unwrap() == ALICE => Some("it was taken"),
+                    // The kernel did not say so: it was made, and is another's.
+                    Err(Error::Make(_, e)) if e.raw_os_error().is_none() => Some("caught"),
+                    _ => None,
+                };
+                drop(fs::remove_dir(&place));
+            }
+            over.store(true, Ordering::Relaxed);
+            assert_eq!(outcome, Some("caught"));
+        });
+    }
+}

@@ -261,6 +261,25 @@ fn what_the_kernel_lacks_is_told_once() {
     assert!(on(None, Some(false), "")[0].contains("BTF"));
 }
 
+#[test]
+fn what_an_equal_one_displaces_casts_no_shadow() {
+    // At a/a/c the first and the second are equal, so that the second does not apply there, and the first
+    // asks the third.
+    let of = |at: usize, path: &str, more: &str| {
+        format!("[policy.p{at}]\nmatch.cgroup = \"{path}\"\nuse = \"wlan0\"\n{more}\n")
+    };
+    let text = of(0, "**", "priority = 2\notherwise = \"next\"")
+        + &of(1, "*/*/c", "priority = 2")
+        + &of(2, "a/a/c", "");
+    assert!(
+        found(&text)
+            .iter()
+            .all(|line| !line.contains(": shadowed: ")),
+        "{:?}",
+        found(&text)
+    );
+}
+
 fn policies() -> impl Strategy<Value = String> {
     let level = prop_oneof![4 => "[abc]", 1 => Just("*".to_owned()), 1 => Just("**".to_owned())];
     let path = proptest::collection::vec(level, 1..4).prop_map(|levels| levels.join("/"));

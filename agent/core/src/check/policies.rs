@@ -171,14 +171,25 @@ fn shadows<'a>(
     sides: &'a [Side<'a>],
     pairs: &[(usize, usize)],
 ) -> BTreeMap<&'a Name, Vec<Shadow<'a>>> {
-    let mut over: Vec<Option<&Side<'_>>> = vec![None; sides.len()];
-    for &(one, two) in pairs {
-        let (first, later) = if sides[one].key() < sides[two].key() {
+    let order = |one: usize, two: usize| {
+        if sides[one].key() < sides[two].key() {
             (one, two)
         } else {
             (two, one)
-        };
-        let last_word = sides[first].policy.otherwise != Otherwise::Next;
+        }
+    };
+    // Where two are equal, the later does not apply at all, and casts no shadow.
+    let mut displaced = vec![false; sides.len()];
+    for &(one, two) in pairs {
+        let (first, later) = order(one, two);
+        let (a, b) = (&sides[first], &sides[later]);
+        let equal = a.policy.priority == b.policy.priority && a.exact == b.exact;
+        displaced[later] |= equal && a.walk.meet(&b.walk).is_some();
+    }
+    let mut over: Vec<Option<&Side<'_>>> = vec![None; sides.len()];
+    for &(one, two) in pairs {
+        let (first, later) = order(one, two);
+        let last_word = sides[first].policy.otherwise != Otherwise::Next && !displaced[first];
         if last_word && over[later].is_none() && sides[first].walk.holds(&sides[later].walk) {
             over[later] = Some(&sides[first]);
         }

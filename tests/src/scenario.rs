@@ -1,15 +1,49 @@
 //! Sentences that many scenarios say.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::cgroup::LabCgroup;
 use crate::lab::Lab;
-use crate::probe::{Family, Kind, Probe};
-use crate::report::Report;
+use crate::probe::{Family, Kind, Probe, Session};
+use crate::report::{ECHO_PORT, Report};
 use crate::wait;
 
 impl Lab {
+    /// All policies, as root sees them.
+    ///
+    /// # Errors
+    /// If the agent does not tell.
+    pub fn policies(&self) -> Result<Vec<Value>> {
+        let list = self.steer(&["policy", "list", "--json"])?.json()?;
+        let policies = list.as_array().cloned();
+        policies.with_context(|| format!("no list of policies: {list}"))
+    }
+
+    /// Waits until no policy is left, and no cgroup below `cgroup`.
+    ///
+    /// # Errors
+    /// If some are at the deadline.
+    pub fn nothing_left(&self, cgroup: &LabCgroup) -> Result<()> {
+        wait::until("policies and places to be gone", || {
+            Ok((self.policies()?.is_empty() && cgroup.descendants()?.is_empty()).then_some(()))
+        })
+    }
+
+    /// Connects a probe that runs already to a fresh IPv4 target, sends, and asserts that it left by `uplink`
+    /// alone.
+    ///
+    /// # Errors
+    /// If it failed, or left by another uplink.
+    pub fn connects_by(&self, session: &mut Session, uplink: &str) -> Result<()> {
+        let target = Family::V4.target(self);
+        session.succeed(&format!("connect {}", SocketAddr::new(target, ECHO_PORT)))?;
+        session.succeed("send token")?;
+        self.assert_only_by(uplink, target).map(drop)
+    }
+
     /// A complete flow from `cgroup`: it succeeds, and all of it leaves by `uplink` with its address.
     ///
     /// # Errors

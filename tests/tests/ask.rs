@@ -2,12 +2,10 @@
 //! force (`domain prefer`).
 
 use std::fs;
-use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use steer_tests::report::ECHO_PORT;
 use steer_tests::{
     Family, Kind, Lab, LabCgroup, Output, Probe, Session, Terminal, User, conformance, wait,
 };
@@ -25,15 +23,6 @@ fn asking(lab: &Lab, cgroup: &LabCgroup, more: &[&str]) -> Result<Command> {
     lab.steer_command(&User::new(ALICE), cgroup, &args)
 }
 
-/// A new flow, and the only uplink that it leaves by.
-fn flow_by(lab: &Lab, session: &mut Session, uplink: &str) -> Result<()> {
-    let target = Family::V4.target(lab);
-    let to = SocketAddr::new(target, ECHO_PORT);
-    session.succeed(&format!("connect {to}"))?;
-    session.succeed("send token")?;
-    lab.assert_only_by(uplink, target).map(drop)
-}
-
 /// The policy whose command waits for an answer.
 fn open_question(lab: &Lab) -> Result<Value> {
     wait::until("an open question", || {
@@ -48,15 +37,6 @@ fn open_question(lab: &Lab) -> Result<Value> {
 fn name_of(policy: &Value) -> Result<String> {
     let name = policy["name"].as_str().map(str::to_owned);
     name.with_context(|| format!("no name: {policy}"))
-}
-
-/// No policy and no place is left.
-fn nothing_left(lab: &Lab, cgroup: &LabCgroup) -> Result<()> {
-    wait::until("the policy and the cgroup to be gone", || {
-        let list = lab.steer(&["policy", "list", "--json"])?.json()?;
-        let gone = list.as_array().is_some_and(Vec::is_empty) && cgroup.descendants()?.is_empty();
-        Ok(gone.then_some(()))
-    })
 }
 
 #[test]
@@ -89,7 +69,7 @@ fn an_application_is_bound_by_a_file_or_by_who_starts_it() -> Result<()> {
             };
             ensure!(shown.lines().any(row), "{domain} is not offered:\n{shown}");
         }
-        flow_by(&lab, &mut session, uplink)?;
+        lab.connects_by(&mut session, uplink)?;
         drop(session);
         // Nothing else was changed by the answer.
         lab.flow_leaves_by(&backup, "wlan0", Kind::Tcp, Family::V4)?;
@@ -152,7 +132,7 @@ fn a_question_is_answered_from_another_shell() -> Result<()> {
         ensure!(name_of(&open_question(&lab)?)? == name, "it was answered");
         answer(&alice, "wwan0")?.success().map(drop)
     })?;
-    flow_by(&lab, &mut session, "wwan0")?;
+    lab.connects_by(&mut session, "wwan0")?;
     // What else was named comes behind it.
     lab.carrier_down("wwan0")?;
     wait::until("the other domain", || {
@@ -160,7 +140,7 @@ fn a_question_is_answered_from_another_shell() -> Result<()> {
         Ok((list[0]["decision"]["domain"] == "wlan0").then_some(()))
     })?;
     drop(session);
-    nothing_left(&lab, &cgroup)
+    lab.nothing_left(&cgroup)
 }
 
 #[test]
@@ -181,7 +161,7 @@ fn without_a_good_answer_nothing_is_started() -> Result<()> {
     let said = output.failure(4)?;
     ensure!(said.contains("nobody chose one in time"), "{output:?}");
     ensure!(output.stdout.is_empty(), "{output:?}");
-    nothing_left(&lab, &cgroup)?;
+    lab.nothing_left(&cgroup)?;
 
     // Somebody takes the policy away.
     let mut command = run(&["--wait"])?;
@@ -197,7 +177,7 @@ fn without_a_good_answer_nothing_is_started() -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(said.contains("was unset while it waited"), "{output:?}");
     ensure!(output.stdout.is_empty(), "{output:?}");
-    nothing_left(&lab, &cgroup)?;
+    lab.nothing_left(&cgroup)?;
 
     // What is chosen is not there.
     lab.carrier_down("wwan0")?;
@@ -218,7 +198,7 @@ fn without_a_good_answer_nothing_is_started() -> Result<()> {
     let output = child.wait_with_output()?;
     ensure!(output.status.code() == Some(4), "{output:?}");
     ensure!(output.stdout.is_empty(), "{output:?}");
-    nothing_left(&lab, &cgroup)?;
+    lab.nothing_left(&cgroup)?;
 
     // Ctrl-C.
     let mut terminal = Terminal::new()?;
@@ -230,7 +210,7 @@ fn without_a_good_answer_nothing_is_started() -> Result<()> {
     let output = child.wait_with_output()?;
     ensure!(!output.status.success(), "{output:?}");
     ensure!(output.stdout.is_empty(), "{output:?}");
-    nothing_left(&lab, &cgroup)
+    lab.nothing_left(&cgroup)
 }
 
 #[test]
@@ -300,8 +280,8 @@ fn a_preference_is_for_ones_own_policies_and_adds_nothing() -> Result<()> {
         changed.as_array().is_some_and(|all| all.len() == 1) && changed[0]["name"] == alices,
         "{changed}"
     );
-    flow_by(&lab, &mut own, "wlan0")?;
-    flow_by(&lab, &mut bobs, "eth0")?;
+    lab.connects_by(&mut own, "wlan0")?;
+    lab.connects_by(&mut bobs, "eth0")?;
     lab.flow_leaves_by(&theirs, "eth0", Kind::Tcp, Family::V4)?;
 
     for (user, at, args, words) in [

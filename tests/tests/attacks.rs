@@ -13,20 +13,6 @@ use steer_tests::{
 const ALICE: u32 = 4711;
 const BOB: u32 = 4712;
 
-fn policies(lab: &Lab) -> Result<Vec<Value>> {
-    let list = lab.steer(&["policy", "list", "--json"])?.json()?;
-    Ok(list.as_array().cloned().unwrap_or_default())
-}
-
-/// A flow of what runs already, and the only uplink that it leaves by.
-fn flow_by(lab: &Lab, session: &mut Session, uplink: &str) -> Result<()> {
-    let target = Family::V4.target(lab);
-    let to = SocketAddr::new(target, ECHO_PORT);
-    session.succeed(&format!("connect {to}"))?;
-    session.succeed("send token")?;
-    lab.assert_only_by(uplink, target).map(drop)
-}
-
 fn probe_of(lab: &Lab, uid: u32, cgroup: &LabCgroup) -> Result<Session> {
     Probe::new(Kind::UdpUnconnected, Family::V4).start_as(lab, &User::new(uid), cgroup, None)
 }
@@ -46,13 +32,6 @@ fn cgroup_of(pid: u32) -> Result<String> {
     Ok(fs::read_to_string(format!("/proc/{pid}/cgroup"))?)
 }
 
-/// Everything that alice, or anybody, made is gone.
-fn nothing_left(lab: &Lab, cgroup: &LabCgroup) -> Result<()> {
-    wait::until("policies and places to be gone", || {
-        Ok((policies(lab)?.is_empty() && cgroup.descendants()?.is_empty()).then_some(()))
-    })
-}
-
 #[test]
 fn a_strict_default_policy_is_not_replaced_by_a_plain_user() -> Result<()> {
     let lab = Lab::new()?;
@@ -70,7 +49,7 @@ fn a_strict_default_policy_is_not_replaced_by_a_plain_user() -> Result<()> {
         let output = lab.steer_as(&alice, &session, &args)?;
         refused(&output, "default").with_context(|| args.join(" "))?;
     }
-    flow_by(&lab, &mut probe, "wwan0")?;
+    lab.connects_by(&mut probe, "wwan0")?;
     ensure!(
         session.descendants()?.is_empty(),
         "{:?}",
@@ -78,7 +57,7 @@ fn a_strict_default_policy_is_not_replaced_by_a_plain_user() -> Result<()> {
     );
     // An administrator's is there for that.
     lab.set_policy("x", &session, "eth0", &[])?;
-    flow_by(&lab, &mut probe_of(&lab, ALICE, &session)?, "eth0")
+    lab.connects_by(&mut probe_of(&lab, ALICE, &session)?, "eth0")
 }
 
 #[test]
@@ -166,7 +145,7 @@ fn a_cgroup_with_the_name_of_a_place_is_none() -> Result<()> {
         drop(session);
         lab.steer_as(&alice, &delegated, &["policy", "unset", "own"])?
             .success()?;
-        nothing_left(&lab, &delegated)?;
+        lab.nothing_left(&delegated)?;
     }
     Ok(())
 }
@@ -199,7 +178,7 @@ fn no_place_is_made_where_the_kernel_allows_none() -> Result<()> {
     drop(probe);
     wait::until("no policy and no place to be left", || {
         let left = session.descendants()?;
-        Ok((policies(&lab)?.is_empty() && left == ["threaded"]).then_some(()))
+        Ok((lab.policies()?.is_empty() && left == ["threaded"]).then_some(()))
     })
 }
 
@@ -261,11 +240,11 @@ fn names_of_places_cannot_be_taken_from_others() -> Result<()> {
         let answer = squatter.call("SetPolicy", &set)?;
         ensure!(answer.get("error").is_none(), "{answer}");
     }
-    let before = policies(&lab)?.len();
+    let before = lab.policies()?.len();
     let run = json!({"via": ["eth0"], "command": "x"});
     let answer = victim.call("Run", &run)?;
     ensure!(answer["parameters"]["domain"] == "eth0", "{answer}");
-    ensure!(policies(&lab)?.len() == before + 1, "one was replaced");
+    ensure!(lab.policies()?.len() == before + 1, "one was replaced");
     Ok(())
 }
 
@@ -290,12 +269,12 @@ fn a_caller_that_goes_while_it_waits_leaves_nothing() -> Result<()> {
         callers.push(caller);
     }
     ensure!(
-        policies(&lab)?.len() == callers.len(),
+        lab.policies()?.len() == callers.len(),
         "{:?}",
-        policies(&lab)?
+        lab.policies()?
     );
     drop(callers);
-    nothing_left(&lab, &session)
+    lab.nothing_left(&session)
 }
 
 #[test]
@@ -372,7 +351,7 @@ fn process_ids_that_are_none_are_refused() -> Result<()> {
         let answer = caller.call("Move", &json!({"pid": pid, "via": ["wlan0"]}))?;
         ensure!(error(&answer)?.ends_with("NotPermitted"), "{pid}: {answer}");
     }
-    ensure!(policies(&lab)?.is_empty(), "{:?}", policies(&lab)?);
+    ensure!(lab.policies()?.is_empty(), "{:?}", lab.policies()?);
     Ok(())
 }
 
@@ -436,7 +415,7 @@ fn no_cgroup_that_a_user_makes_leads_out_of_a_strict_policy() -> Result<()> {
             ensure!(!output.stderr.contains('\u{1b}'), "{shown}: {output:?}");
         }
     }
-    let own = policies(&lab)?;
+    let own = lab.policies()?;
     ensure!(own.len() == 1, "{own:?}");
     Ok(())
 }
@@ -462,7 +441,7 @@ fn a_name_that_a_user_took_goes_to_the_file_that_defines_it() -> Result<()> {
         session.name()
     ))?;
     lab.steer(&["reload"])?.success()?;
-    flow_by(&lab, &mut probe_of(&lab, ALICE, &place)?, "wwan0")?;
+    lab.connects_by(&mut probe_of(&lab, ALICE, &place)?, "wwan0")?;
     for args in [
         vec!["policy", "set", "web", "--pid", &pid, "--via", "wlan0"],
         vec!["policy", "unset", "web"],
@@ -472,7 +451,7 @@ fn a_name_that_a_user_took_goes_to_the_file_that_defines_it() -> Result<()> {
         let output = lab.steer_as(&alice, &place, &args)?;
         refused(&output, "web").with_context(|| args.join(" "))?;
     }
-    flow_by(&lab, &mut probe_of(&lab, ALICE, &place)?, "wwan0")
+    lab.connects_by(&mut probe_of(&lab, ALICE, &place)?, "wwan0")
 }
 
 #[test]

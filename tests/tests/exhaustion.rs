@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
-use serde_json::{Value, json};
-use steer_tests::{Caller, Family, Kind, Lab, LabCgroup, User, wait};
+use serde_json::json;
+use steer_tests::{Caller, Family, Kind, Lab, User, wait};
 
 const ALICE: u32 = 4711;
 const BOB: u32 = 4712;
@@ -30,18 +30,6 @@ fn as_user<T: Send>(lab: &Lab, uid: u32, act: impl FnOnce() -> Result<T> + Send)
             std::io::Error::last_os_error()
         );
         act()
-    })
-}
-
-fn policies(lab: &Lab) -> Result<Vec<Value>> {
-    let list = lab.steer(&["policy", "list", "--json"])?.json()?;
-    Ok(list.as_array().cloned().unwrap_or_default())
-}
-
-/// Everything that alice, or anybody, made is gone.
-fn nothing_left(lab: &Lab, cgroup: &LabCgroup) -> Result<()> {
-    wait::until("policies and places to be gone", || {
-        Ok((policies(lab)?.is_empty() && cgroup.descendants()?.is_empty()).then_some(()))
     })
 }
 
@@ -196,7 +184,7 @@ fn nothing_that_is_said_ends_the_agent() -> Result<()> {
         ensure!(!agent.has_ended()?, "it ended at {shown}:\n{}", agent.log());
     }
     ensure!(agent.pid()? == pid, "another agent");
-    nothing_left(&lab, &session)
+    lab.nothing_left(&session)
 }
 
 #[test]
@@ -271,7 +259,7 @@ fn floods_of_calls_keep_neither_the_network_nor_root_waiting_and_fill_no_log() -
         agent.log()
     );
     wait::until("the policies of the floods to be gone", || {
-        Ok((policies(lab)?.len() == 1).then_some(()))
+        Ok((lab.policies()?.len() == 1).then_some(()))
     })
 }
 

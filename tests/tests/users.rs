@@ -24,11 +24,6 @@ fn flow_by(lab: &Lab, session: &mut Session, uplink: &str) -> Result<()> {
     lab.assert_only_by(uplink, target).map(drop)
 }
 
-fn policies(lab: &Lab) -> Result<Vec<Value>> {
-    let list = lab.steer(&["policy", "list", "--json"])?.json()?;
-    Ok(list.as_array().cloned().unwrap_or_default())
-}
-
 /// A probe with an unconnected socket, which alice starts in `cgroup`.
 fn probe_of(lab: &Lab, uid: u32, cgroup: &LabCgroup) -> Result<Session> {
     Probe::new(Kind::UdpUnconnected, Family::V4).start_as(lab, &User::new(uid), cgroup, None)
@@ -68,7 +63,7 @@ fn a_plain_user_runs_a_command_by_a_domain() -> Result<()> {
         ensure!(own.as_array().is_some_and(|own| own.len() == 1), "{own}");
         drop(session);
         wait::until("the policy and the cgroup to be gone", || {
-            let gone = policies(&lab)?.is_empty() && session_cgroup.descendants()?.is_empty();
+            let gone = lab.policies()?.is_empty() && session_cgroup.descendants()?.is_empty();
             Ok(gone.then_some(()))
         })?;
     }
@@ -147,7 +142,7 @@ fn a_running_process_is_moved_by_its_user() -> Result<()> {
         .success()?;
     drop((session, other));
     wait::until("the policies and cgroups to be gone", || {
-        Ok((policies(&lab)?.is_empty() && cgroup.descendants()?.is_empty()).then_some(()))
+        Ok((lab.policies()?.is_empty() && cgroup.descendants()?.is_empty()).then_some(()))
     })
 }
 
@@ -176,7 +171,7 @@ fn a_plain_user_may_not_touch_what_is_of_others() -> Result<()> {
         ],
     )?
     .success()?;
-    let before = policies(&lab)?;
+    let before = lab.policies()?;
     let where_is = |pid: u32| fs::read_to_string(format!("/proc/{pid}/cgroup"));
     let places = [where_is(bobs.pid())?, where_is(roots.pid())?];
 
@@ -263,7 +258,7 @@ fn a_plain_user_may_not_touch_what_is_of_others() -> Result<()> {
         refused(&output, words).with_context(|| args.join(" "))?;
     }
 
-    ensure!(policies(&lab)? == before, "{before:?}");
+    ensure!(lab.policies()? == before, "{before:?}");
     ensure!(
         [where_is(bobs.pid())?, where_is(roots.pid())?] == places,
         "{places:?}"
@@ -368,7 +363,7 @@ fn a_cgroup_that_is_delegated_to_a_user_is_its_own_as_long_as_it_is_that_one() -
     let mut probe = probe_of(&lab, BOB, &app)?;
     flow_by(&lab, &mut probe, "eth0")?;
     wait::until("the policy to end with its cgroup", || {
-        Ok(policies(&lab)?.is_empty().then_some(()))
+        Ok(lab.policies()?.is_empty().then_some(()))
     })?;
     let output = lab.steer_as(&alice, &session, &set)?;
     refused(&output, "does not belong to user 4711")
@@ -453,7 +448,7 @@ fn files_say_what_users_may_do_and_who_is_an_administrator() -> Result<()> {
 }
 
 #[test]
-fn a_caller_that_goes_while_it_waits_leaves_nothing() -> Result<()> {
+fn a_command_that_is_killed_while_it_waits_leaves_nothing() -> Result<()> {
     let lab = Lab::new()?;
     let _agent = lab.start_agent()?;
     let cgroup = lab.cgroup().child("session")?;
@@ -463,12 +458,12 @@ fn a_caller_that_goes_while_it_waits_leaves_nothing() -> Result<()> {
     let mut waiting = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let places = || cgroup.descendants();
     wait::until("the call to wait", || {
-        Ok((places()?.len() == 1 && policies(&lab)?.len() == 1).then_some(()))
+        Ok((places()?.len() == 1 && lab.policies()?.len() == 1).then_some(()))
     })?;
     waiting.kill()?;
     waiting.wait()?;
     wait::until("its place and policy to be gone", || {
-        Ok((places()?.is_empty() && policies(&lab)?.is_empty()).then_some(()))
+        Ok((places()?.is_empty() && lab.policies()?.is_empty()).then_some(()))
     })
 }
 
@@ -491,7 +486,7 @@ fn what_is_no_longer_permitted_ends_or_blocks_if_it_is_strict() -> Result<()> {
     agent.restart_after_kill()?;
     lab.configure("[permit.all]\ngroups = [\"501\"]\ndomains = [\"wwan0\"]\n")?;
     lab.steer(&["reload"])?.success()?;
-    let left = policies(&lab)?;
+    let left = lab.policies()?;
     ensure!(left.len() == 1 && left[0]["strict"] == true, "{left:?}");
     ensure!(left[0]["decision"]["verdict"] == "block", "{left:?}");
     let target = Family::V4.target(&lab);

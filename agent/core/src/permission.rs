@@ -59,17 +59,8 @@ pub enum Denied {
 }
 
 /// Whether a permit gives all of a wish.
-fn gives(
-    permit: &Permit,
-    name: &Name,
-    user: &User,
-    wish: Wish<'_>,
-    world: World<'_>,
-) -> Result<(), Denied> {
+fn gives(permit: &Permit, user: &User, wish: Wish<'_>, world: World<'_>) -> Result<(), Denied> {
     let uid = user.uid;
-    if !permit.destinations.is_empty() {
-        return Err(Denied::Destinations(name.clone()));
-    }
     if let Some(path) = wish.cgroup
         && !permit.cgroups.iter().any(|pattern| pattern.matches(path))
     {
@@ -137,20 +128,18 @@ pub fn check(
 ) -> Result<(), Denied> {
     let world = World { config, domains };
     if config.permits.is_empty() {
-        return gives(
-            &Permit::default(),
-            &Name::default_policy(),
-            user,
-            wish,
-            world,
-        );
+        return gives(&Permit::default(), user, wish, world);
     }
     let mut denied = Denied::Nobody(user.uid);
     for (name, permit) in &config.permits {
         if !permit.is_for(user, accounts) {
             continue;
         }
-        match gives(permit, name, user, wish, world) {
+        if !permit.destinations.is_empty() {
+            denied = Denied::Destinations(name.clone());
+            continue;
+        }
+        match gives(permit, user, wish, world) {
             Ok(()) => return Ok(()),
             Err(reason) => denied = reason,
         }

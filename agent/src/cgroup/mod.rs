@@ -288,16 +288,12 @@ fn file_name(path: &Path) -> String {
         .unwrap_or_default()
 }
 
-/// Mount point of the whole unified hierarchy (proc_pid_mountinfo(5): field 4 is the root within the
-/// file system, 5 the mount point with octal escapes, the type follows the lone hyphen).
+/// Mount point of the whole unified hierarchy.
 fn find_mount(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
-        let (mount, fs) = line.split_once(" - ")?;
-        let mut fields = mount.split(' ');
-        let root = fields.nth(3)?;
-        let point = fields.next()?;
-        (fs.split(' ').next() == Some("cgroup2") && root == "/").then(|| unescape(point))
-    })
+    let mut mounts = mounts(mountinfo).into_iter();
+    mounts
+        .find(|mount| mount.unified && mount.whole)
+        .map(|mount| mount.path)
 }
 
 fn unescape(field: &str) -> PathBuf {

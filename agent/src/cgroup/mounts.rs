@@ -17,7 +17,8 @@ pub struct Mount {
     pub options: Vec<String>,
 }
 
-/// The mounts that a mountinfo file lists (proc_pid_mountinfo(5)).
+/// The mounts that a mountinfo file lists (proc_pid_mountinfo(5): field 4 is the root within the file system, 5
+/// the mount point with octal escapes, the type follows the lone hyphen).
 pub fn mounts(mountinfo: &str) -> Vec<Mount> {
     let mount = |line: &str| {
         let (mount, system) = line.split_once(" - ")?;

@@ -222,6 +222,11 @@ impl Daemon {
     /// Ends policies of plain users that are not permitted any more. Strict ones block instead: what was
     /// not to leave by anything else does not leave by anything else now.
     pub(super) fn ask_permits_again(&mut self) {
+        // Without plain users no policy is one's: many need not be looked through for each change of the
+        // network.
+        if self.access.users.is_empty() {
+            return;
+        }
         let state = self.engine.state();
         let owned = state.api_policies.values();
         let mut denied = Vec::new();

@@ -171,16 +171,13 @@ fn domain(engine: &Engine, policy: &Name) -> Option<Name> {
 }
 
 /// A place that has its policy, and the process that is to be in it.
-struct Made {
+pub(super) struct Made {
     name: Name,
     place: Place,
     process: Process,
     authority: Authority,
     question: Option<Question>,
 }
-
-/// As [`Daemon::place_for`] made it.
-pub(super) struct Placed(Made);
 
 /// A process by its number, held by its descriptor.
 fn open_process(pid: u32) -> Result<(i32, Arc<OwnedFd>), ApiError> {
@@ -447,9 +444,8 @@ impl Daemon {
         authority: Authority,
         pid: u32,
         mut policy: Policy,
-    ) -> Result<Option<Placed>, ApiError> {
+    ) -> Result<Option<Made>, ApiError> {
         let process = open_process(pid)?;
-        authority.process(process.0, &process.1)?;
         let from = self.home(&authority, process.0, &process.1)?;
         let id = from.id().map_err(|e| failed(&e))?;
         let old = self.engine.state().api_policies.get(&policy.name);
@@ -477,12 +473,11 @@ impl Daemon {
             self.remove_place(made.place.directory());
             return Err(error);
         }
-        Ok(Some(Placed(made)))
+        Ok(Some(made))
     }
 
     /// Moves the process in, once its policy is in force; or takes the place away again.
-    pub(super) fn settle_in(&mut self, placed: &Placed, in_force: bool) -> Result<(), ApiError> {
-        let Placed(made) = placed;
+    pub(super) fn settle_in(&mut self, made: &Made, in_force: bool) -> Result<(), ApiError> {
         let directory = made.place.directory();
         let moved = if in_force {
             self.runs

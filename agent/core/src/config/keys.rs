@@ -230,35 +230,44 @@ pub(super) const GROUP: Keys = Keys::new(
     )],
 );
 
+// Keys that both kinds of policy have.
+const USE_OF_POLICY: Key = key(
+    "use",
+    "list of names",
+    "no domain: `otherwise` says all",
+    "domains and groups, first choice first",
+);
+
+const STRICT_OF_POLICY: Key = key(
+    "strict",
+    TRUTH,
+    "`false`",
+    "whether flows leave by these domains or not at all",
+);
+
+const OTHERWISE_OF_POLICY: Key = key(
+    "otherwise",
+    OTHERWISE,
+    "`\"block\"`",
+    "what to do with a flow when no domain fits",
+);
+
+const LOCAL_NETWORKS_OF_POLICY: Key = key(
+    "local-networks",
+    LOCAL_NETWORKS,
+    "`\"pass\"`; strict: `\"steer\"`",
+    "what to do with destinations on-link at other interfaces",
+);
+
 /// `[policy.x]`.
 pub(super) const POLICY: Keys = Keys::new(
     "[policy.x]",
     &[
         key("match", "table", "an error", "which cgroups it is for"),
-        key(
-            "use",
-            "list of names",
-            "no domain: `otherwise` says all",
-            "domains and groups, first choice first",
-        ),
-        key(
-            "strict",
-            TRUTH,
-            "`false`",
-            "whether flows leave by these domains or not at all",
-        ),
-        key(
-            "otherwise",
-            OTHERWISE,
-            "`\"block\"`",
-            "what to do with a flow when no domain fits",
-        ),
-        key(
-            "local-networks",
-            LOCAL_NETWORKS,
-            "`\"pass\"`; strict: `\"steer\"`",
-            "what to do with destinations on-link at other interfaces",
-        ),
+        USE_OF_POLICY,
+        STRICT_OF_POLICY,
+        OTHERWISE_OF_POLICY,
+        LOCAL_NETWORKS_OF_POLICY,
         key(
             "priority",
             "integer from -2147483648 to 2147483647",
@@ -286,30 +295,10 @@ pub(super) const POLICY_MATCH: Keys = Keys::new(
 pub(super) const DEFAULT_POLICY: Keys = Keys::new(
     "[policy.default]",
     &[
-        key(
-            "use",
-            "list of names",
-            "no domain: `otherwise` says all",
-            "domains and groups, first choice first",
-        ),
-        key(
-            "strict",
-            TRUTH,
-            "`false`",
-            "whether flows leave by these domains or not at all",
-        ),
-        key(
-            "otherwise",
-            OTHERWISE,
-            "`\"block\"`",
-            "what to do with a flow when no domain fits",
-        ),
-        key(
-            "local-networks",
-            LOCAL_NETWORKS,
-            "`\"pass\"`; strict: `\"steer\"`",
-            "what to do with destinations on-link at other interfaces",
-        ),
+        USE_OF_POLICY,
+        STRICT_OF_POLICY,
+        OTHERWISE_OF_POLICY,
+        LOCAL_NETWORKS_OF_POLICY,
     ],
 );
 

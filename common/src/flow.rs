@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// Value of `FLOWS` (socket storage): whose a socket is and what was decided for it.
+/// Value of `FLOWS3` (socket storage): whose a socket is and what was decided for it.
 ///
 /// Sockets of strict policies have it from the beginning. Others have it once they sent an unconnected
 /// datagram or bound an address: making it costs as much as all else that is done for a socket, and
@@ -14,10 +14,14 @@ pub struct FlowState {
     pub creator: u32,
     /// Policy that decided the flow at `connect` or first `sendmsg`; 0: undecided.
     pub policy: u32,
+    /// Choice that gave the domain.
+    pub choice: u32,
     /// Domain the flow was put on; 0: none, where a guard goes by the policy's choice of the moment.
     pub domain: u32,
     /// Bits of [`flow_flags`].
     pub flags: u32,
+    /// When it was decided last, in seconds of `CLOCK_MONOTONIC`.
+    pub since: u32,
 }
 
 /// Bits of [`FlowState::flags`].
@@ -32,4 +36,4 @@ pub mod flow_flags {
     pub const FOREIGN: u32 = 1 << 3;
 }
 
-const _: () = assert!(size_of::<FlowState>() == 16);
+const _: () = assert!(size_of::<FlowState>() == 24);

@@ -14,19 +14,19 @@ pub use event::{CgroupEvent, EventKind, GuardEvent, NAME_LEN, guard_reason};
 pub use flow::{FlowState, flow_flags};
 pub use mark::{MarkMask, MarkMaskError};
 pub use policy::{
-    CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, DomainSlots, IFNAME_LEN, LocalEntry,
-    LocalKey4, LocalKey6, NameKey, PolicyEntry, SourceKey, cgroup_flags, counter, domain_flags,
-    local_flags, policy_flags, verdict,
+    CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, DomainSlots, IFNAME_LEN, IngressEntry,
+    LocalEntry, LocalKey4, LocalKey6, NameKey, PolicyEntry, SourceKey, cgroup_flags, counter,
+    domain_flags, ingress_flags, local_flags, policy_flags, verdict,
 };
 
 /// Version of every layout in this crate; part of the pin path.
 ///
 /// An agent with another version fills maps of its own and then takes the attachments over. Only
-/// `FLOWS` goes from version to version, because nobody but the sockets knows what is in it: a change
-/// of [`FlowState`] gives that map another name as well.
+/// `FLOWS3` goes from version to version, because nobody but the sockets knows what is in it: a change
+/// of [`FlowState`] gives that map another name, that of the first version that has it.
 pub const LAYOUT_VERSION: u32 = LAYOUT + NEXT;
 
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 /// The feature `next-layout` builds the agent that the upgrade scenarios upgrade to.
 const NEXT: u32 = if cfg!(feature = "next-layout") { 1 } else { 0 };
 

@@ -62,6 +62,8 @@ pub struct PolicyEntry {
     pub choice: u32,
     /// Bits of [`policy_flags`].
     pub flags: u32,
+    /// Number of its compiled rules, which come before its choice; 0: none.
+    pub rules: u32,
 }
 
 /// Bits of [`PolicyEntry::flags`].
@@ -71,6 +73,13 @@ pub mod policy_flags {
     /// Destinations on-link at another interface are left to the host's routing
     /// (`local-networks = "pass"`).
     pub const LOCAL_PASS: u32 = 1 << 1;
+    /// Flows that no socket program could decide are put right packet by packet.
+    pub const REPAIR: u32 = 1 << 2;
+    /// Each datagram of an unconnected socket goes by the decision of the moment
+    /// (`rebind = "datagram"`).
+    pub const REBIND_DATAGRAM: u32 = 1 << 3;
+    /// Datagram flows that were decided for another domain are put on the new one (with [`REPAIR`]).
+    pub const MOVE: u32 = 1 << 4;
 }
 
 /// Value of `CHOICES` (array): what was decided for every policy with the same inputs to selection.
@@ -80,8 +89,10 @@ pub struct ChoiceEntry {
     /// One of [`verdict`].
     pub verdict: u32,
     /// Index into `DOMAINS`. With [`verdict::BLOCK`] the domain whose mark new sockets get all the
-    /// same (its table is empty, and the rules refuse), or 0.
+    /// same (its table is empty, and the rules refuse), or 0. Of several members the first.
     pub domain: u32,
+    /// Number of the members that flows are spread over; 0: `domain` has them all.
+    pub share: u32,
 }
 
 /// Values of [`ChoiceEntry::verdict`].
@@ -217,6 +228,24 @@ impl DomainSet {
     }
 }
 
+/// Value of `INGRESS` (hash; key: interface index, `u32`): what is done with packets that arrive there.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct IngressEntry {
+    /// The mark they get, inside the mask; 0: none.
+    pub mark: u32,
+    /// Bits of [`ingress_flags`].
+    pub flags: u32,
+}
+
+/// Bits of [`IngressEntry::flags`].
+pub mod ingress_flags {
+    /// Packets for addresses of other interfaces are dropped (`host-model = "strong"`).
+    pub const STRONG: u32 = 1 << 0;
+    /// They are counted (`host-model = "count"`).
+    pub const COUNT: u32 = 1 << 1;
+}
+
 /// Slots of `COUNTERS` (per-CPU array of `u64`).
 pub mod counter {
     /// Flows put on a domain by `connect`.
@@ -244,8 +273,9 @@ pub mod counter {
 const _: () = {
     assert!(size_of::<CgroupEntry>() == 12);
     assert!(size_of::<NameKey>() == 260);
-    assert!(size_of::<PolicyEntry>() == 8);
-    assert!(size_of::<ChoiceEntry>() == 8);
+    assert!(size_of::<PolicyEntry>() == 12);
+    assert!(size_of::<ChoiceEntry>() == 12);
+    assert!(size_of::<IngressEntry>() == 8);
     assert!(size_of::<DomainEntry>() == 48);
     assert!(size_of::<DomainSlots>() == 196);
     assert!(size_of::<SourceKey>() == 20);

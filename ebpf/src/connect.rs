@@ -15,6 +15,7 @@ use crate::{
     flow,
     owner::{self, Owner},
     sock::{self, AF_INET6, bind6, field, is_ours, our_mark, set_mark},
+    tuple::Tuple,
 };
 
 /// `bpf_bind`: the address is not the host's.
@@ -57,9 +58,19 @@ fn connect(ctx: *mut bpf_sock_addr, destination: Address) -> i32 {
             return refuse_no_domain();
         }
     }
-    match decide(&owner, destination, field!(socket, bound_dev_if)) {
+    let [source4, source6] = sock::sources(socket);
+    let source = if destination.is_v4() {
+        source4
+    } else {
+        source6
+    };
+    let tuple = Tuple::of_socket(ctx, source, destination);
+    match decide(&owner, &tuple, field!(socket, bound_dev_if)) {
         Decision::Pass(_) => pass(ctx, socket, flow, &owner),
-        Decision::Steer(domain) => steer(ctx, socket, flow, &owner, domain, destination.is_v4()),
+        Decision::Steer(domain, choice) => {
+            let v4 = destination.is_v4();
+            steer(ctx, socket, flow, &owner, choice, domain, v4)
+        }
         Decision::NoDomain => refuse_no_domain(),
         Decision::NotAllowed => refuse_not_allowed(),
     }
@@ -97,7 +108,7 @@ fn pass(
     if !set_mark(ctx, socket, 0) && owner.is_strict() {
         return refuse_no_domain();
     }
-    record(flow, owner.policy, 0);
+    record(flow, owner.policy, 0, 0);
     ALLOW
 }
 
@@ -107,6 +118,7 @@ fn steer(
     socket: *mut bpf_sock,
     flow: Option<&mut FlowState>,
     owner: &Owner,
+    choice: u32,
     domain: Domain,
     v4: bool,
 ) -> i32 {
@@ -124,7 +136,7 @@ fn steer(
         || our_mark(socket) == 0 && !has(flow.as_deref(), flow_flags::HOOK_BOUND);
     if !source.is_unspecified() && respected && !owner.is_strict() {
         set_mark(ctx, socket, 0);
-        record(flow, owner.policy, 0);
+        record(flow, owner.policy, 0, 0);
         return ALLOW;
     }
     if !domain.serves(v4) {
@@ -149,14 +161,14 @@ fn steer(
         }
         let earlier = sock::marked_domain(socket);
         if source.belongs_to(earlier) && Domain::get(earlier).is_some() {
-            record(flow, owner.policy, earlier);
+            record(flow, owner.policy, choice, earlier);
             return ALLOW;
         }
     }
     if !set_mark(ctx, socket, domain.entry.mark) && owner.is_strict() {
         return refuse_no_domain();
     }
-    record(flow, owner.policy, domain.index);
+    record(flow, owner.policy, choice, domain.index);
     count(counter::CONNECT_STEERED);
     ALLOW
 }
@@ -187,10 +199,8 @@ fn has(flow: Option<&FlowState>, flag: u32) -> bool {
 }
 
 #[inline(always)]
-fn record(flow: Option<&mut FlowState>, policy: u32, domain: u32) {
+fn record(flow: Option<&mut FlowState>, policy: u32, choice: u32, domain: u32) {
     if let Some(flow) = flow {
-        flow.policy = policy;
-        flow.domain = domain;
-        flow.flags |= flow_flags::DECIDED;
+        flow::decided(flow, policy, choice, domain);
     }
 }

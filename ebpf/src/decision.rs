@@ -6,7 +6,7 @@ use steer_common::{
     domain_flags, local_flags, verdict,
 };
 
-use crate::{address::Address, count::count, maps::DOMAINS, owner::Owner};
+use crate::{address::Address, count::count, maps::DOMAINS, owner::Owner, tuple::Tuple};
 
 /// Verdict of a cgroup program: go on.
 pub const ALLOW: i32 = 1;
@@ -18,8 +18,8 @@ pub enum Decision {
     /// Left to the host's routing. With the entry if that is because the destination is on-link at
     /// another interface.
     Pass(Option<&'static LocalEntry>),
-    /// Put on the domain.
-    Steer(Domain),
+    /// Put on the domain, by this choice.
+    Steer(Domain, u32),
     /// Refused: no domain fits.
     NoDomain,
     /// Refused: the policy does not allow it.
@@ -109,10 +109,11 @@ fn entry_in_use(index: u32) -> Option<(DomainEntry, &'static DomainEntry)> {
     (meanwhile < DomainSlots::COUNT as u32 - 1).then_some((entry, place))
 }
 
-/// Decides for `owner` and `destination`; `bound_device` is the interface that the application bound
+/// Decides for `owner` and a flow; `bound_device` is the interface that the application bound
 /// the socket to, or 0.
 #[inline(always)]
-pub fn decide(owner: &Owner, destination: Address, bound_device: u32) -> Decision {
+pub fn decide(owner: &Owner, tuple: &Tuple, bound_device: u32) -> Decision {
+    let destination = tuple.destination;
     if destination.is_never_steered() {
         return Decision::Pass(None);
     }
@@ -141,7 +142,7 @@ pub fn decide(owner: &Owner, destination: Address, bound_device: u32) -> Decisio
             Decision::Pass(None)
         };
     }
-    Decision::Steer(domain)
+    Decision::Steer(domain, owner.choice)
 }
 
 /// [`steer_common::DomainSet::contains`] with a bound that the verifier sees.

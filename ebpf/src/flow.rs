@@ -2,18 +2,18 @@
 
 use aya_ebpf::{
     bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
-    helpers::generated::bpf_sk_storage_get,
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_sk_storage_get},
 };
-use steer_common::{FlowState, counter};
+use steer_common::{FlowState, counter, flow_flags};
 
-use crate::{count::count, maps::FLOWS};
+use crate::{count::count, maps::FLOWS3};
 
 /// What `socket` remembers, if anything.
 #[inline(always)]
 pub fn get(socket: *mut bpf_sock) -> Option<&'static mut FlowState> {
     // SAFETY: the kernel gives null or this socket's own value, which lives as long as the program runs.
     unsafe {
-        bpf_sk_storage_get(FLOWS.as_ptr(), socket.cast(), core::ptr::null_mut(), 0)
+        bpf_sk_storage_get(FLOWS3.as_ptr(), socket.cast(), core::ptr::null_mut(), 0)
             .cast::<FlowState>()
             .as_mut()
     }
@@ -28,7 +28,7 @@ pub fn get_or_create(
     // SAFETY: as in `get`; `initial` outlives the call.
     let state = unsafe {
         bpf_sk_storage_get(
-            FLOWS.as_ptr(),
+            FLOWS3.as_ptr(),
             socket.cast(),
             (&raw mut initial).cast(),
             BPF_SK_STORAGE_GET_F_CREATE.into(),
@@ -40,4 +40,16 @@ pub fn get_or_create(
         count(counter::STORAGE_FAILED);
     }
     state
+}
+
+/// Notes what was decided for a flow, and when.
+#[inline(always)]
+pub fn decided(flow: &mut FlowState, policy: u32, choice: u32, domain: u32) {
+    const NANOSECONDS: u64 = 1_000_000_000;
+    flow.policy = policy;
+    flow.choice = choice;
+    flow.domain = domain;
+    flow.flags |= flow_flags::DECIDED;
+    // SAFETY: takes nothing.
+    flow.since = (unsafe { bpf_ktime_get_coarse_ns() } / NANOSECONDS) as u32;
 }

@@ -14,8 +14,10 @@ pub fn ingress_mark(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
     let ifindex = field!(skb, ifindex);
     // SAFETY: copied at once.
-    if let Some(&bits) = unsafe { INGRESS.get(ifindex) } {
-        let mark = field!(skb, mark) & !globals::MARK_MASK.load() | bits;
+    if let Some(&entry) = unsafe { INGRESS.get(ifindex) }
+        && entry.mark != 0
+    {
+        let mark = field!(skb, mark) & !globals::MARK_MASK.load() | entry.mark;
         set_field!(mark, skb, mark);
     }
     TC_ACT_UNSPEC

@@ -25,6 +25,7 @@ mod sendmsg;
 mod setsockopt;
 mod sock;
 mod sock_create;
+mod tuple;
 
 /// bpf helpers used here are open to GPL-compatible programs only.
 #[unsafe(link_section = "license")]

@@ -6,9 +6,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use steer_common::{
-    CgroupEntry, CgroupEvent, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, LocalEntry,
-    MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED, MAX_INGRESS, MAX_LOCALS, MAX_NAMES,
-    MAX_POLICIES, MAX_SOURCES, NameKey, PolicyEntry, SourceKey, counter,
+    CgroupEntry, CgroupEvent, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, IngressEntry,
+    LocalEntry, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED, MAX_INGRESS, MAX_LOCALS,
+    MAX_NAMES, MAX_POLICIES, MAX_SOURCES, NameKey, PolicyEntry, SourceKey, counter,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -45,9 +45,10 @@ pub static LOCALS4: LpmTrie<[u8; 4], LocalEntry, { MAX_LOCALS as usize }> = LpmT
 #[btf_map]
 pub static LOCALS6: LpmTrie<[u8; 16], LocalEntry, { MAX_LOCALS as usize }> = LpmTrie::new();
 
-/// Interface -> mark of what arrives there.
+/// Interface -> what is done with what arrives there.
 #[btf_map]
-pub static INGRESS: HashMap<u32, u32, { MAX_INGRESS as usize }, ON_DEMAND> = HashMap::new();
+pub static INGRESS: HashMap<u32, IngressEntry, { MAX_INGRESS as usize }, ON_DEMAND> =
+    HashMap::new();
 
 /// Interfaces that have a guard.
 #[btf_map]
@@ -64,7 +65,7 @@ pub static EVENTS: RingBuf<CgroupEvent, { EVENT_RING_BYTES as usize }> = RingBuf
 /// What sockets remember. Accepted sockets take over their listener's state, hence `BPF_F_CLONE`,
 /// which aya's own `SkStorage` cannot say.
 #[btf_map]
-pub static FLOWS: FlowStorage = FlowStorage::new();
+pub static FLOWS3: FlowStorage = FlowStorage::new();
 
 /// Definition of a socket storage map in the form that loaders read from BTF.
 #[repr(C)]

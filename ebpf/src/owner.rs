@@ -20,7 +20,8 @@ use crate::maps::{CGROUPS, CHOICES, POLICIES};
 pub struct Owner {
     /// Index into `POLICIES`; 0: none, or an undecided cgroup.
     pub policy: u32,
-    choice: u32,
+    /// Index into `CHOICES`; 0: none.
+    pub choice: u32,
     /// Of [`policy_flags`], and [`CONFLICT`].
     flags: u32,
 }
@@ -56,7 +57,7 @@ impl Owner {
         let Some(entry) = POLICIES.get(index) else {
             return Self::NONE;
         };
-        let PolicyEntry { choice, flags } = *entry;
+        let PolicyEntry { choice, flags, .. } = *entry;
         if choice == 0 && flags & policy_flags::STRICT == 0 {
             return Self::NONE;
         }
@@ -128,12 +129,14 @@ impl Owner {
             _ => ChoiceEntry {
                 verdict: verdict::PASS,
                 domain: 0,
+                share: 0,
             },
         };
         if choice.verdict == verdict::PASS && self.is_strict() {
             return ChoiceEntry {
                 verdict: verdict::BLOCK,
                 domain: 0,
+                share: 0,
             };
         }
         choice

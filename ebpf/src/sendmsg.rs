@@ -16,6 +16,7 @@ use crate::{
     flow,
     owner::{self, Owner},
     sock::{self, field, is_ours, our_mark, set_field},
+    tuple::Tuple,
 };
 
 /// Entry for IPv4 destinations, also v4-mapped ones.
@@ -57,14 +58,15 @@ fn sendmsg(ctx: *mut bpf_sock_addr, destination: Address, v4: bool) -> i32 {
     if owner.is_conflict() {
         return refuse_not_allowed();
     }
-    match decide(&owner, destination, field!(socket, bound_dev_if)) {
+    let tuple = Tuple::of_socket(ctx, message_source(ctx, v4), destination);
+    match decide(&owner, &tuple, field!(socket, bound_dev_if)) {
         Decision::Pass(local) => {
             if let Some(local) = local {
                 lead_to_local(ctx, socket, local, v4);
             }
             ALLOW
         }
-        Decision::Steer(domain) => steer(ctx, socket, flow, &owner, domain, v4),
+        Decision::Steer(domain, choice) => steer(ctx, flow, &owner, choice, domain, &tuple, v4),
         Decision::NoDomain => refuse_no_domain(),
         Decision::NotAllowed => refuse_not_allowed(),
     }
@@ -73,13 +75,14 @@ fn sendmsg(ctx: *mut bpf_sock_addr, destination: Address, v4: bool) -> i32 {
 #[inline(always)]
 fn steer(
     ctx: *mut bpf_sock_addr,
-    socket: *mut bpf_sock,
     flow: Option<&'static mut FlowState>,
     owner: &Owner,
+    choice: u32,
     domain: Domain,
+    tuple: &Tuple,
     v4: bool,
 ) -> i32 {
-    let source = message_source(ctx, v4);
+    let source = tuple.source;
     if !source.is_unspecified() {
         if !owner.is_strict() {
             // Bound by the application, told by IP_PKTINFO, or kept from an earlier `connect`.
@@ -94,19 +97,18 @@ fn steer(
     }
     let flow = match flow {
         Some(flow) => flow,
-        None => match flow::get_or_create(socket, FlowState::default()) {
+        None => match flow::get_or_create(sock::of(ctx), FlowState::default()) {
             Some(flow) => flow,
             None if owner.is_strict() => return refuse_no_domain(),
             None => return ALLOW,
         },
     };
     if flow.policy != owner.policy
+        || flow.choice != choice
         || flow.domain != domain.index
         || flow.flags & flow_flags::DECIDED == 0
     {
-        flow.policy = owner.policy;
-        flow.domain = domain.index;
-        flow.flags |= flow_flags::DECIDED;
+        flow::decided(flow, owner.policy, choice, domain.index);
     }
     if source.is_unspecified() {
         if v4 {

@@ -9,7 +9,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Serialize;
-use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, IFNAME_LEN, PolicyEntry};
+use steer_common::{
+    CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, IFNAME_LEN, IngressEntry, PolicyEntry,
+};
 
 pub mod foreign;
 pub(crate) mod inputs;
@@ -28,8 +30,8 @@ pub struct Plan {
     pub hooks: BTreeSet<Hook>,
     /// Interfaces that should have the guard.
     pub guards: BTreeSet<IfIndex>,
-    /// Interfaces whose incoming packets get a mark (overlapping addresses), and which.
-    pub ingress_marks: BTreeMap<IfIndex, u32>,
+    /// Interfaces where something is done with what arrives, and what.
+    pub ingress: BTreeMap<IfIndex, IngressEntry>,
     /// Policy in force for each cgroup.
     pub cgroups: BTreeMap<CgroupId, CgroupEntry>,
     /// Entries of cgroups that strict policies name, whether they exist or not.

@@ -1,5 +1,7 @@
 //! Policies: what is wanted for the flows of a cgroup.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::CgroupId;
@@ -40,6 +42,79 @@ pub struct Policy {
     pub local_networks: LocalNetworks,
     /// Order among policies of one origin on one cgroup; higher wins.
     pub priority: i32,
+    /// Flows that no socket program could decide are put right packet by packet.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub repair: bool,
+    /// Flows are spread over the members of equal rank; none: the first that fits has them all.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub share: Option<Share>,
+    /// What is decided for an unconnected socket: all of its datagrams, or each.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rebind: Rebind,
+    /// What becomes of live flows when the decision changes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sessions: Sessions,
+    /// How long flows may stay on a domain that is lost; none: as `[agent]` says.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub linger: Option<Duration>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// How flows are spread over members of equal rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Share {
+    /// Each flow by itself.
+    Flow,
+    /// All flows to one destination alike (RFC 4311).
+    Destination,
+}
+
+/// What a decision for an unconnected socket holds for.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rebind {
+    /// For the socket, while its domain lives.
+    #[default]
+    Flow,
+    /// For one datagram.
+    Datagram,
+}
+
+/// What becomes of live flows when their decision changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Sessions {
+    /// When another domain is better and theirs lives.
+    pub on_better: Session,
+    /// When theirs is lost.
+    pub on_loss: Session,
+}
+
+/// What becomes of a live flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Session {
+    /// It stays where it is while its domain lives, and for `linger` after that.
+    Keep,
+    /// It goes on by the new domain where that can be, else it is ended.
+    Move,
+    /// It is ended, so that the application connects again at once.
+    Reset,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            on_better: Session::Keep,
+            on_loss: Session::Reset,
+        }
+    }
 }
 
 /// Who wrote a policy, lowest precedence first.
@@ -136,6 +211,8 @@ pub enum PolicyError {
 impl Policy {
     /// Most names in `use`, and most matches.
     pub const MAX_USE: usize = 256;
+    /// Longest `linger`.
+    pub const MAX_LINGER: Duration = Duration::from_secs(24 * 60 * 60);
 
     /// A policy for `matches` that puts flows on the first of `use_` that fits, with the defaults of
     /// the file format: `otherwise` is [`Otherwise::default_for`], `local_networks`
@@ -157,6 +234,11 @@ impl Policy {
             otherwise: Otherwise::default_for(strict),
             local_networks: LocalNetworks::default_for(strict),
             priority: 0,
+            repair: false,
+            share: None,
+            rebind: Rebind::default(),
+            sessions: Sessions::default(),
+            linger: None,
         }
     }
 

@@ -19,7 +19,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, PolicyEntry};
+use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, IngressEntry, PolicyEntry};
 
 use crate::engine::Changes;
 use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
@@ -68,10 +68,10 @@ pub enum Step {
     Guard(IfIndex),
     /// Detaches the guard from an interface.
     Unguard(IfIndex),
-    /// Marks what comes in by an interface.
-    MarkIngress(IfIndex, u32),
-    /// Marks it no longer.
-    UnmarkIngress(IfIndex),
+    /// Says what is done with what comes in by an interface.
+    SetIngress(IfIndex, IngressEntry),
+    /// Leaves it alone again.
+    ClearIngress(IfIndex),
     /// Writes the entry of a cgroup that policies name.
     SetName(Named, CgroupEntry),
     /// Removes it.
@@ -138,18 +138,13 @@ impl fmt::Display for Step {
             Self::Detach(hook) => write!(f, "to detach the program {hook}"),
             Self::Guard(interface) => write!(f, "the guard at interface {interface}"),
             Self::Unguard(interface) => write!(f, "to remove the guard from interface {interface}"),
-            Self::MarkIngress(interface, mark) => {
-                write!(
-                    f,
-                    "to mark with {mark:#010x} what comes in by interface {interface}"
-                )
+            Self::SetIngress(interface, _) => {
+                write!(f, "the program for what comes in by interface {interface}")
             }
-            Self::UnmarkIngress(interface) => {
-                write!(
-                    f,
-                    "to mark no longer what comes in by interface {interface}"
-                )
-            }
+            Self::ClearIngress(interface) => write!(
+                f,
+                "to remove the program for what comes in by interface {interface}"
+            ),
             Self::SetName(named, _) => write!(f, "the entry of cgroups named {}", named.name),
             Self::RemoveName(named) => {
                 write!(f, "to remove the entry of cgroups named {}", named.name)
@@ -265,8 +260,8 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Steps {
     );
 
     if network {
-        for (&interface, &mark) in changed(&is.ingress_marks, &wanted.ingress_marks) {
-            grow.push(Step::MarkIngress(interface, mark));
+        for (&interface, &entry) in changed(&is.ingress, &wanted.ingress) {
+            grow.push(Step::SetIngress(interface, entry));
         }
         grow.extend(
             wanted
@@ -300,8 +295,8 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Steps {
                 .copied()
                 .map(Step::Unguard),
         );
-        for &interface in missing(&is.ingress_marks, &wanted.ingress_marks) {
-            shrink.push(Step::UnmarkIngress(interface));
+        for &interface in missing(&is.ingress, &wanted.ingress) {
+            shrink.push(Step::ClearIngress(interface));
         }
     }
     shrink.extend(gone_policies.into_iter().map(Step::ClearPolicy));
@@ -402,11 +397,11 @@ impl Plan {
             Step::Unguard(interface) => {
                 self.guards.remove(interface);
             }
-            Step::MarkIngress(interface, mark) => {
-                self.ingress_marks.insert(*interface, *mark);
+            Step::SetIngress(interface, entry) => {
+                self.ingress.insert(*interface, *entry);
             }
-            Step::UnmarkIngress(interface) => {
-                self.ingress_marks.remove(interface);
+            Step::ClearIngress(interface) => {
+                self.ingress.remove(interface);
             }
             Step::SetName(name, entry) => {
                 self.names.insert(name.clone(), *entry);

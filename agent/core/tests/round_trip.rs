@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use proptest::collection::{btree_set, vec};
@@ -11,13 +12,16 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use steer_common::MarkMask;
 use steer_core::config::{
-    AgentConfig, Config, Discover, DomainConfig, DomainMatch, MAX_COST, parse, to_toml,
+    AgentConfig, Config, Discover, DomainConfig, DomainMatch, HostModel, MAX_COST, MAX_WEIGHT,
+    parse, to_toml,
 };
 use steer_core::name::Name;
 use steer_core::network::LinkKind;
 use steer_core::pattern::{CgroupPattern, UnitName};
 use steer_core::permit::{Account, Permit};
-use steer_core::policy::{LocalNetworks, Match, Origin, Otherwise, Policy};
+use steer_core::policy::{
+    LocalNetworks, Match, Origin, Otherwise, Policy, Rebind, Session, Sessions, Share,
+};
 
 /// What a configuration says, without where.
 fn says(config: &Config) -> Config {
@@ -82,6 +86,40 @@ fn nets() -> impl Strategy<Value = IpNet> {
     })
 }
 
+fn host_models() -> impl Strategy<Value = HostModel> {
+    select(vec![
+        HostModel::Kernel,
+        HostModel::Weak,
+        HostModel::Strong,
+        HostModel::Count,
+    ])
+}
+
+fn lingers() -> impl Strategy<Value = Duration> {
+    (0u64..=86_400_000).prop_map(Duration::from_millis)
+}
+
+fn sessions() -> impl Strategy<Value = Session> {
+    select(vec![Session::Keep, Session::Move, Session::Reset])
+}
+
+prop_compose! {
+    /// What a policy says besides.
+    fn habits()(
+        repair: bool,
+        share in option::of(select(vec![Share::Flow, Share::Destination])),
+        rebind in select(vec![Rebind::Flow, Rebind::Datagram]),
+        on_better in sessions(),
+        on_loss in sessions(),
+        linger in option::of(lingers()),
+    ) -> Policy {
+        Policy {
+            repair, share, rebind, sessions: Sessions { on_better, on_loss }, linger,
+            ..Policy::new(Name::default_policy(), Origin::Admin, Vec::new(), Vec::new(), false)
+        }
+    }
+}
+
 prop_compose! {
     fn agents()(
         root in option::of("(/[a-zA-Z0-9 .\"'\\\\äß]{1,9}x){1,3}"),
@@ -93,10 +131,13 @@ prop_compose! {
             Just(Discover::None),
             vec("[a-z*][a-z0-9*.]{0,9}", 1..3).prop_map(Discover::Globs),
         ],
+        host_model in host_models(),
+        linger in lingers(),
     ) -> AgentConfig {
         let mask = bits.into_iter().fold(0, |mask, bit| mask | 1 << bit);
         AgentConfig {
             cgroup_root: root, mark_mask: MarkMask::new(mask).unwrap(), table_base, rule_base, discover,
+            host_model, linger,
         }
     }
 }
@@ -111,9 +152,11 @@ prop_compose! {
         gateways in vec(any::<IpAddr>(), 0..3),
         cost in 0..=MAX_COST,
         metered: bool,
+        weight in option::of(0..=MAX_WEIGHT),
+        host_model in option::of(host_models()),
     ) -> DomainConfig {
         let matches = DomainMatch { interface, mac, kind: match_kind };
-        DomainConfig { matches, kind, sources, gateways, cost, metered }
+        DomainConfig { matches, kind, sources, gateways, cost, metered, weight, host_model }
     }
 }
 
@@ -136,8 +179,9 @@ fn policies() -> impl Strategy<Value = (Policy, Vec<Index>)> {
         any::<bool>(),
         otherwise,
         any::<bool>(),
+        habits(),
     );
-    parts.prop_map(|(mut matches, uses, strict, otherwise, steer)| {
+    parts.prop_map(|(mut matches, uses, strict, otherwise, steer, habits)| {
         // Files tell cgroups and units apart by key, not by order.
         matches.sort_by_key(|wanted| matches!(wanted, Match::Unit(_)));
         let policy = Policy {
@@ -147,6 +191,11 @@ fn policies() -> impl Strategy<Value = (Policy, Vec<Index>)> {
             } else {
                 LocalNetworks::Pass
             },
+            repair: habits.repair,
+            share: habits.share,
+            rebind: habits.rebind,
+            sessions: habits.sessions,
+            linger: habits.linger,
             ..Policy::new(
                 Name::default_policy(),
                 Origin::Admin,
@@ -260,6 +309,8 @@ fn every_key_of_the_schema_is_printed() {
         gateways = "192.0.2.2"
         cost = 1
         metered = true
+        weight = 2
+        host-model = "weak"
         [group.g]
         domains = "a"
         [policy.p]
@@ -267,6 +318,11 @@ fn every_key_of_the_schema_is_printed() {
         use = "g"
         strict = true
         local-networks = "pass"
+        repair = true
+        share = "flow"
+        rebind = "datagram"
+        sessions = { on-better = "move", on-loss = "keep" }
+        linger = "5s"
         priority = 1
         [policy.default]
         use = "a"
@@ -284,10 +340,14 @@ fn every_key_of_the_schema_is_printed() {
     assert_eq!(config.mistakes().count(), 0);
     let printed = to_toml(&config).unwrap();
     for table in &steer_core::config::keys::TABLES[1..] {
-        for key in table.names().filter(|key| *key != "match") {
+        for key in table
+            .names()
+            .filter(|key| !["match", "sessions"].contains(key))
+        {
             let has = |line: &str| {
-                line.split(" = ").next() == Some(key)
-                    || line.split(" = ").next() == Some(&format!("match.{key}"))
+                let printed = line.split(" = ").next().unwrap_or_default();
+                let below = ["", "match.", "sessions."].map(|table| format!("{table}{key}"));
+                below.iter().any(|key| key == printed)
             };
             assert!(
                 printed.lines().any(has),

@@ -4,7 +4,7 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use steer_common::MarkMask;
+use steer_common::{IngressEntry, MarkMask};
 use steer_core::engine::{Engine, Warning, plan};
 use steer_core::ids::{DomainIndex, IfIndex, TableId};
 use steer_core::network::{ForeignRule, NetworkChange};
@@ -279,7 +279,7 @@ fn the_same_address_on_two_domains_is_told_apart_by_mark_when_asked_for() {
         0,
         "neither by `from` nor as another's"
     );
-    assert!(engine.plan().sysctls.is_empty() && engine.plan().ingress_marks.is_empty());
+    assert!(engine.plan().sysctls.is_empty() && engine.plan().ingress.is_empty());
     assert!(matches!(
         engine.warnings().as_slice(),
         [Warning::Overlap { .. }]
@@ -296,8 +296,12 @@ fn the_same_address_on_two_domains_is_told_apart_by_mark_when_asked_for() {
     apply(&mut engine, Event::Config(Box::new(config(text))));
     let one = MarkMask::DEFAULT.encode(engine.state().memory.indices[&name("one")].0);
     let two = MarkMask::DEFAULT.encode(engine.state().memory.indices[&name("two")].0);
-    let marks = BTreeMap::from([(IfIndex(2), one.unwrap()), (IfIndex(3), two.unwrap())]);
-    assert_eq!(engine.plan().ingress_marks, marks);
+    let entry = |mark: Option<u32>| IngressEntry {
+        mark: mark.unwrap(),
+        flags: 0,
+    };
+    let marks = BTreeMap::from([(IfIndex(2), entry(one)), (IfIndex(3), entry(two))]);
+    assert_eq!(engine.plan().ingress, marks);
     let sysctls: Vec<_> = engine.plan().sysctls.keys().map(String::as_str).collect();
     assert_eq!(
         sysctls,

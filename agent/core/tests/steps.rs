@@ -9,7 +9,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 use steer_common::{
-    CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, PolicyEntry, domain_flags, verdict,
+    CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, IngressEntry, PolicyEntry, domain_flags,
+    verdict,
 };
 use steer_core::config::Config;
 use steer_core::engine::Engine;
@@ -59,12 +60,20 @@ fn names() -> impl Strategy<Value = BTreeMap<Named, CgroupEntry>> {
 }
 
 fn policies() -> impl Strategy<Value = BTreeMap<PolicyId, PolicyEntry>> {
-    let entry = (0u32..4, 0u32..2).prop_map(|(choice, flags)| PolicyEntry { choice, flags });
+    let entry = (0u32..4, 0u32..2, 0u32..2).prop_map(|(choice, flags, rules)| PolicyEntry {
+        choice,
+        flags,
+        rules,
+    });
     few(1..4, PolicyId, entry)
 }
 
 fn choices() -> impl Strategy<Value = BTreeMap<ChoiceId, ChoiceEntry>> {
-    let entry = (0u32..3, 0u32..4).prop_map(|(verdict, domain)| ChoiceEntry { verdict, domain });
+    let entry = (0u32..3, 0u32..4, 0u32..2).prop_map(|(verdict, domain, share)| ChoiceEntry {
+        verdict,
+        domain,
+        share,
+    });
     few(1..4, ChoiceId, entry)
 }
 
@@ -148,7 +157,7 @@ prop_compose! {
     fn plans()(
         hooks in subsequence(Hook::ALL.to_vec(), 0..4),
         guards in proptest::collection::btree_set((1u32..4).prop_map(IfIndex), 0..3),
-        ingress_marks in few(1..4, IfIndex, 1u32..3),
+        ingress in few(1..4, IfIndex, (1u32..3, 0u32..2).prop_map(|(mark, flags)| IngressEntry { mark, flags })),
         (cgroups, names) in (cgroups(), names()).boxed(),
         policies in policies().boxed(),
         choices in choices().boxed(),
@@ -163,7 +172,7 @@ prop_compose! {
     ) -> Plan {
         let hooks = hooks.into_iter().collect();
         Plan {
-            hooks, guards, ingress_marks, cgroups, names, policies, choices, domains, sources, locals, rules,
+            hooks, guards, ingress, cgroups, names, policies, choices, domains, sources, locals, rules,
             routes, sysctls,
         }
     }
@@ -519,7 +528,7 @@ fn programs_come_after_all_that_they_read() {
     let attaches = |step: &Step| {
         matches!(
             step,
-            Step::Attach(_) | Step::Guard(_) | Step::MarkIngress(..)
+            Step::Attach(_) | Step::Guard(_) | Step::SetIngress(..)
         )
     };
     let first = steps.grow.iter().position(attaches).unwrap();

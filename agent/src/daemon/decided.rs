@@ -35,8 +35,20 @@ struct Made {
     choice: u32,
     verdict: u32,
     domain: u32,
+    #[serde(default)]
+    share: u32,
     /// Seconds since 1970.
     at: u64,
+}
+
+impl Made {
+    fn entry(&self) -> ChoiceEntry {
+        ChoiceEntry {
+            verdict: self.verdict,
+            domain: self.domain,
+            share: self.share,
+        }
+    }
 }
 
 impl Decided {
@@ -94,11 +106,11 @@ impl Decided {
         is: Option<&ChoiceEntry>,
         now: SystemTime,
     ) -> bool {
-        let Some(ChoiceEntry { verdict, domain }) = is.copied() else {
+        let Some(entry) = is.copied() else {
             return self.choices.remove(&id).is_some();
         };
         let known = self.choices.get(&id);
-        if known.is_some_and(|known| (known.verdict, known.domain) == (verdict, domain)) {
+        if known.is_some_and(|known| known.entry() == entry) {
             return false;
         }
         let at = now
@@ -106,8 +118,9 @@ impl Decided {
             .map_or(0, |since| since.as_secs());
         let made = Made {
             choice: id,
-            verdict,
-            domain,
+            verdict: entry.verdict,
+            domain: entry.domain,
+            share: entry.share,
             at,
         };
         self.choices.insert(id, made);
@@ -117,8 +130,7 @@ impl Decided {
     /// Since when a choice is what it is: RFC 3339, UTC. Not known if it is another than was noted.
     pub(super) fn since(&self, id: u32, is: ChoiceEntry) -> Option<String> {
         let made = self.choices.get(&id)?;
-        let same = (made.verdict, made.domain) == (is.verdict, is.domain);
-        same.then(|| timestamp(UNIX_EPOCH + Duration::from_secs(made.at)))
+        (made.entry() == is).then(|| timestamp(UNIX_EPOCH + Duration::from_secs(made.at)))
     }
 }
 

@@ -9,9 +9,9 @@ use std::{
 
 use bytemuck::Pod;
 use steer_common::{
-    CgroupEntry, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, LocalEntry, LocalKey4,
-    LocalKey6, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED, MAX_INGRESS, MAX_LOCALS,
-    MAX_NAMES, MAX_POLICIES, MAX_SOURCES, NameKey, PolicyEntry, SourceKey, counter,
+    CgroupEntry, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, IngressEntry, LocalEntry,
+    LocalKey4, LocalKey6, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED, MAX_INGRESS,
+    MAX_LOCALS, MAX_NAMES, MAX_POLICIES, MAX_SOURCES, NameKey, PolicyEntry, SourceKey, counter,
 };
 
 use super::{
@@ -66,11 +66,11 @@ const DOMAINS: MapSpec = spec::<u32, DomainSlots>("DOMAINS", ARRAY, MAX_DOMAINS)
 const SOURCES: MapSpec = spec::<SourceKey, u8>("SOURCES", HASH, MAX_SOURCES);
 const LOCALS4: MapSpec = spec::<LocalKey4, LocalEntry>("LOCALS4", LPM_TRIE, MAX_LOCALS);
 const LOCALS6: MapSpec = spec::<LocalKey6, LocalEntry>("LOCALS6", LPM_TRIE, MAX_LOCALS);
-const INGRESS: MapSpec = spec::<u32, u32>("INGRESS", HASH, MAX_INGRESS);
+const INGRESS: MapSpec = spec::<u32, IngressEntry>("INGRESS", HASH, MAX_INGRESS);
 const GUARDED: MapSpec = spec::<u32, u8>("GUARDED", HASH, MAX_GUARDED);
 const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", PERCPU_ARRAY, counter::COUNT);
 /// What sockets remember.
-pub(super) const FLOWS: MapSpec = spec::<i32, FlowState>("FLOWS", SK_STORAGE, 0);
+pub(super) const FLOWS: MapSpec = spec::<i32, FlowState>("FLOWS3", SK_STORAGE, 0);
 /// The ring of events.
 pub(super) const EVENTS: MapSpec = spec::<(), ()>("EVENTS", RINGBUF, EVENT_RING_BYTES);
 
@@ -326,7 +326,7 @@ pub struct Tables {
     pub locals4: Table<LocalKey4, LocalEntry>,
     /// On-link prefixes and own addresses, IPv6.
     pub locals6: Table<LocalKey6, LocalEntry>,
-    pub(super) ingress: Table<u32, u32>,
+    pub(super) ingress: Table<u32, IngressEntry>,
     pub(super) guarded: Table<u32, u8>,
     counters: OwnedFd,
 }

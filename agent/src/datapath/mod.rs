@@ -21,7 +21,7 @@ mod sys;
 
 use std::{collections::BTreeSet, os::fd::AsFd as _, path::Path};
 
-use steer_common::MarkMask;
+use steer_common::{IngressEntry, MarkMask};
 
 pub use btf::BtfError;
 pub use domains::Domains;
@@ -169,20 +169,20 @@ impl Datapath {
         }
     }
 
-    /// The interfaces whose arrivals are marked, and their marks.
-    pub fn ingress(&self) -> Result<Vec<(u32, u32)>> {
+    /// The interfaces where something is done with what arrives, and what.
+    pub fn ingress(&self) -> Result<Vec<(u32, IngressEntry)>> {
         let attached = self.links.interfaces(Side::Ingress)?;
-        let mut marks = self.maps.ingress.entries()?;
-        marks.retain(|(ifindex, _)| attached.contains(ifindex));
-        marks.sort_unstable();
-        Ok(marks)
+        let mut entries = self.maps.ingress.entries()?;
+        entries.retain(|(ifindex, _)| attached.contains(ifindex));
+        entries.sort_unstable_by_key(|(ifindex, _)| *ifindex);
+        Ok(entries)
     }
 
-    /// Marks what arrives at an interface, or leaves it alone again.
-    pub fn set_ingress(&mut self, ifindex: u32, mark: Option<u32>) -> Result<()> {
-        match mark {
-            Some(mark) => {
-                self.maps.ingress.set(&ifindex, &mark)?;
+    /// Says what is done with what arrives at an interface, or leaves it alone again.
+    pub fn set_ingress(&mut self, ifindex: u32, entry: Option<IngressEntry>) -> Result<()> {
+        match entry {
+            Some(entry) => {
+                self.maps.ingress.set(&ifindex, &entry)?;
                 self.links.set_interface(Side::Ingress, ifindex, true)
             }
             None => {

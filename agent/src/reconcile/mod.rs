@@ -146,7 +146,7 @@ impl Reconciler {
         let awaited = |step: &Step| {
             matches!(
                 step,
-                Step::Attach(_) | Step::Guard(_) | Step::MarkIngress(..)
+                Step::Attach(_) | Step::Guard(_) | Step::SetIngress(..)
             )
         };
         if self.refused.iter().any(|(step, _)| awaited(step)) {
@@ -403,10 +403,10 @@ impl Reconciler {
             Step::Detach(hook) => self.datapath.set_hook(*hook, false)?,
             Step::Guard(interface) => self.datapath.set_guard(interface.0, true)?,
             Step::Unguard(interface) => self.datapath.set_guard(interface.0, false)?,
-            Step::MarkIngress(interface, mark) => {
-                self.datapath.set_ingress(interface.0, Some(*mark))?;
+            Step::SetIngress(interface, entry) => {
+                self.datapath.set_ingress(interface.0, Some(*entry))?;
             }
-            Step::UnmarkIngress(interface) => self.datapath.set_ingress(interface.0, None)?,
+            Step::ClearIngress(interface) => self.datapath.set_ingress(interface.0, None)?,
         }
         Ok(())
     }
@@ -445,7 +445,7 @@ impl Reconciler {
         self.is = Plan {
             hooks: self.datapath.hooks()?,
             guards: self.datapath.guards()?.into_iter().map(IfIndex).collect(),
-            ingress_marks: keyed(self.datapath.ingress()?, IfIndex),
+            ingress: keyed(self.datapath.ingress()?, IfIndex),
             cgroups: keyed(maps.cgroups.entries()?, CgroupId),
             names: maps
                 .names

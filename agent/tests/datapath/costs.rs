@@ -88,6 +88,7 @@ fn measure() {
                     PolicyEntry {
                         choice: TWO,
                         flags: 0,
+                        rules: 0,
                     },
                 )
             })

@@ -18,8 +18,8 @@ use nix::{
 };
 use steer::datapath::{Datapath, Hook, Options, Tables, ensure_bpffs};
 use steer_common::{
-    CgroupEntry, ChoiceEntry, DomainEntry, LAYOUT_VERSION, MarkMask, PolicyEntry, SourceKey,
-    domain_flags, verdict,
+    CgroupEntry, ChoiceEntry, DomainEntry, IngressEntry, LAYOUT_VERSION, MarkMask, PolicyEntry,
+    SourceKey, domain_flags, verdict,
 };
 
 /// Index of the domain on `h1`.
@@ -48,6 +48,14 @@ pub(crate) fn mark(domain: u32) -> u32 {
     MarkMask::DEFAULT
         .encode(u16::try_from(domain).unwrap())
         .unwrap()
+}
+
+/// Marks what arrives with a domain's mark.
+pub(crate) fn arriving(domain: u32) -> IngressEntry {
+    IngressEntry {
+        mark: mark(domain),
+        flags: 0,
+    }
 }
 
 /// Runs `test` on a new host. It has a thread of its own, because namespaces belong to threads.
@@ -302,6 +310,7 @@ impl Lab {
                     &ChoiceEntry {
                         verdict: verdict::STEER,
                         domain,
+                        share: 0,
                     },
                 )
                 .unwrap();
@@ -312,6 +321,7 @@ impl Lab {
                 &ChoiceEntry {
                     verdict: verdict::BLOCK,
                     domain: 0,
+                    share: 0,
                 },
             )
             .unwrap();
@@ -321,7 +331,14 @@ impl Lab {
     pub(crate) fn policy(&self, index: u32, choice: u32, flags: u32) {
         self.maps()
             .policies
-            .set(index, &PolicyEntry { choice, flags })
+            .set(
+                index,
+                &PolicyEntry {
+                    choice,
+                    flags,
+                    rules: 0,
+                },
+            )
             .unwrap();
     }
 

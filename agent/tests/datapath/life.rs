@@ -7,7 +7,7 @@ use steer_common::{CgroupEntry, MarkMask, PolicyEntry};
 
 use crate::{
     child::Child,
-    lab::{TWO, ifindex, mark, on_a_new_host},
+    lab::{TWO, arriving, ifindex, mark, on_a_new_host},
 };
 
 fn open<'a>(pin_root: &'a Path, cgroup_root: &'a Path) -> Result<Datapath, Error> {
@@ -26,7 +26,9 @@ fn a_dead_agent_leaves_everything_in_force_and_the_next_adopts_it() {
         lab.policy(1, TWO, 0);
         let one = ifindex("h1");
         lab.datapath().set_guard(one, true).unwrap();
-        lab.datapath().set_ingress(one, Some(mark(TWO))).unwrap();
+        lab.datapath()
+            .set_ingress(one, Some(arriving(TWO)))
+            .unwrap();
         let mut child = Child::start(&lab.group("app", 1));
         let hooks = lab.hooks();
         lab.kill_agent();
@@ -45,11 +47,13 @@ fn a_dead_agent_leaves_everything_in_force_and_the_next_adopts_it() {
         assert_eq!(child.mark("s"), mark(TWO));
         lab.attach_all();
         lab.datapath().set_guard(one, true).unwrap();
-        lab.datapath().set_ingress(one, Some(mark(TWO))).unwrap();
+        lab.datapath()
+            .set_ingress(one, Some(arriving(TWO)))
+            .unwrap();
         lab.datapath().sweep().unwrap();
         assert_eq!(lab.datapath().hooks().unwrap(), hooks);
         assert_eq!(lab.datapath().guards().unwrap(), [one].into());
-        assert_eq!(lab.datapath().ingress().unwrap(), [(one, mark(TWO))]);
+        assert_eq!(lab.datapath().ingress().unwrap(), [(one, arriving(TWO))]);
         child.must(&["open s inet stream"]);
         assert_eq!(child.mark("s"), mark(TWO));
     });
@@ -240,6 +244,7 @@ fn a_hundred_thousand_policies_are_written_and_read_back() {
                     PolicyEntry {
                         choice: index,
                         flags: 0,
+                        rules: 0,
                     },
                 )
             })

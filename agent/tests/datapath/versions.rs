@@ -21,7 +21,7 @@ use steer_common::{DomainEntry, policy_flags::STRICT};
 
 use crate::{
     child::Child,
-    lab::{Lab, TWO, ifindex, mark, on_a_new_host},
+    lab::{Lab, TWO, arriving, ifindex, mark, on_a_new_host},
 };
 
 /// Writes all that the programs need for a strict policy of `app` on domain two.
@@ -40,7 +40,7 @@ fn on_another_versions_host(test: impl FnOnce(&mut Lab, &Path, &mut Child) + Sen
         lab.attach_all();
         lab.datapath().set_guard(ifindex("h1"), true).unwrap();
         lab.datapath()
-            .set_ingress(ifindex("h2"), Some(mark(TWO)))
+            .set_ingress(ifindex("h2"), Some(arriving(TWO)))
             .unwrap();
         let other = lab.leave_as_another_version();
         let mut child = Child::start(&app);
@@ -123,7 +123,7 @@ fn a_take_over_has_no_gap_and_goes_on_where_it_was_cut_short() {
             lab.attach_all();
             lab.datapath().set_guard(ifindex("h1"), true).unwrap();
             lab.datapath()
-                .set_ingress(ifindex("h2"), Some(mark(TWO)))
+                .set_ingress(ifindex("h2"), Some(arriving(TWO)))
                 .unwrap();
             lab.datapath().sweep().unwrap();
             done.store(true, Ordering::Relaxed);
@@ -173,7 +173,7 @@ fn what_this_version_has_not_is_detached_and_removed() {
 fn what_sockets_remember_goes_from_version_to_version() {
     on_another_versions_host(|lab, other, _| {
         lab.start_agent();
-        assert_eq!(map_id(&lab.layout(), "FLOWS"), map_id(other, "FLOWS"));
+        assert_eq!(map_id(&lab.layout(), "FLOWS3"), map_id(other, "FLOWS3"));
         assert_ne!(map_id(&lab.layout(), "CGROUPS"), map_id(other, "CGROUPS"));
     });
 }

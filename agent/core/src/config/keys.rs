@@ -70,7 +70,7 @@ const fn key(
 }
 
 /// All tables, the file itself first.
-pub const TABLES: [Keys; 9] = [
+pub const TABLES: [Keys; 10] = [
     FILE,
     AGENT,
     DOMAIN,
@@ -78,6 +78,7 @@ pub const TABLES: [Keys; 9] = [
     GROUP,
     POLICY,
     POLICY_MATCH,
+    SESSIONS,
     DEFAULT_POLICY,
     PERMIT,
 ];
@@ -85,6 +86,9 @@ pub const TABLES: [Keys; 9] = [
 const KIND: &str = "`\"wired\"`, `\"wlan\"`, `\"cellular\"`, `\"vpn\"` or `\"other\"`";
 const OTHERWISE: &str = "`\"block\"`, `\"pass\"` or `\"next\"`";
 const LOCAL_NETWORKS: &str = "`\"pass\"` or `\"steer\"`";
+const HOST_MODEL: &str = "`\"kernel\"`, `\"weak\"`, `\"strong\"` or `\"count\"`";
+const SESSION: &str = "`\"keep\"`, `\"move\"` or `\"reset\"`";
+const TIME: &str = "time such as `\"30s\"`, at most a day";
 const TRUTH: &str = "`true` or `false`";
 
 /// The file.
@@ -153,6 +157,18 @@ pub(super) const AGENT: Keys = Keys::new(
             "`true`",
             "which interfaces are domains without being named in a file",
         ),
+        key(
+            "host-model",
+            HOST_MODEL,
+            "`\"kernel\"`",
+            "which packets interfaces take and send as the host's own, where a domain does not say its own",
+        ),
+        key(
+            "linger",
+            TIME,
+            "`\"30s\"`",
+            "how long flows may stay on a domain that is lost, where a policy does not say its own",
+        ),
     ],
 );
 
@@ -195,6 +211,18 @@ pub(super) const DOMAIN: Keys = Keys::new(
             TRUTH,
             "`false`",
             "whether what is sent by it is paid for or limited",
+        ),
+        key(
+            "weight",
+            "integer from 0 to 1000",
+            "`1`",
+            "its part of flows that are shared (`share` of a policy); 0: only when no other is left",
+        ),
+        key(
+            "host-model",
+            HOST_MODEL,
+            "as `[agent]` says",
+            "which packets its interface takes and sends as the host's own",
         ),
     ],
 );
@@ -259,6 +287,55 @@ const LOCAL_NETWORKS_OF_POLICY: Key = key(
     "what to do with destinations on-link at other interfaces",
 );
 
+const REPAIR_OF_POLICY: Key = key(
+    "repair",
+    TRUTH,
+    "`false`",
+    "whether flows that were there before the policy, and others that no socket program could decide, are put right packet by packet",
+);
+
+const SHARE_OF_POLICY: Key = key(
+    "share",
+    "`\"flow\"` or `\"destination\"`",
+    "the first that fits has all flows",
+    "how flows are spread over the members of the first entry of `use`",
+);
+
+const REBIND_OF_POLICY: Key = key(
+    "rebind",
+    "`\"flow\"` or `\"datagram\"`",
+    "`\"flow\"`",
+    "what a decision for an unconnected socket holds for",
+);
+
+const SESSIONS_OF_POLICY: Key = key(
+    "sessions",
+    "table",
+    "`{ on-better = \"keep\", on-loss = \"reset\" }`",
+    "what becomes of live flows when the decision changes",
+);
+
+const LINGER_OF_POLICY: Key = key(
+    "linger",
+    TIME,
+    "as `[agent]` says",
+    "how long flows may stay on a domain that is lost",
+);
+
+/// `sessions` of a policy.
+pub(super) const SESSIONS: Keys = Keys::new(
+    "[policy.x.sessions]",
+    &[
+        key(
+            "on-better",
+            SESSION,
+            "`\"keep\"`",
+            "when another domain is better, and theirs lives",
+        ),
+        key("on-loss", SESSION, "`\"reset\"`", "when theirs is lost"),
+    ],
+);
+
 /// `[policy.x]`.
 pub(super) const POLICY: Keys = Keys::new(
     "[policy.x]",
@@ -268,6 +345,11 @@ pub(super) const POLICY: Keys = Keys::new(
         STRICT_OF_POLICY,
         OTHERWISE_OF_POLICY,
         LOCAL_NETWORKS_OF_POLICY,
+        REPAIR_OF_POLICY,
+        SHARE_OF_POLICY,
+        REBIND_OF_POLICY,
+        SESSIONS_OF_POLICY,
+        LINGER_OF_POLICY,
         key(
             "priority",
             "integer from -2147483648 to 2147483647",
@@ -299,6 +381,11 @@ pub(super) const DEFAULT_POLICY: Keys = Keys::new(
         STRICT_OF_POLICY,
         OTHERWISE_OF_POLICY,
         LOCAL_NETWORKS_OF_POLICY,
+        REPAIR_OF_POLICY,
+        SHARE_OF_POLICY,
+        REBIND_OF_POLICY,
+        SESSIONS_OF_POLICY,
+        LINGER_OF_POLICY,
     ],
 );
 

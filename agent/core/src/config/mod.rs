@@ -8,8 +8,10 @@ mod read;
 mod sections;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 use steer_common::MarkMask;
 
 pub use self::error::{ConfigError, MAX_FILE_BYTES, Place};
@@ -78,6 +80,25 @@ pub struct AgentConfig {
     pub rule_base: u32,
     /// `discover`: which interfaces are domains without being named in a file.
     pub discover: Discover,
+    /// `host-model`: of domains that do not say their own.
+    pub host_model: HostModel,
+    /// `linger`: of policies that do not say their own.
+    pub linger: Duration,
+}
+
+/// Which packets an interface takes and sends as the host's own (RFC 1122, section 3.3.4.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostModel {
+    /// As the kernel is set up.
+    #[default]
+    Kernel,
+    /// Those for any address of the host.
+    Weak,
+    /// Those for its own addresses alone.
+    Strong,
+    /// As the kernel is set up, but what `strong` would drop is counted.
+    Count,
 }
 
 /// Which interfaces are domains of themselves.
@@ -108,7 +129,14 @@ pub struct DomainConfig {
     pub cost: u32,
     /// `metered`: what is sent by it is paid for or limited.
     pub metered: bool,
+    /// `weight`: its part of flows that are shared; none: 1.
+    pub weight: Option<u16>,
+    /// `host-model`; none: as `[agent]` says.
+    pub host_model: Option<HostModel>,
 }
+
+/// Highest `weight` of a domain.
+pub const MAX_WEIGHT: u16 = 1_000;
 
 /// Highest `cost` of a domain.
 pub const MAX_COST: u32 = 1_000_000;
@@ -132,6 +160,8 @@ impl Default for AgentConfig {
             table_base: 40_000,
             rule_base: 4_000,
             discover: Discover::All,
+            host_model: HostModel::Kernel,
+            linger: Duration::from_secs(30),
         }
     }
 }

@@ -1,15 +1,18 @@
 //! Writing a policy, or all that the files say, as a file says it.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use toml::Value;
 
-use super::{AgentConfig, Config, Discover, DomainConfig};
+use super::{AgentConfig, Config, Discover, DomainConfig, HostModel};
 use crate::ids::CgroupId;
 use crate::name::Name;
 use crate::network::LinkKind;
 use crate::permit::Permit;
-use crate::policy::{LocalNetworks, Match, Origin, Otherwise, Policy};
+use crate::policy::{
+    LocalNetworks, Match, Origin, Otherwise, Policy, Rebind, Session, Sessions, Share,
+};
 
 /// A policy that no file can hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +78,31 @@ pub fn policy_to_toml(policy: &Policy) -> Result<String, NotSavable> {
     if policy.local_networks != LocalNetworks::default_for(policy.strict) {
         line("local-networks", Value::from(local));
     }
+    if policy.repair {
+        line("repair", Value::from(true));
+    }
+    if let Some(share) = policy.share {
+        line(
+            "share",
+            Value::from(match share {
+                Share::Flow => "flow",
+                Share::Destination => "destination",
+            }),
+        );
+    }
+    if policy.rebind == Rebind::Datagram {
+        line("rebind", Value::from("datagram"));
+    }
+    let Sessions { on_better, on_loss } = policy.sessions;
+    if on_better != Sessions::default().on_better {
+        line("sessions.on-better", Value::from(session(on_better)));
+    }
+    if on_loss != Sessions::default().on_loss {
+        line("sessions.on-loss", Value::from(session(on_loss)));
+    }
+    if let Some(linger) = policy.linger {
+        line("linger", Value::from(time(linger)));
+    }
     if policy.priority != 0 && policy.origin != Origin::Default {
         line("priority", Value::from(i64::from(policy.priority)));
     }
@@ -139,7 +167,9 @@ fn agent(says: &AgentConfig) -> String {
         .some("cgroup-root", says.cgroup_root.as_deref())
         .value("mark-mask", format!("{:#010x}", says.mark_mask.bits()))
         .value("table-base", i64::from(says.table_base))
-        .value("rule-base", i64::from(says.rule_base));
+        .value("rule-base", i64::from(says.rule_base))
+        .value("host-model", host_model(says.host_model))
+        .value("linger", time(says.linger));
     let section = match &says.discover {
         Discover::All => section.value("discover", true),
         Discover::None => section.value("discover", false),
@@ -162,6 +192,8 @@ fn domain(name: &Name, says: &DomainConfig) -> String {
         .list("gateways", &says.gateways)
         .some("cost", Some(i64::from(says.cost)).filter(|cost| *cost != 0))
         .some("metered", says.metered.then_some(true))
+        .some("weight", says.weight.map(i64::from))
+        .some("host-model", says.host_model.map(host_model))
         .text
 }
 
@@ -174,6 +206,27 @@ fn permit(name: &Name, says: &Permit) -> String {
         .list("destinations", &says.destinations)
         .some("strict", says.strict)
         .text
+}
+
+fn session(session: Session) -> &'static str {
+    match session {
+        Session::Keep => "keep",
+        Session::Move => "move",
+        Session::Reset => "reset",
+    }
+}
+
+fn host_model(model: HostModel) -> &'static str {
+    match model {
+        HostModel::Kernel => "kernel",
+        HostModel::Weak => "weak",
+        HostModel::Strong => "strong",
+        HostModel::Count => "count",
+    }
+}
+
+fn time(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
 }
 
 fn kind(kind: LinkKind) -> &'static str {

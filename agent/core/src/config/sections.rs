@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::ops::Range;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use steer_common::MarkMask;
@@ -9,13 +10,15 @@ use toml::de::DeValue;
 
 use super::parse::{Merged, PermitAt, PolicyAt, place};
 use super::read::{Reader, Table, Value};
-use super::{Discover, DomainConfig, DomainMatch, MAX_COST, keys};
+use super::{Discover, DomainConfig, DomainMatch, HostModel, MAX_COST, MAX_WEIGHT, keys};
 use crate::name::{Name, Shown, interface_name};
 use crate::network::LinkKind;
 use crate::pattern::{CgroupPattern, UnitName};
 use crate::permit::{Account, Permit};
 use crate::plan::rules::offset;
-use crate::policy::{LocalNetworks, Match, Origin, Otherwise, Policy, PolicyError};
+use crate::policy::{
+    LocalNetworks, Match, Origin, Otherwise, Policy, PolicyError, Rebind, Session, Sessions, Share,
+};
 use crate::suggest::nearest;
 
 const KINDS: [(&str, LinkKind); 5] = [
@@ -35,6 +38,23 @@ const OTHERWISE: [(&str, Otherwise); 3] = [
 const LOCAL_NETWORKS: [(&str, LocalNetworks); 2] = [
     ("pass", LocalNetworks::Pass),
     ("steer", LocalNetworks::Steer),
+];
+
+const HOST_MODELS: [(&str, HostModel); 4] = [
+    ("kernel", HostModel::Kernel),
+    ("weak", HostModel::Weak),
+    ("strong", HostModel::Strong),
+    ("count", HostModel::Count),
+];
+
+const SHARES: [(&str, Share); 2] = [("flow", Share::Flow), ("destination", Share::Destination)];
+
+const REBINDS: [(&str, Rebind); 2] = [("flow", Rebind::Flow), ("datagram", Rebind::Datagram)];
+
+const SESSIONS: [(&str, Session); 3] = [
+    ("keep", Session::Keep),
+    ("move", Session::Move),
+    ("reset", Session::Reset),
 ];
 
 impl Merged {
@@ -74,6 +94,12 @@ impl Merged {
         if let Some(base) = number(reader, table, "rule-base", 1, last) {
             self.agent.rule_base = base;
         }
+        if let Some(model) = reader.word(table, "host-model", &HOST_MODELS) {
+            self.agent.host_model = model;
+        }
+        if let Some(linger) = reader.string(table, "linger", linger) {
+            self.agent.linger = linger;
+        }
         match table.entries.get("discover").map(|value| value.get_ref()) {
             None => {}
             Some(DeValue::Boolean(all)) => {
@@ -110,6 +136,9 @@ impl Merged {
         domain.gateways = without_places(reader.strings(table, "gateways", ip));
         domain.cost = number(reader, table, "cost", 0, MAX_COST.into()).unwrap_or(0);
         domain.metered = reader.boolean(table, "metered").unwrap_or(false);
+        domain.weight = number(reader, table, "weight", 0, MAX_WEIGHT.into())
+            .and_then(|weight| u16::try_from(weight).ok());
+        domain.host_model = reader.word(table, "host-model", &HOST_MODELS);
         let place = place(reader, &table.span());
         let earlier = self.domains.insert(name, (domain, place.clone()));
         self.note(
@@ -269,6 +298,11 @@ fn read_wishes(
         otherwise: otherwise.unwrap_or(Otherwise::default_for(strict)),
         local_networks: local.unwrap_or(LocalNetworks::default_for(strict)),
         priority: priority.unwrap_or(if unclear { i32::MAX } else { 0 }),
+        repair: reader.boolean(table, "repair").unwrap_or(false),
+        share: reader.word(table, "share", &SHARES),
+        rebind: reader.word(table, "rebind", &REBINDS).unwrap_or_default(),
+        sessions: read_sessions(reader, table),
+        linger: reader.string(table, "linger", linger),
         ..Policy::new(name, Origin::Admin, matches, uses, strict)
     };
     // Where nothing else is wrong with it: a match that could not be read is none.
@@ -288,6 +322,35 @@ fn read_wishes(
         reader.labelled(&span, error, label, None);
     }
     (policy, use_spans)
+}
+
+fn read_sessions(reader: &mut Reader<'_>, policy: Table<'_>) -> Sessions {
+    let mut sessions = Sessions::default();
+    let title = format!("`sessions` of {}", policy.title);
+    let Some(value) = policy.entries.get("sessions") else {
+        return sessions;
+    };
+    let Some(table) = reader.table(&title, value) else {
+        return sessions;
+    };
+    reader.known_keys(table, keys::SESSIONS);
+    if let Some(session) = reader.word(table, "on-better", &SESSIONS) {
+        sessions.on_better = session;
+    }
+    if let Some(session) = reader.word(table, "on-loss", &SESSIONS) {
+        sessions.on_loss = session;
+    }
+    sessions
+}
+
+/// A time with its unit, at most [`Policy::MAX_LINGER`].
+fn linger(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|_| format!("{} is not a time like 30s or 5m", Shown::new(text)))?;
+    if time > Policy::MAX_LINGER {
+        return Err(format!("{} is longer than a day", Shown::new(text)));
+    }
+    Ok(time)
 }
 
 fn net(text: &str) -> Result<IpNet, String> {

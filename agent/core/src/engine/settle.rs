@@ -306,7 +306,11 @@ impl Engine {
         if known.is_none() || !self.plan.choices.contains_key(&ChoiceId(choice)) {
             self.dirty.choices.insert(ChoiceId(choice));
         }
-        PolicyEntry { choice, flags }
+        PolicyEntry {
+            choice,
+            flags,
+            rules: 0,
+        }
     }
 
     /// Gives an index to each domain that policies can choose; returns whether anything is different.
@@ -435,10 +439,12 @@ impl Engine {
             Verdict::Steer(name) => ChoiceEntry {
                 verdict: verdict::STEER,
                 domain: index(name),
+                share: 0,
             },
             Verdict::Pass => ChoiceEntry {
                 verdict: verdict::PASS,
                 domain: 0,
+                share: 0,
             },
             Verdict::Block => ChoiceEntry {
                 verdict: verdict::BLOCK,
@@ -448,6 +454,7 @@ impl Engine {
                     .map(|candidate| index(&candidate.domain))
                     .find(|index| *index != 0)
                     .unwrap_or(0),
+                share: 0,
             },
         }
     }

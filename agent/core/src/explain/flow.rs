@@ -121,6 +121,7 @@ impl Owner {
 const BLOCKED: ChoiceEntry = ChoiceEntry {
     verdict: verdict::BLOCK,
     domain: 0,
+    share: 0,
 };
 
 impl Never {

@@ -149,6 +149,7 @@ impl Explanation {
                     Verdict::Pass => verdict::PASS,
                 },
                 domain: index.map_or(0, |index| u32::from(index.0)),
+                share: 0,
             },
         })
     }

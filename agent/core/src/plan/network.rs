@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use steer_common::IngressEntry;
+
 use super::inputs::{Inputs, Installed};
 use super::{Family, Hook, IfName, Plan, rules, tables};
 use crate::domains::DomainOrigin;
@@ -61,7 +63,7 @@ pub(crate) fn write(inputs: &Inputs<'_>, new: &mut Plan) {
 pub(crate) fn same(a: &Plan, b: &Plan) -> bool {
     a.hooks == b.hooks
         && a.guards == b.guards
-        && a.ingress_marks == b.ingress_marks
+        && a.ingress == b.ingress
         && a.domains == b.domains
         && a.sources == b.sources
         && a.locals == b.locals
@@ -174,7 +176,10 @@ fn overlaps(owners: &Owners<'_>, plan: &mut Plan) {
                 continue;
             };
             // Two domains on one interface cannot be told apart by interface: the first has it.
-            plan.ingress_marks.entry(interface).or_insert(owner.mark);
+            plan.ingress.entry(interface).or_insert(IngressEntry {
+                mark: owner.mark,
+                flags: 0,
+            });
             let path = format!("net/ipv4/conf/{ifname}/src_valid_mark");
             plan.sysctls.insert(path, "1".to_owned());
         }

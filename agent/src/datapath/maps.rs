@@ -3,7 +3,7 @@
 use std::{
     io,
     marker::PhantomData,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -329,6 +329,7 @@ pub struct Tables {
     pub(super) ingress: Table<u32, IngressEntry>,
     pub(super) guarded: Table<u32, u8>,
     counters: OwnedFd,
+    flows: OwnedFd,
 }
 
 impl Tables {
@@ -346,7 +347,13 @@ impl Tables {
             ingress: Table::open(&INGRESS, directory)?,
             guarded: Table::open(&GUARDED, directory)?,
             counters: COUNTERS.open_existing(directory)?,
+            flows: FLOWS.open_existing(directory)?,
         })
+    }
+
+    /// The socket storage with what sockets remember ([`FlowState`]), for a dump of live flows.
+    pub fn flows(&self) -> BorrowedFd<'_> {
+        self.flows.as_fd()
     }
 
     /// What the programs counted since their maps were made, over all CPUs.

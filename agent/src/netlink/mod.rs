@@ -1,12 +1,15 @@
 //! The one module that knows netlink: what the kernel says of links, addresses, routes and rules
 //! ([`Watcher`]), the rules and routes that are the agent's own ([`Routing`]), which sockets bear
-//! a mark ([`sockets_with_mark`]), and packet filters on kernels without tcx ([`filter`]).
+//! a mark ([`sockets_with_mark`]), live flows ([`live_flows`], [`reset_flows`]), and packet filters on
+//! kernels without tcx ([`filter`]).
 //!
 //! Every socket is opened on the calling thread, in that thread's network namespace.
 
 mod address;
 mod connection;
+mod diag;
 pub mod filter;
+mod flows;
 mod link;
 mod lookup;
 mod mirror;
@@ -24,6 +27,8 @@ use std::ops::RangeInclusive;
 use steer_core::plan::{Rule, TableRoute};
 
 pub use connection::Refusal;
+pub use diag::Condition;
+pub use flows::{Carried, FlowPhase, LiveFlow, Transport, Wanted, live_flows, reset_flows};
 pub use lookup::{Question, route_to};
 pub use routing::Routing;
 pub use sockets::{closed_sources, netns_cookie, sockets_with_mark};

@@ -2,26 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::Error;
-use super::connection::Connection;
+use super::connection::{Connection, Refusal};
+use super::diag::{self, ALL_STATES, ANSWER, Condition};
 use super::watcher::read;
 use super::wire::{AF_INET, AF_INET6, Message, Request};
-
-/// `SOCK_DIAG_BY_FAMILY`.
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-/// `SOCK_DESTROY`.
-const SOCK_DESTROY: u16 = 21;
-/// `INET_DIAG_REQ_BYTECODE`.
-const BYTECODE: u16 = 1;
-/// `INET_DIAG_BC_MARK_COND`.
-const MARK_CONDITION: u8 = 10;
-/// Every state of `inet_diag_req_v2`: UDP sockets are "closed" until they are connected.
-const ALL_STATES: u32 = u32::MAX;
 
 /// TCP_FIN_WAIT2 and TCP_TIME_WAIT.
 const CLOSED_STATES: u32 = 1 << 5 | 1 << 6;
@@ -71,21 +61,25 @@ const PROTOCOLS: [Protocol; 5] = [
 pub async fn sockets_with_mark(mark: u32, mask: u32) -> Result<usize, Error> {
     let mut connection = Connection::open(libc::NETLINK_SOCK_DIAG).map_err(Error::Open)?;
     let mut count = 0;
-    for Protocol { number, optional } in PROTOCOLS {
+    for Protocol { number, .. } in PROTOCOLS {
         for family in [AF_INET, AF_INET6] {
-            match connection
-                .dump(&request(family, number, mark, mask), |_| Some(()))
-                .await
-            {
+            let mut request = diag::list(family, number, ALL_STATES, 0);
+            diag::only(&mut request, &[Condition::Mark { mark, mask }]);
+            match connection.dump(&request, |_| Some(())).await {
                 Ok(found) => count += found.len(),
-                // ENOENT: the kernel lists no sockets of this protocol or family.
-                Err(refusal)
-                    if refusal.errno() == libc::ENOENT && (optional || family == AF_INET6) => {}
+                Err(refusal) if is_not_listed(&refusal, number, family) => {}
                 Err(refusal) => return Err(read("sockets")(refusal)),
             }
         }
     }
     Ok(count)
+}
+
+/// Whether a dump failed because this kernel lists no sockets of the protocol or family, and may do so.
+pub(super) fn is_not_listed(refusal: &Refusal, protocol: u8, family: u8) -> bool {
+    let mut protocols = PROTOCOLS.iter();
+    let optional = protocols.any(|known| known.number == protocol && known.optional);
+    refusal.errno() == libc::ENOENT && (optional || family == AF_INET6)
 }
 
 /// Own addresses of TCP connections of the calling thread's network namespace that are closed but may
@@ -97,7 +91,7 @@ pub async fn closed_sources() -> Result<BTreeSet<IpAddr>, Error> {
     let mut connection = Connection::open(libc::NETLINK_SOCK_DIAG).map_err(Error::Open)?;
     let mut sources = BTreeSet::new();
     for family in [AF_INET, AF_INET6] {
-        let request = list(family, PROTOCOLS[0].number, CLOSED_STATES);
+        let request = diag::list(family, PROTOCOLS[0].number, CLOSED_STATES, 0);
         match connection.dump(&request, source).await {
             Ok(found) => sources.extend(found),
             // The kernel has no such family.
@@ -110,7 +104,7 @@ pub async fn closed_sources() -> Result<BTreeSet<IpAddr>, Error> {
 
 /// The socket's own address in `inet_diag_msg`: after family, state, timer, retransmissions and ports.
 fn source(message: &Message<'_>) -> Option<IpAddr> {
-    let (fixed, _) = message.split::<72>()?;
+    let (fixed, _) = message.split::<ANSWER>()?;
     match fixed[0] {
         AF_INET => Some(IpAddr::from(<[u8; 4]>::try_from(&fixed[8..12]).ok()?)),
         AF_INET6 => {
@@ -121,37 +115,11 @@ fn source(message: &Message<'_>) -> Option<IpAddr> {
     }
 }
 
-/// Asks for the sockets of a family and protocol in some states (`inet_diag_req_v2`).
-fn list(family: u8, protocol: u8, states: u32) -> Request {
-    let mut fixed = [0; 56];
-    fixed[0] = family;
-    fixed[1] = protocol;
-    fixed[4..8].copy_from_slice(&states.to_ne_bytes());
-    Request::new(SOCK_DIAG_BY_FAMILY, libc::NLM_F_DUMP, &fixed)
-}
-
-/// Asks for the sockets with a mark. The filter is a program of one instruction: on a match it goes
-/// on at `yes`, its end (the socket is listed), else at `no`, past its end (it is not).
-fn request(family: u8, protocol: u8, mark: u32, mask: u32) -> Request {
-    let mut request = list(family, protocol, ALL_STATES);
-    let (yes, no) = (12_u8, 16_u16);
-    let mut program = vec![MARK_CONDITION, yes];
-    program.extend(no.to_ne_bytes());
-    program.extend((mark & mask).to_ne_bytes());
-    program.extend(mask.to_ne_bytes());
-    request.put(BYTECODE, &program);
-    request
-}
-
 /// Asks to close the TCP socket of an address that nobody has, which the kernel answers as it can.
 pub(super) fn destroy_nothing() -> Request {
-    let mut fixed = [0; 56];
-    fixed[0] = AF_INET;
-    fixed[1] = PROTOCOLS[0].number;
-    fixed[4..8].copy_from_slice(&ALL_STATES.to_ne_bytes());
+    let nobody = SocketAddr::from(([0; 4], 0));
     // Any cookie (INET_DIAG_NOCOOKIE).
-    fixed[48..56].fill(u8::MAX);
-    Request::new(SOCK_DESTROY, libc::NLM_F_ACK, &fixed)
+    diag::destroy(PROTOCOLS[0].number, nobody, nobody, 0, u64::MAX)
 }
 
 /// The cookie of the calling thread's network namespace, as kernel programs see it.

@@ -1,6 +1,7 @@
 //! Where flows go.
 
-use steer_common::{LocalEntry, LocalKey4, local_flags, policy_flags};
+use steer::netlink::{LiveFlow, Wanted, live_flows};
+use steer_common::{LocalEntry, LocalKey4, flow_flags, local_flags, policy_flags};
 
 use crate::{
     child::Child,
@@ -401,5 +402,54 @@ fn sockets_of_other_network_namespaces_are_passed() {
         assert_eq!(child.mark("s"), 7);
         let counters = lab.datapath().counters().unwrap();
         assert_eq!((counters.refused, counters.not_allowed), (0, 0));
+    });
+}
+
+/// What the kernel tells of this host's flows.
+fn live(lab: &Lab) -> Vec<LiveFlow> {
+    let wanted = Wanted {
+        storage: Some(lab.maps().flows()),
+        ..Wanted::default()
+    };
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(live_flows(wanted))
+        .unwrap()
+}
+
+#[test]
+fn live_flows_tell_what_their_sockets_remember() {
+    steered(|lab, child| {
+        let server = Tcp::new(lab);
+        let target = format!("{SERVER4}:{}", server.port);
+        child.must(&["open weak inet stream", &format!("connect weak {target}")]);
+        lab.policy(1, TWO, policy_flags::STRICT);
+        child.must(&["open s inet stream", &format!("connect s {target}")]);
+        child.must(&["open l inet6 stream", "bind l [::]:7003", "listen l"]);
+        let asks = lab.in_peer(|| std::net::TcpStream::connect("10.0.2.2:7003").unwrap());
+
+        let flows = live(lab);
+        assert_eq!(flows.len(), 3, "{flows:?}");
+        let asked = |remembers: bool| {
+            let mut asked = flows.iter().filter(|flow| !flow.accepted);
+            asked
+                .find(|flow| flow.state.is_some() == remembers)
+                .unwrap()
+        };
+        let weak = asked(false);
+        assert_eq!(
+            (weak.local.ip().to_string().as_str(), weak.mark),
+            ("10.0.2.2", mark(TWO))
+        );
+        assert_eq!(weak.cgroup, crate::lab::id(&lab.cgroup.join("app")));
+        let state = asked(true).state.unwrap();
+        assert_eq!((state.creator, state.policy, state.domain), (1, 1, TWO));
+        assert_ne!(state.flags & flow_flags::DECIDED, 0);
+        let accepted = flows.iter().find(|flow| flow.accepted).unwrap();
+        assert_eq!(accepted.peer, asks.local_addr().unwrap());
+        let state = accepted.state.unwrap();
+        assert_eq!((state.creator, state.policy, state.flags), (1, 0, 0));
     });
 }

@@ -1,6 +1,8 @@
 //! The netlink module against the real kernel: every test in a network namespace of its own, with
 //! `ip` as the third party.
 
+mod flows;
+
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::{IpAddr, TcpListener, UdpSocket};

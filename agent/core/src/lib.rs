@@ -21,6 +21,7 @@ pub mod permit;
 pub mod plan;
 pub mod policy;
 pub mod select;
+pub mod sessions;
 pub mod state;
 pub mod steps;
 pub mod suggest;

@@ -141,7 +141,7 @@ impl World<'_> {
     }
 
     /// Why a domain cannot be taken; `None`: it can.
-    fn unfit(&self, name: &Name) -> Option<String> {
+    pub(crate) fn unfit(&self, name: &Name) -> Option<String> {
         let Some(domain) = self.domains.get(name.as_str()) else {
             return Some(self.missing(name));
         };

@@ -12,6 +12,11 @@ impl Engine {
         self.world().expand(names)
     }
 
+    /// Why a domain cannot be chosen by any policy; `None`: it can.
+    pub(crate) fn unfit(&self, name: &Name) -> Option<String> {
+        self.world().unfit(name)
+    }
+
     pub(super) fn prefer(&mut self, name: &Name, domain: Option<&Name>) -> Result<(), Rejected> {
         let Some(policy) = self.state.policy(name.as_str()) else {
             let known = self.state.policies().map(|policy| policy.name.as_str());

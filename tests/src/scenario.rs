@@ -1,12 +1,13 @@
 //! Sentences that many scenarios say.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::cgroup::LabCgroup;
 use crate::lab::Lab;
+use crate::packet::Direction;
 use crate::probe::{Family, Kind, Probe, Session};
 use crate::report::{ECHO_PORT, Report};
 use crate::wait;
@@ -119,6 +120,32 @@ impl Lab {
         })
     }
 
+    /// Asserts that IP packets about `target` crossed no uplink but `uplink`, where there may be some, and
+    /// that those the host sent bore one of its addresses. (An ARP request is the kernel's own, without a
+    /// socket; it precedes a packet that a guard then drops.)
+    ///
+    /// # Errors
+    /// If one did, with it.
+    pub fn assert_at_most_by(&self, uplink: &str, target: IpAddr) -> Result<()> {
+        self.drain()?;
+        let own = self.uplink(uplink)?.addresses();
+        let strays = self.capture().packets(|p| {
+            let foreign = |source| !is_link_scoped(source) && !own.contains(&source);
+            p.is_about(target)
+                && p.is_ip()
+                && p.target.is_none()
+                && (p.uplink != uplink
+                    || p.direction == Direction::FromHost && p.source.is_some_and(foreign))
+        });
+        let list: Vec<_> = strays.iter().map(ToString::to_string).collect();
+        ensure!(
+            strays.is_empty(),
+            "only {uplink} may see {target}, with its own addresses:\n{}",
+            list.join("\n")
+        );
+        Ok(())
+    }
+
     /// Asserts that every IP packet that the host sent about anything since `position` bears an
     /// address of the uplink it left by. Link-local sources, which every interface may use for neighbour
     /// discovery and the like, are left out, and so is the unspecified address.
@@ -131,7 +158,7 @@ impl Lab {
             let own = self.uplink(name)?.addresses();
             let strays = self.capture().since(position, |p| {
                 p.uplink == name
-                    && p.direction == crate::packet::Direction::FromHost
+                    && p.direction == Direction::FromHost
                     && p.is_ip()
                     && p.source
                         .is_some_and(|source| !is_link_scoped(source) && !own.contains(&source))
@@ -147,10 +174,10 @@ impl Lab {
     }
 }
 
-fn is_link_scoped(address: std::net::IpAddr) -> bool {
+fn is_link_scoped(address: IpAddr) -> bool {
     match address {
-        std::net::IpAddr::V4(v4) => v4.is_link_local() || v4.is_unspecified(),
-        std::net::IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.is_unspecified(),
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_unspecified(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.is_unspecified(),
     }
 }
 

@@ -8,35 +8,63 @@ use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 
 use crate::operation::Extras;
 
-/// Sends `payload`; `extras` go along as `IP_PKTINFO` or `IPV6_PKTINFO` and `SO_MARK`.
-pub(crate) fn send(
-    socket: &OwnedFd,
-    payload: &[u8],
-    to: Option<SocketAddr>,
-    is_ipv6: bool,
-    extras: Extras,
-) -> Result<(), Errno> {
-    let to = to.map(SockaddrStorage::from);
-    let mut control = control_buffer(is_ipv6, extras);
-    let part = libc::iovec {
-        iov_base: payload.as_ptr().cast_mut().cast(),
-        iov_len: payload.len(),
+/// A message in the form that system calls take, with what it points to.
+pub(crate) struct Prepared {
+    to: Option<SockaddrStorage>,
+    control: Vec<u64>,
+    part: libc::iovec,
+    header: libc::msghdr,
+}
+
+impl Prepared {
+    /// `payload` must outlive it; `extras` go along as `IP_PKTINFO` or `IPV6_PKTINFO` and `SO_MARK`.
+    pub(crate) fn new(
+        payload: &[u8],
+        to: Option<SocketAddr>,
+        is_ipv6: bool,
+        extras: Extras,
+    ) -> Box<Self> {
+        // SAFETY: msghdr is plain data for which all zeroes are valid.
+        let header: libc::msghdr = unsafe { std::mem::zeroed() };
+        let mut message = Box::new(Self {
+            to: to.map(SockaddrStorage::from),
+            control: control_buffer(is_ipv6, extras),
+            part: libc::iovec {
+                iov_base: payload.as_ptr().cast_mut().cast(),
+                iov_len: payload.len(),
+            },
+            header,
+        });
+        message.header.msg_iov = &raw mut message.part;
+        message.header.msg_iovlen = 1;
+        if let Some(to) = &message.to {
+            message.header.msg_name = to.as_ptr().cast_mut().cast();
+            message.header.msg_namelen = to.len();
+        }
+        if !message.control.is_empty() {
+            message.header.msg_control = message.control.as_mut_ptr().cast();
+            message.header.msg_controllen = size_of_val(message.control.as_slice());
+        }
+        message
+    }
+
+    /// For the system call, while this lives.
+    pub(crate) fn header(&self) -> *const libc::msghdr {
+        &raw const self.header
+    }
+}
+
+/// Sends a message, with `MSG_FASTOPEN` or other `flags`.
+pub(crate) fn send(socket: &OwnedFd, message: &Prepared, flags: i32) -> Result<(), Errno> {
+    // SAFETY: all that the header points to lives as long as the message and has the lengths given;
+    // sendmsg writes to none of it.
+    let sent = unsafe {
+        libc::sendmsg(
+            socket.as_raw_fd(),
+            message.header(),
+            flags | libc::MSG_NOSIGNAL,
+        )
     };
-    // SAFETY: msghdr is plain data for which all zeroes are valid.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = (&raw const part).cast_mut();
-    message.msg_iovlen = 1;
-    if let Some(to) = &to {
-        message.msg_name = to.as_ptr().cast_mut().cast();
-        message.msg_namelen = to.len();
-    }
-    if !control.is_empty() {
-        message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = size_of_val(control.as_slice());
-    }
-    // SAFETY: payload, address and control buffer live through the call and have the lengths given;
-    // sendmsg writes to none of them.
-    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
     Errno::result(sent).map(drop)
 }
 

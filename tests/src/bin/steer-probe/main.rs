@@ -4,8 +4,10 @@
 //! of its standard input.
 
 mod control;
+mod hand;
 mod operation;
 mod probe;
+mod ring;
 mod socket;
 mod wire;
 
@@ -20,21 +22,27 @@ use crate::probe::Probe;
 const HELP: &str = "\
 usage: steer-probe KIND FAMILY
 
-KIND    tcp | udp | ping | raw (ICMP) | raw-udp (UDP header by hand)
+KIND    tcp | mptcp | sctp | udp | ping | raw (ICMP) | raw-udp (UDP header by hand)
         | header (IP header by hand) | packet (AF_PACKET)
 FAMILY  4 | 6 | mapped (AF_INET6 with v4-mapped addresses)
 
 Operations, one a line on standard input; addresses as ADDRESS, ADDRESS:PORT, [ADDRESS%INTERFACE]:PORT:
   open KIND FAMILY      close the socket and open another
+  take NAME             close the socket and wait for another process to give one
+  give NAME             hand the socket to the process that takes it, and keep it
   set KEY=VALUE         mark=N device=IF ifindex=IF unicast-if=IF pktinfo6=IF|ADDRESS broadcast=1
-                        multicast-if=IF qdisc-bypass=1; source=ADDRESS (header and packet),
+                        multicast-if=IF qdisc-bypass=1 freebind=1 no-port=1;
+                        source=ADDRESS (header and packet),
                         timeout=MILLISECONDS
   bind ADDRESS | connect ADDRESS | listen
   send TOKEN [ADDRESS] [pktinfo=IF|ADDRESS] [mark=N]    send and wait for the answer
   post TOKEN [ADDRESS] [pktinfo=IF|ADDRESS] [mark=N]    send only
+  fast TOKEN ADDRESS    connect and send at once (MSG_FASTOPEN), and wait for the answer
+  ring TOKEN [ADDRESS] [pktinfo=IF|ADDRESS] [mark=N]    post by io_uring
   serve                 take one connection or datagram and answer it
   flood TOKEN [ADDRESS] post TOKEN-1, TOKEN-2, .. every millisecond until the next line comes
   churn TOKEN ADDRESS   the same with a new socket, connect, send and answer each time
+  sprout TOKEN ADDRESS  the same with a new socket each time, and no connect
   enter CGROUP          move this process into the cgroup directory CGROUP
   close                 close the socket
 ";

@@ -9,12 +9,21 @@ use nix::net::if_::if_nametoindex;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Tcp,
+    Mptcp,
+    Sctp,
     Udp,
     Ping,
     Raw,
     RawUdp,
     Header,
     Packet,
+}
+
+impl Kind {
+    /// Whether it sends a stream of lines.
+    pub(crate) fn is_stream(self) -> bool {
+        matches!(self, Self::Tcp | Self::Mptcp | Self::Sctp)
+    }
 }
 
 /// Family of the socket and of the addresses given to it.
@@ -52,8 +61,13 @@ pub(crate) enum Operation {
     Send(Message),
     Post(Message),
     Serve,
+    Fast(Message),
+    Ring(Message),
     Flood(Message),
     Churn(Message),
+    Sprout(Message),
+    Give(String),
+    Take(String),
     Enter(String),
     Close,
 }
@@ -86,8 +100,13 @@ impl Operation {
             "send" => Self::Send(parse_message(&rest, family)?),
             "post" => Self::Post(parse_message(&rest, family)?),
             "serve" => Self::Serve,
+            "fast" => Self::Fast(parse_message(&rest, family)?),
+            "ring" => Self::Ring(parse_message(&rest, family)?),
             "flood" => Self::Flood(parse_message(&rest, family)?),
             "churn" => Self::Churn(parse_message(&rest, family)?),
+            "sprout" => Self::Sprout(parse_message(&rest, family)?),
+            "give" => Self::Give(one()?.to_owned()),
+            "take" => Self::Take(one()?.to_owned()),
             "enter" => Self::Enter(one()?.to_owned()),
             "close" => Self::Close,
             other => bail!("unknown operation {other}"),
@@ -98,6 +117,8 @@ impl Operation {
 fn parse_kind(word: &str) -> Result<Kind> {
     Ok(match word {
         "tcp" => Kind::Tcp,
+        "mptcp" => Kind::Mptcp,
+        "sctp" => Kind::Sctp,
         "udp" => Kind::Udp,
         "ping" => Kind::Ping,
         "raw" => Kind::Raw,

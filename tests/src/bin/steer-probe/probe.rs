@@ -12,8 +12,9 @@ use nix::sys::socket::{
 };
 use steer_tests::report::{Answer, Report};
 
+use crate::control::{self, Prepared};
 use crate::operation::{Extras, Family, Kind, Message, Operation};
-use crate::{control, socket, wire};
+use crate::{hand, ring, socket, wire};
 
 /// A socket, and what the probe remembers about it.
 pub(crate) struct Probe {
@@ -99,9 +100,26 @@ impl Probe {
                 report.peer = message.to.or(self.connected);
                 self.post(&message)?
             }
+            Operation::Fast(message) => {
+                report.peer = message.to;
+                self.fast(&message, report)?
+            }
+            Operation::Ring(message) => {
+                report.peer = message.to.or(self.connected);
+                let (payload, to) = self.payload(&message)?;
+                let is_ipv6 = self.family != Family::V4;
+                let message = Prepared::new(&payload, to, is_ipv6, message.extras);
+                ring::send(self.socket()?, &message)?
+            }
             Operation::Serve => self.serve(report)?,
             Operation::Flood(message) => self.flood(&message, report)?,
             Operation::Churn(message) => self.churn(&message, report)?,
+            Operation::Sprout(message) => self.sprout(&message, report)?,
+            Operation::Give(name) => hand::give(self.socket()?, &name)?,
+            Operation::Take(name) => {
+                self.socket = None;
+                hand::take(&name)?.map(|socket| self.socket = Some(socket))
+            }
             Operation::Enter(path) => {
                 let procs = format!("{path}/cgroup.procs");
                 std::fs::write(&procs, "0")
@@ -156,10 +174,31 @@ impl Probe {
     }
 
     fn post(&self, message: &Message) -> Attempt {
-        let Message { token, to, extras } = message;
+        let (payload, to) = self.payload(message)?;
+        if self.kind == Kind::Packet {
+            return self.post_frame(&payload);
+        }
+        let is_ipv6 = self.family != Family::V4;
+        let message = Prepared::new(&payload, to, is_ipv6, message.extras);
+        Ok(control::send(self.socket()?, &message, 0))
+    }
+
+    fn fast(&self, message: &Message, report: &mut Report) -> Attempt {
+        let (payload, to) = self.payload(message)?;
+        let is_ipv6 = self.family != Family::V4;
+        let prepared = Prepared::new(&payload, to, is_ipv6, message.extras);
+        match control::send(self.socket()?, &prepared, libc::MSG_FASTOPEN) {
+            Ok(()) => self.answer_to(message, report),
+            Err(errno) => Ok(Err(errno)),
+        }
+    }
+
+    /// What a message is on this kind of socket, and where it goes.
+    fn payload(&self, message: &Message) -> Result<(Vec<u8>, Option<SocketAddr>)> {
+        let Message { token, to, .. } = message;
         let is_ipv6 = self.family != Family::V4;
         let payload = match self.kind {
-            Kind::Tcp => format!("{token}\n").into_bytes(),
+            Kind::Tcp | Kind::Mptcp | Kind::Sctp => format!("{token}\n").into_bytes(),
             Kind::Udp => token.clone().into_bytes(),
             Kind::Ping | Kind::Raw => wire::echo(is_ipv6, self.echo_id(), token.as_bytes()),
             Kind::RawUdp => {
@@ -171,9 +210,6 @@ impl Probe {
             }
             Kind::Header | Kind::Packet => self.whole_packet(message)?,
         };
-        if self.kind == Kind::Packet {
-            return self.post_frame(&payload);
-        }
         // A raw socket's destination has no port; IPv6 refuses one that is not the protocol's.
         let to = match self.kind {
             Kind::Raw | Kind::RawUdp | Kind::Header => to.map(|mut to| {
@@ -182,13 +218,7 @@ impl Probe {
             }),
             _ => *to,
         };
-        Ok(control::send(
-            self.socket()?,
-            &payload,
-            to,
-            is_ipv6,
-            *extras,
-        ))
+        Ok((payload, to))
     }
 
     fn echo_id(&self) -> u16 {
@@ -214,9 +244,14 @@ impl Probe {
     }
 
     fn exchange(&self, message: &Message, report: &mut Report) -> Attempt {
-        if let Err(errno) = self.post(message)? {
-            return Ok(Err(errno));
+        match self.post(message)? {
+            Ok(()) => self.answer_to(message, report),
+            Err(errno) => Ok(Err(errno)),
         }
+    }
+
+    /// Waits for the answer to what was just sent.
+    fn answer_to(&self, message: &Message, report: &mut Report) -> Attempt {
         let end = Instant::now() + self.timeout;
         let mut buffer = [0; 8192];
         let mut pending = Vec::new();
@@ -226,12 +261,12 @@ impl Probe {
                 return Ok(Err(errno));
             }
             let length = match recv(self.socket()?.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                Ok(0) if self.kind == Kind::Tcp => return Ok(Err(Errno::EPIPE)),
+                Ok(0) if self.kind.is_stream() => return Ok(Err(Errno::EPIPE)),
                 Ok(length) => length,
                 Err(errno) => return Ok(Err(errno)),
             };
             match self.kind {
-                Kind::Tcp => pending.extend_from_slice(&buffer[..length]),
+                kind if kind.is_stream() => pending.extend_from_slice(&buffer[..length]),
                 _ => pending = buffer[..length].to_vec(),
             }
             if self.is_answer(&pending, &message.token, report) {
@@ -267,7 +302,7 @@ impl Probe {
         }
         let mut buffer = [0; 4096];
         let listening = self.socket()?.as_raw_fd();
-        if self.kind != Kind::Tcp {
+        if !self.kind.is_stream() {
             let (length, from) = match recvfrom::<SockaddrStorage>(listening, &mut buffer) {
                 Ok((length, Some(from))) => (length, from),
                 Ok(_) => return Ok(Err(Errno::EDESTADDRREQ)),
@@ -323,6 +358,23 @@ impl Probe {
             }
         }
         Ok(last)
+    }
+
+    fn sprout(&mut self, message: &Message, report: &mut Report) -> Attempt {
+        report.peer = message.to;
+        while !self.line_waits() {
+            report.tried += 1;
+            let token = format!("{}-{};", message.token, report.tried);
+            let one = Message {
+                token,
+                ..message.clone()
+            };
+            if self.open(self.kind, self.family).is_err() || self.post(&one)?.is_err() {
+                report.failed += 1;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(Ok(()))
     }
 
     fn fresh_exchange(&mut self, token: String, to: SocketAddr) -> Attempt {

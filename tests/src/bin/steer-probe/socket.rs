@@ -1,7 +1,7 @@
 //! Sockets of every kind, and the options that programs set on them.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -29,6 +29,8 @@ pub(crate) fn open(kind: Kind, family: Family) -> Result<OwnedFd, Errno> {
     };
     let (style, protocol) = match kind {
         Kind::Tcp => (SockType::Stream, None),
+        Kind::Mptcp => return numbered(domain, libc::IPPROTO_MPTCP),
+        Kind::Sctp => return numbered(domain, libc::IPPROTO_SCTP),
         Kind::Udp => (SockType::Datagram, None),
         Kind::Ping => (SockType::Datagram, Some(icmp)),
         Kind::Raw => (SockType::Raw, Some(icmp)),
@@ -42,6 +44,23 @@ pub(crate) fn open(kind: Kind, family: Family) -> Result<OwnedFd, Errno> {
     if family == Family::Mapped {
         nix::sys::socket::setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
     }
+    Ok(socket)
+}
+
+/// A stream socket of a protocol that `nix` does not name.
+fn numbered(domain: AddressFamily, protocol: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes numbers.
+    let fd = unsafe {
+        libc::socket(
+            domain as i32,
+            libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
+            protocol,
+        )
+    };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the kernel just returned this descriptor, which nothing else owns.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    set_timeout(&socket, Duration::from_secs(2))?;
     Ok(socket)
 }
 
@@ -81,6 +100,18 @@ pub(crate) fn set(socket: &OwnedFd, key: &str, value: &str) -> Result<Result<(),
             socket,
             libc::SOL_PACKET,
             libc::PACKET_QDISC_BYPASS,
+            parse_number(value)?,
+        ),
+        "freebind" => integer(
+            socket,
+            libc::IPPROTO_IP,
+            libc::IP_FREEBIND,
+            parse_number(value)?,
+        ),
+        "no-port" => integer(
+            socket,
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
             parse_number(value)?,
         ),
         // The index is in network byte order, unlike any other: ip(7).

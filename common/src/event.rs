@@ -43,6 +43,8 @@ pub struct GuardEvent {
     pub reason: u32,
     /// Cgroup of the socket; 0: unknown.
     pub cgroup: u64,
+    /// Cookie of the socket (`SO_COOKIE`); 0: unknown.
+    pub cookie: u64,
     /// Policy that owns the packet.
     pub policy: u32,
     /// Interface it was about to leave by.
@@ -65,5 +67,5 @@ pub mod guard_reason {
 
 const _: () = {
     assert!(size_of::<CgroupEvent>() == 280);
-    assert!(size_of::<GuardEvent>() == 56);
+    assert!(size_of::<GuardEvent>() == 64);
 };

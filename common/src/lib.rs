@@ -9,6 +9,7 @@ mod event;
 mod flow;
 mod mark;
 mod policy;
+mod traffic;
 
 pub use event::{CgroupEvent, EventKind, GuardEvent, NAME_LEN, guard_reason};
 pub use flow::{FlowState, flow_flags};
@@ -18,6 +19,7 @@ pub use policy::{
     LocalEntry, LocalKey4, LocalKey6, NameKey, PolicyEntry, SourceKey, cgroup_flags, counter,
     domain_flags, ingress_flags, local_flags, policy_flags, verdict,
 };
+pub use traffic::{Traffic, TrafficKey};
 
 /// Version of every layout in this crate; part of the pin path.
 ///
@@ -48,6 +50,8 @@ pub const MAX_LOCALS: u32 = 8_192;
 pub const MAX_INGRESS: u32 = 1_024;
 /// Interfaces that have a guard (`GUARDED`; key: interface index, value: `u8`, always 1).
 pub const MAX_GUARDED: u32 = 65_536;
+/// Pairs of policy and domain for which traffic is counted at one time (`TRAFFIC`).
+pub const MAX_TRAFFIC: u32 = 65_536;
 /// Bytes of the event ring (`EVENTS`).
 pub const EVENT_RING_BYTES: u32 = 1 << 20;
 

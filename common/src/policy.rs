@@ -266,6 +266,10 @@ pub mod counter {
     pub const STORAGE_FAILED: u32 = 7;
     /// New cgroups whose entry could not be written (the map is full).
     pub const CGROUPS_FULL: u32 = 8;
+    /// Packets of other policies that left otherwise than their policy said.
+    pub const GUARD_WRONG: u32 = 9;
+    /// Packets that could not be counted for their policy (`TRAFFIC` is full).
+    pub const TRAFFIC_LOST: u32 = 10;
     /// Number of counters.
     pub const COUNT: u32 = 16;
 }

@@ -96,6 +96,11 @@ fn pass(
 ) -> i32 {
     let [_, source6] = sock::sources(socket);
     let mut flow = flow;
+    if owner.is_none() && flow.is_none() {
+        // The guard would take it for a flow of who made the socket that nothing was decided for. A rare
+        // path, and no harm if there is no memory for it.
+        flow = flow::get_or_create(socket, FlowState::default());
+    }
     if unbind(ctx, socket, flow.as_deref(), source6) {
         // The mark, which tells that the source was ours, goes too.
         if flow.is_none() {
@@ -136,6 +141,11 @@ fn steer(
         || our_mark(socket) == 0 && !has(flow.as_deref(), flow_flags::HOOK_BOUND);
     if !source.is_unspecified() && respected && !owner.is_strict() {
         set_mark(ctx, socket, 0);
+        let flow = match flow {
+            Some(flow) => Some(flow),
+            // Bound without a port, which `post_bind` does not see.
+            None => flow::get_or_create(socket, FlowState::default()),
+        };
         record(flow, owner.policy, 0, 0);
         return ALLOW;
     }

@@ -7,7 +7,7 @@
 use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
 
 use crate::{
-    judge::may_leave,
+    judge::{Verdict, judge},
     maps::GUARDED,
     sock::{field, is_ours},
 };
@@ -29,9 +29,9 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
         return PASS;
     }
     // Another namespace's interface of a guarded one's number has passed already, which is right.
-    if !is_ours(skb.cast()) || may_leave::<false>(skb) {
-        PASS
-    } else {
+    if is_ours(skb.cast()) && judge::<false>(skb).verdict == Verdict::Drop {
         DROP
+    } else {
+        PASS
     }
 }

@@ -1,5 +1,5 @@
-//! tc egress: does a packet of a strict policy leave by its domain's interface, with one of its
-//! domain's addresses? If not, it is dropped.
+//! tc egress: does a packet of a policy leave by its domain's interface, with one of its domain's
+//! addresses? If not, a strict policy's is dropped, and any other's is counted.
 //!
 //! This sees what no socket program can: sockets older than steer, `IP_PKTINFO`, raw headers, packet
 //! sockets, further subflows of MPTCP.
@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 
-use crate::judge::may_leave;
+use crate::judge::{Verdict, judge};
 
 /// Goes on with the next program of the chain (`TCX_NEXT`).
 const NEXT: i32 = TC_ACT_UNSPEC;
@@ -19,9 +19,9 @@ const DROP: i32 = TC_ACT_SHOT as i32;
 /// Entry.
 #[classifier]
 pub fn guard(ctx: TcContext) -> i32 {
-    if may_leave::<true>(ctx.skb.skb) {
-        NEXT
-    } else {
-        DROP
+    let judgement = judge::<true>(ctx.skb.skb);
+    match judgement.verdict {
+        Verdict::Leave | Verdict::Wrong => NEXT,
+        Verdict::Drop => DROP,
     }
 }

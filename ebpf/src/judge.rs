@@ -1,70 +1,116 @@
 //! Whether a packet may leave by the interface it is about to leave by: the part that the packet
 //! programs at egress share.
+//!
+//! The cheapest facts come first. Most packets are nobody's, or bear the mark that their policy's choice
+//! of the moment has, at that domain's interface and with its preferred source.
 
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_RB_AVAIL_DATA, bpf_sock},
-    helpers::generated::{bpf_ringbuf_query, bpf_sk_fullsock, bpf_skb_cgroup_id},
+    helpers::generated::{
+        bpf_get_socket_cookie, bpf_ringbuf_query, bpf_sk_fullsock, bpf_skb_cgroup_id,
+    },
 };
 use steer_common::{
-    EVENT_RING_BYTES, EventKind, GuardEvent, counter, flow_flags, guard_reason, verdict,
+    EVENT_RING_BYTES, EventKind, GuardEvent, MarkMask, counter, flow_flags, guard_reason,
+    local_flags, verdict,
 };
 
 use crate::{
     address::Address,
     count::count,
-    decision::{Domain, contains},
-    flow,
+    decision::contains,
+    fit::{self, Fit, fit},
+    flow, globals,
     maps::EVENTS,
     owner::Owner,
     packet::{self, Headers},
-    sock::{field, set_field},
+    sock::{AF_PACKET, field, set_field},
+    traffic::{self, Kind},
 };
 
-/// Whether a packet may leave. Those of strict policies are counted, and drops are told.
+/// What becomes of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It leaves.
+    Leave,
+    /// It is dropped: a strict policy's, where it must not be.
+    Drop,
+    /// It leaves, but its policy would have had it elsewhere.
+    Wrong,
+}
+
+/// A verdict, and whom it is about. All fields are always set: see [`Owner`].
+#[derive(Clone, Copy)]
+pub struct Judgement {
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// Whose it is.
+    pub owner: Owner,
+    /// The domain that it must use, or 0.
+    pub domain: u32,
+}
+
+impl Judgement {
+    const LEAVE: Self = Self {
+        verdict: Verdict::Leave,
+        owner: Owner::NONE,
+        domain: 0,
+    };
+}
+
+/// Judges a packet, counts it for its policy, and tells of drops.
 ///
-/// `TAGS`: a packet that is found right at its domain's interface is told to those below it.
+/// `TC`: at tc egress, where a packet that was judged can be told to the interfaces below.
 #[inline(always)]
-pub fn may_leave<const TAGS: bool>(skb: *mut __sk_buff) -> bool {
+pub fn judge<const TC: bool>(skb: *mut __sk_buff) -> Judgement {
     let socket: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
     if socket.is_null() {
-        return true;
+        return Judgement::LEAVE;
     }
     // SAFETY: not null.
     let full = unsafe { bpf_sk_fullsock(socket) };
-    let (owner, domain) = owner(skb, full);
-    if !owner.is_strict() {
-        return true;
+    let (owner, memory) = whose(skb, full);
+    if owner.is_none() {
+        return Judgement::LEAVE;
     }
-    match judge::<TAGS>(skb, full, &owner, domain) {
-        Ok(()) => {
-            count(counter::GUARD_PASSED);
-            true
-        }
-        Err(Drop { reason, headers }) => {
-            count(counter::GUARD_DROPPED);
-            tell(skb, &owner, reason, headers.as_ref());
-            false
-        }
+    if owner.is_strict() {
+        strict::<TC>(skb, full, &owner, memory.domain)
+    } else {
+        others::<TC>(skb, full, &owner, memory)
     }
 }
 
-/// Whose the packet is, and the domain that its flow was put on (0: as the policy chooses now).
+/// What a socket remembers of its flow.
+struct Memory {
+    /// The domain that it was put on; 0: none.
+    domain: u32,
+    /// It was left to the host, or the application bound an address.
+    passed: bool,
+}
+
+/// Whose the packet is.
 ///
 /// Of a packet without a socket that can be asked (RST, TIME-WAIT) nobody is the owner: it is never
 /// dropped for that, but goes by rule and mark.
 #[inline(always)]
-fn owner(skb: *mut __sk_buff, full: *mut bpf_sock) -> (Owner, u32) {
+fn whose(skb: *mut __sk_buff, full: *mut bpf_sock) -> (Owner, Memory) {
+    let mut memory = Memory {
+        domain: 0,
+        passed: false,
+    };
     if !full.is_null()
         && let Some(flow) = flow::get(full)
     {
         if flow.flags & flow_flags::FOREIGN != 0 {
-            return (Owner::NONE, 0);
+            return (Owner::NONE, memory);
         }
+        memory.passed = flow.flags & (flow_flags::DECIDED | flow_flags::APP_BOUND) != 0;
         if flow.flags & flow_flags::DECIDED != 0 {
-            return (Owner::of_policy(flow.policy), flow.domain);
+            memory.domain = flow.domain;
+            return (Owner::of_policy(flow.policy), memory);
         }
         if flow.creator != 0 {
-            return (Owner::of_policy(flow.creator), 0);
+            return (Owner::of_policy(flow.creator), memory);
         }
     }
     // Request sockets answer for their listener. 0: none; 1: the root, whose sockets are the kernel's.
@@ -75,22 +121,18 @@ fn owner(skb: *mut __sk_buff, full: *mut bpf_sock) -> (Owner, u32) {
     } else {
         Owner::of_cgroup(cgroup)
     };
-    (owner, 0)
+    (owner, memory)
 }
 
-/// Why a packet is dropped.
-struct Drop {
-    reason: u32,
-    headers: Option<Headers>,
-}
-
+/// A strict policy's packet leaves by its domain or not at all. `decided`: the domain that its flow was put
+/// on; 0: as the policy chooses now.
 #[inline(always)]
-fn judge<const TAGS: bool>(
+fn strict<const TC: bool>(
     skb: *mut __sk_buff,
     full: *mut bpf_sock,
     owner: &Owner,
     decided: u32,
-) -> Result<(), Drop> {
+) -> Judgement {
     let headers = packet::headers(skb);
     let choice = owner.choice();
     let index = if decided != 0 {
@@ -100,61 +142,157 @@ fn judge<const TAGS: bool>(
     } else {
         0
     };
-    let domain = Domain::get(index);
-    let tag = TAG | index & 0xff;
-    if let Some(domain) = domain
-        && domain.entry.ifindex == field!(skb, ifindex)
-    {
-        let Some(Headers { source, .. }) = headers else {
-            return Ok(());
-        };
-        if source.is_unspecified()
-            || !source.is_v4() && source.is_link_local()
-            || (if source.is_v4() {
-                source.0[3] == domain.source4()
-            } else {
-                source.equals(domain.source6())
-            })
-            || source.belongs_to(index)
-        {
-            if TAGS {
+    let fit = fit(index, skb, headers.as_ref());
+    let tag = tag(index);
+    let right = match fit {
+        Fit::Right => {
+            if TC {
                 set_field!(tag, skb, tc_index);
             }
-            return Ok(());
+            true
         }
-        return Err(Drop {
-            reason: guard_reason::SOURCE,
-            headers,
-        });
-    }
-    if index != 0 && field!(skb, tc_index) == tag {
+        Fit::Source => false,
         // Seen and found right at the domain's own interface, of which this one is a part or carrier.
-        return Ok(());
-    }
-    if let Some(headers) = &headers {
-        if owner.passes_locals()
-            && let Some(local) = headers.destination.local()
-            && !contains(local, index)
-        {
-            return Ok(());
+        Fit::Interface | Fit::Gone if index != 0 && field!(skb, tc_index) == tag => {
+            return Judgement::LEAVE;
         }
-        if domain.is_some() && packet::wraps(skb, full, headers) {
-            return Ok(());
-        }
-    }
-    let reason = if domain.is_some() {
-        guard_reason::INTERFACE
-    } else {
-        guard_reason::NO_DOMAIN
+        Fit::Interface | Fit::Gone => match &headers {
+            Some(headers) => {
+                is_passed_local(owner, headers, index)
+                    || fit == Fit::Interface && packet::wraps(skb, full, headers)
+            }
+            None => false,
+        },
     };
-    Err(Drop { reason, headers })
+    if right {
+        let by = if fit == Fit::Right { index } else { 0 };
+        traffic::add::<TC>(skb, owner.policy, by, Kind::Sent);
+        count(counter::GUARD_PASSED);
+        return Judgement::LEAVE;
+    }
+    traffic::add::<TC>(skb, owner.policy, index, Kind::Dropped);
+    count(counter::GUARD_DROPPED);
+    let reason = match fit {
+        Fit::Source => guard_reason::SOURCE,
+        Fit::Gone => guard_reason::NO_DOMAIN,
+        _ => guard_reason::INTERFACE,
+    };
+    tell(skb, owner, reason, headers.as_ref());
+    Judgement {
+        verdict: Verdict::Drop,
+        owner: *owner,
+        domain: index,
+    }
 }
 
-/// `tc_index` of a packet that was found right at its domain's interface; the domain is added.
+/// Any other policy's packet leaves; what is to be told is how.
+#[inline(always)]
+fn others<const TC: bool>(
+    skb: *mut __sk_buff,
+    full: *mut bpf_sock,
+    owner: &Owner,
+    memory: Memory,
+) -> Judgement {
+    if field!(skb, tc_index) & TAG_MASK == TAG {
+        // Judged at an interface of which this one is a part or carrier.
+        return Judgement::LEAVE;
+    }
+    let choice = owner.choice();
+    let mark = field!(skb, mark) & globals::MARK_MASK.load();
+    let decided = if memory.domain != 0 {
+        memory.domain
+    } else if mark == 0 {
+        0
+    } else if fit::bears_mark_of(choice.domain, mark) {
+        choice.domain
+    } else {
+        match MarkMask::new(globals::MARK_MASK.load()) {
+            Ok(mask) => mask.decode(mark).into(),
+            Err(_) => 0,
+        }
+    };
+    let index = if decided != 0 {
+        decided
+    } else if memory.passed || choice.verdict != verdict::STEER || chose_itself(full) {
+        0
+    } else {
+        choice.domain
+    };
+    let headers = packet::headers(skb);
+    let fit = fit(index, skb, headers.as_ref());
+    let mut by = 0;
+    let mut kind = Kind::Sent;
+    if fit == Fit::Right {
+        by = index;
+    } else if index != 0
+        && let Some(headers) = &headers
+    {
+        if packet::wraps(skb, full, headers) {
+            // Counted when it was not wrapped yet.
+            return Judgement::LEAVE;
+        }
+        // A flow that was decided and has a source of another domain answers who asked there, or has an
+        // address that the application chose.
+        let elsewhere = decided != 0 && fit != Fit::Source && !headers.source.belongs_to(index);
+        if !elsewhere
+            && !headers.destination.is_never_steered()
+            && !is_passed_local(owner, headers, index)
+        {
+            by = index;
+            kind = Kind::Wrong;
+        }
+    }
+    if TC {
+        set_field!(tag(by), skb, tc_index);
+    }
+    traffic::add::<TC>(skb, owner.policy, by, kind);
+    if kind == Kind::Sent {
+        return Judgement::LEAVE;
+    }
+    count(counter::GUARD_WRONG);
+    Judgement {
+        verdict: Verdict::Wrong,
+        owner: *owner,
+        domain: index,
+    }
+}
+
+/// Whether the application, or who asked it, chose the way of a flow that nothing was decided for: it bound
+/// a device, has a mark of its own, writes frames, or answers a SYN.
+#[inline(always)]
+fn chose_itself(full: *mut bpf_sock) -> bool {
+    full.is_null()
+        || field!(full, bound_dev_if) != 0
+        || field!(full, mark) != 0
+        || field!(full, family) == AF_PACKET
+}
+
+/// Whether the destination is the host itself, or on-link elsewhere and left to the host's routing.
+#[inline(always)]
+fn is_passed_local(owner: &Owner, headers: &Headers, index: u32) -> bool {
+    match headers.destination.local() {
+        Some(local) => {
+            if owner.is_strict() || local.flags & local_flags::HOST == 0 {
+                owner.passes_locals() && !contains(local, index)
+            } else {
+                true
+            }
+        }
+        None => false,
+    }
+}
+
+/// `tc_index` of a packet that was judged; the domain whose interface it left by is added, or 0.
 ///
 /// It stays with a packet through VLAN, bond, bridge and kernel tunnels; nothing else in the kernel
 /// has used it since the tcindex classifier was removed (Linux 6.3), and no application can set it.
 const TAG: u32 = 0x5300;
+const TAG_MASK: u32 = 0xff00;
+
+#[inline(always)]
+fn tag(index: u32) -> u32 {
+    TAG | index & !TAG_MASK & 0xffff
+}
 
 /// Tells the agent, unless the ring is half full: the rest is kept for cgroups.
 fn tell(skb: *mut __sk_buff, owner: &Owner, reason: u32, headers: Option<&Headers>) {
@@ -180,6 +318,8 @@ fn tell(skb: *mut __sk_buff, owner: &Owner, reason: u32, headers: Option<&Header
         reason,
         // SAFETY: the program's own packet.
         cgroup: unsafe { bpf_skb_cgroup_id(skb) },
+        // SAFETY: likewise.
+        cookie: unsafe { bpf_get_socket_cookie(skb.cast()) },
         policy: owner.policy,
         ifindex: field!(skb, ifindex),
         source: source.bytes(),

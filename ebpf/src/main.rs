@@ -12,6 +12,7 @@ mod connect;
 mod count;
 mod decision;
 mod egress;
+mod fit;
 mod flow;
 mod globals;
 mod guard;
@@ -25,6 +26,7 @@ mod sendmsg;
 mod setsockopt;
 mod sock;
 mod sock_create;
+mod traffic;
 mod tuple;
 
 /// bpf helpers used here are open to GPL-compatible programs only.

@@ -2,13 +2,14 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf},
     macros::btf_map,
 };
 use steer_common::{
     CgroupEntry, CgroupEvent, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, IngressEntry,
     LocalEntry, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED, MAX_INGRESS, MAX_LOCALS,
-    MAX_NAMES, MAX_POLICIES, MAX_SOURCES, NameKey, PolicyEntry, SourceKey, counter,
+    MAX_NAMES, MAX_POLICIES, MAX_SOURCES, MAX_TRAFFIC, NameKey, PolicyEntry, SourceKey, Traffic,
+    TrafficKey, counter,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -57,6 +58,11 @@ pub static GUARDED: HashMap<u32, u8, { MAX_GUARDED as usize }, ON_DEMAND> = Hash
 /// See [`counter`].
 #[btf_map]
 pub static COUNTERS: PerCpuArray<u64, { counter::COUNT as usize }> = PerCpuArray::new();
+
+/// What was sent for each policy by each domain.
+#[btf_map]
+pub static TRAFFIC: PerCpuHashMap<TrafficKey, Traffic, { MAX_TRAFFIC as usize }, ON_DEMAND> =
+    PerCpuHashMap::new();
 
 /// What the agent is told.
 #[btf_map]

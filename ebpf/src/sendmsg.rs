@@ -86,6 +86,17 @@ fn steer(
     if !source.is_unspecified() {
         if !owner.is_strict() {
             // Bound by the application, told by IP_PKTINFO, or kept from an earlier `connect`.
+            let socket = sock::of(ctx);
+            let [source4, source6] = sock::sources(socket);
+            let own = if v4 { source4 } else { source6 };
+            if flow.is_none() && our_mark(socket) == 0 && own.equals(source) {
+                // Bound without a port, which `post_bind` does not see: the guard is to know.
+                let bound = FlowState {
+                    flags: flow_flags::APP_BOUND,
+                    ..FlowState::default()
+                };
+                flow::get_or_create(socket, bound);
+            }
             return ALLOW;
         }
         if !source.belongs_to(domain.index) {

@@ -323,11 +323,15 @@ fn an_interface_that_comes_back_with_another_index_is_the_same_domain() {
 }
 
 #[test]
-fn strict_policies_bring_guards_and_close_what_they_await() {
+fn every_policy_brings_guards_and_a_strict_one_closes_what_it_awaits() {
     let mut engine = engine();
+    assert!(engine.plan().guards.is_empty());
     set(&mut engine, policy("lax", "a/*.scope", &["wlan0"]));
     assert_eq!(flags(&engine, 10), 0);
-    assert!(engine.plan().guards.is_empty());
+    assert_eq!(
+        engine.plan().guards,
+        BTreeSet::from([IfIndex(2), IfIndex(3)])
+    );
     assert!(!engine.plan().hooks.contains(&Hook::Setsockopt));
     assert!(!engine.plan().hooks.contains(&Hook::Egress));
 
@@ -337,10 +341,6 @@ fn strict_policies_bring_guards_and_close_what_they_await() {
     );
     assert_eq!(flags(&engine, 10), cgroup_flags::CHILDREN_UNDECIDED);
     assert_eq!(flags(&engine, 11), 0);
-    assert_eq!(
-        engine.plan().guards,
-        BTreeSet::from([IfIndex(2), IfIndex(3)])
-    );
     assert!(engine.plan().hooks.contains(&Hook::Setsockopt));
     assert!(engine.plan().hooks.contains(&Hook::Egress));
     apply(&mut engine, made(12, 10, "x.scope"));

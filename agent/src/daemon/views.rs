@@ -397,10 +397,12 @@ pub(super) fn counters_view(counters: &Counters) -> BTreeMap<String, u64> {
         ("events-lost", counters.events_lost),
         ("guard-dropped", counters.guard_dropped),
         ("guard-passed", counters.guard_passed),
+        ("guard-wrong", counters.guard_wrong),
         ("not-allowed", counters.not_allowed),
         ("refused", counters.refused),
         ("source-failed", counters.source_failed),
         ("storage-failed", counters.storage_failed),
+        ("traffic-lost", counters.traffic_lost),
     ]
     .map(|(name, count)| (name.to_owned(), count))
     .into()

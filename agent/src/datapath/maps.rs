@@ -1,6 +1,7 @@
 //! The maps, as typed tables.
 
 use std::{
+    collections::BTreeMap,
     io,
     marker::PhantomData,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -11,7 +12,8 @@ use bytemuck::Pod;
 use steer_common::{
     CgroupEntry, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, IngressEntry, LocalEntry,
     LocalKey4, LocalKey6, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED, MAX_INGRESS,
-    MAX_LOCALS, MAX_NAMES, MAX_POLICIES, MAX_SOURCES, NameKey, PolicyEntry, SourceKey, counter,
+    MAX_LOCALS, MAX_NAMES, MAX_POLICIES, MAX_SOURCES, MAX_TRAFFIC, NameKey, PolicyEntry, SourceKey,
+    Traffic, TrafficKey, counter,
 };
 
 use super::{
@@ -33,7 +35,7 @@ impl MapSpec {
     /// Entries of a map that only has to be there; `None`: as many as ever.
     pub(super) const fn least_entries(&self) -> Option<u32> {
         match self.kind {
-            HASH | ARRAY | LPM_TRIE => Some(1),
+            HASH | ARRAY | PERCPU_HASH | LPM_TRIE => Some(1),
             // One page.
             RINGBUF => Some(4096),
             _ => None,
@@ -43,6 +45,7 @@ impl MapSpec {
 
 const HASH: u32 = 1;
 const ARRAY: u32 = 2;
+const PERCPU_HASH: u32 = 5;
 const PERCPU_ARRAY: u32 = 6;
 const LPM_TRIE: u32 = 11;
 const SK_STORAGE: u32 = 24;
@@ -69,15 +72,16 @@ const LOCALS6: MapSpec = spec::<LocalKey6, LocalEntry>("LOCALS6", LPM_TRIE, MAX_
 const INGRESS: MapSpec = spec::<u32, IngressEntry>("INGRESS", HASH, MAX_INGRESS);
 const GUARDED: MapSpec = spec::<u32, u8>("GUARDED", HASH, MAX_GUARDED);
 const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", PERCPU_ARRAY, counter::COUNT);
+const TRAFFIC: MapSpec = spec::<TrafficKey, Traffic>("TRAFFIC", PERCPU_HASH, MAX_TRAFFIC);
 /// What sockets remember.
 pub(super) const FLOWS: MapSpec = spec::<i32, FlowState>("FLOWS3", SK_STORAGE, 0);
 /// The ring of events.
 pub(super) const EVENTS: MapSpec = spec::<(), ()>("EVENTS", RINGBUF, EVENT_RING_BYTES);
 
 /// Every map there is.
-pub(super) const MAPS: [MapSpec; 13] = [
+pub(super) const MAPS: [MapSpec; 14] = [
     CGROUPS, NAMES, POLICIES, CHOICES, DOMAINS, SOURCES, LOCALS4, LOCALS6, INGRESS, GUARDED,
-    COUNTERS, FLOWS, EVENTS,
+    COUNTERS, TRAFFIC, FLOWS, EVENTS,
 ];
 
 impl MapSpec {
@@ -279,12 +283,23 @@ fn set_all<K: Pod, V: Pod>(
 }
 
 fn entries<K: Pod, V: Pod>(map: &OwnedFd, name: &'static str) -> Result<Vec<(K, V)>> {
-    let mut room = BATCH;
     let mut all = Vec::new();
+    for_each(map, name, 1, |key, values: &[V]| all.push((key, values[0])))?;
+    Ok(all)
+}
+
+/// Everything in a map whose elements have so many values: one, or one for each CPU.
+fn for_each<K: Pod, V: Pod>(
+    map: &OwnedFd,
+    name: &'static str,
+    cpus: usize,
+    mut seen: impl FnMut(K, &[V]),
+) -> Result<()> {
+    let mut room = BATCH;
     let mut from = None;
     loop {
         let mut keys = vec![K::zeroed(); room];
-        let mut values = vec![V::zeroed(); room];
+        let mut values = vec![V::zeroed(); room * cpus];
         let found = sys::lookup_batch(
             map.as_fd(),
             from,
@@ -295,10 +310,12 @@ fn entries<K: Pod, V: Pod>(map: &OwnedFd, name: &'static str) -> Result<Vec<(K, 
         match found {
             Ok(found) => {
                 let count = found.count as usize;
-                all.extend(keys.into_iter().zip(values).take(count));
+                for (key, values) in keys.iter().zip(values.chunks(cpus)).take(count) {
+                    seen(*key, values);
+                }
                 match found.next {
                     Some(next) => from = Some(next),
-                    None => return Ok(all),
+                    None => return Ok(()),
                 }
             }
             // One bucket of the hash table holds more than there is room for.
@@ -329,6 +346,7 @@ pub struct Tables {
     pub(super) ingress: Table<u32, IngressEntry>,
     pub(super) guarded: Table<u32, u8>,
     counters: OwnedFd,
+    traffic: OwnedFd,
     flows: OwnedFd,
 }
 
@@ -347,6 +365,7 @@ impl Tables {
             ingress: Table::open(&INGRESS, directory)?,
             guarded: Table::open(&GUARDED, directory)?,
             counters: COUNTERS.open_existing(directory)?,
+            traffic: TRAFFIC.open_existing(directory)?,
             flows: FLOWS.open_existing(directory)?,
         })
     }
@@ -358,11 +377,7 @@ impl Tables {
 
     /// What the programs counted since their maps were made, over all CPUs.
     pub fn counters(&self) -> Result<Counters> {
-        let cpus = aya::util::nr_cpus().map_err(|(path, source)| Error::File {
-            operation: "read",
-            path: path.into(),
-            source,
-        })?;
+        let cpus = cpus()?;
         let read = |index: u32| -> Result<u64> {
             let mut values = vec![0_u64; cpus];
             sys::lookup(
@@ -383,8 +398,44 @@ impl Tables {
             events_lost: read(counter::EVENTS_LOST)?,
             storage_failed: read(counter::STORAGE_FAILED)?,
             cgroups_full: read(counter::CGROUPS_FULL)?,
+            guard_wrong: read(counter::GUARD_WRONG)?,
+            traffic_lost: read(counter::TRAFFIC_LOST)?,
         })
     }
+
+    /// What was sent for each policy by each domain since its entry was made, over all CPUs, in the
+    /// order of policies and domains.
+    pub fn traffic(&self) -> Result<BTreeMap<TrafficKey, Traffic>> {
+        let mut all = BTreeMap::new();
+        for_each(
+            &self.traffic,
+            TRAFFIC.name,
+            cpus()?,
+            |key, counts: &[Traffic]| {
+                let sum: &mut Traffic = all.entry(key).or_default();
+                for count in counts {
+                    *sum += *count;
+                }
+            },
+        )?;
+        Ok(all)
+    }
+
+    /// Forgets what was sent for a policy by a domain.
+    pub(crate) fn forget_traffic(&self, key: &TrafficKey) -> Result<()> {
+        sys::delete(self.traffic.as_fd(), bytemuck::bytes_of(key))
+            .map(drop)
+            .map_err(Error::kernel("delete from map", TRAFFIC.name))
+    }
+}
+
+/// CPUs that there may be: so many values has an element of a per-CPU map.
+fn cpus() -> Result<usize> {
+    aya::util::nr_cpus().map_err(|(path, source)| Error::File {
+        operation: "read",
+        path: path.into(),
+        source,
+    })
 }
 
 /// The slots of [`counter`] by name.
@@ -408,4 +459,8 @@ pub struct Counters {
     pub storage_failed: u64,
     /// New cgroups whose entry could not be written.
     pub cgroups_full: u64,
+    /// Packets of other policies that left otherwise than their policy said.
+    pub guard_wrong: u64,
+    /// Packets that could not be counted for their policy.
+    pub traffic_lost: u64,
 }

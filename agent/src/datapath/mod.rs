@@ -19,9 +19,13 @@ mod program;
 mod survey;
 mod sys;
 
-use std::{collections::BTreeSet, os::fd::AsFd as _, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::AsFd as _,
+    path::Path,
+};
 
-use steer_common::{IngressEntry, MarkMask};
+use steer_common::{IngressEntry, MarkMask, Traffic, TrafficKey};
 
 pub use btf::BtfError;
 pub use domains::Domains;
@@ -195,6 +199,11 @@ impl Datapath {
     /// What the programs counted.
     pub fn counters(&self) -> Result<Counters> {
         self.maps.counters()
+    }
+
+    /// What was sent for each policy by each domain.
+    pub fn traffic(&self) -> Result<BTreeMap<TrafficKey, Traffic>> {
+        self.maps.traffic()
     }
 
     /// What the programs tell. There is one stream; must be called within a Tokio runtime.

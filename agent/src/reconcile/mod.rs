@@ -6,6 +6,7 @@
 //! ([`steer_core::steps::held`]).
 
 mod entries;
+mod sent;
 mod sysctl;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -27,6 +28,7 @@ use self::entries::{
 use crate::datapath::{self, Counters, Datapath};
 use crate::netlink::{self, Routing};
 
+pub use sent::Sent;
 pub use sysctl::Sysctls;
 
 /// A step that the kernel refused.
@@ -57,6 +59,7 @@ pub struct Reconciler {
     routing: Routing,
     sysctls: Sysctls,
     is: Plan,
+    ledger: sent::Ledger,
     /// Cgroups that had an entry before the tree was read last.
     before: HashSet<CgroupId>,
     /// Steps that the kernel refused and that were not tried again since, with its words.
@@ -80,6 +83,7 @@ impl Reconciler {
             routing,
             sysctls,
             is: Plan::default(),
+            ledger: sent::Ledger::default(),
             before: HashSet::new(),
             refused: Vec::new(),
             told: Vec::new(),
@@ -108,6 +112,7 @@ impl Reconciler {
         // What is refused still is among these.
         self.told = std::mem::take(&mut self.refused);
         let attached = self.run(plan, &todo).await;
+        self.close_ledger(plan);
         self.sweep();
         Ok(attached)
     }
@@ -227,6 +232,14 @@ impl Reconciler {
         Ok(self.datapath.counters()?)
     }
 
+    /// What was sent for policies.
+    ///
+    /// # Errors
+    /// The map cannot be read.
+    pub fn sent(&self) -> Result<Sent, Error> {
+        Ok(self.ledger.read(&self.datapath)?)
+    }
+
     /// The values that changed settings had before.
     pub fn original_sysctls(&self) -> &BTreeMap<String, String> {
         self.sysctls.originals()
@@ -256,7 +269,17 @@ impl Reconciler {
             self.take(&going).await;
         }
         self.forget_refusals(plan);
+        let ends = |step: &Step| matches!(step, Step::ClearPolicy(_) | Step::ClearDomain(_));
+        if todo.shrink.iter().any(ends) {
+            self.close_ledger(plan);
+        }
         attached
+    }
+
+    fn close_ledger(&mut self, plan: &Plan) {
+        if let Err(error) = self.ledger.close(&self.datapath, plan) {
+            warn!("{}", chain(&error));
+        }
     }
 
     /// What nobody wants any more is not refused any more.

@@ -12,6 +12,7 @@ mod lab;
 mod life;
 mod peer;
 mod strict;
+mod traffic;
 mod versions;
 mod whose;
 

@@ -31,10 +31,11 @@ pub(crate) fn write(inputs: &Inputs<'_>, new: &mut Plan) {
     let installed = inputs.installed();
     if inputs.acts {
         new.hooks.extend(HOOKS);
+        // Those of interfaces without a domain see what leaves by them although it should not.
+        let guarded = inputs.network.links.values().filter(|link| !link.loopback);
+        new.guards = guarded.map(|link| link.index).collect();
         if inputs.strict {
             new.hooks.extend([Hook::Setsockopt, Hook::Egress]);
-            let guarded = inputs.network.links.values().filter(|link| !link.loopback);
-            new.guards = guarded.map(|link| link.index).collect();
         }
         maps::domains(&installed, new);
         maps::locals(inputs, &installed, new);

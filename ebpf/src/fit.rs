@@ -1,0 +1,93 @@
+//! Whether a packet is at its domain's interface, with its domain's source.
+
+use core::ptr::from_ref;
+
+use aya_ebpf::bindings::__sk_buff;
+use steer_common::{DomainEntry, DomainSlots};
+
+use crate::{address::Address, maps::DOMAINS, packet::Headers, sock::field};
+
+/// How a packet fits a domain.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Fit {
+    /// Its interface and its source are the domain's.
+    Right,
+    /// Its interface is the domain's; its source is not.
+    Source,
+    /// Its interface is another.
+    Interface,
+    /// The domain has no interface.
+    Gone,
+}
+
+/// How `skb` fits domain `index`.
+///
+/// Reads the few words that it needs in place, instead of [`crate::decision::Domain::get`]'s copy.
+#[inline(always)]
+pub fn fit(index: u32, skb: *mut __sk_buff, headers: Option<&Headers>) -> Fit {
+    if index == 0 {
+        return Fit::Gone;
+    }
+    let Some(slots) = DOMAINS.get(index) else {
+        return Fit::Gone;
+    };
+    let begun = word(&slots.changes);
+    let Some(entry) = slots.entries.get(DomainSlots::slot(begun)) else {
+        return Fit::Gone;
+    };
+    let interface = word(&entry.ifindex);
+    let preferred = headers.is_none_or(|headers| is_preferred(entry, headers.source));
+    // Written again meanwhile: as in `decision::entry_in_use`.
+    if interface == 0 || word(&slots.changes).wrapping_sub(begun) >= DomainSlots::COUNT as u32 - 1 {
+        return Fit::Gone;
+    }
+    if interface != field!(skb, ifindex) {
+        return Fit::Interface;
+    }
+    if preferred || headers.is_none_or(|headers| belongs(headers.source, index)) {
+        Fit::Right
+    } else {
+        Fit::Source
+    }
+}
+
+/// Whether packets with these bits of the mark go by the table of domain `index`.
+#[inline(always)]
+pub fn bears_mark_of(index: u32, bits: u32) -> bool {
+    match DOMAINS.get(index) {
+        Some(slots) => match slots.entries.get(DomainSlots::slot(word(&slots.changes))) {
+            Some(entry) => word(&entry.mark) == bits,
+            None => false,
+        },
+        None => false,
+    }
+}
+
+/// Whether `source` is one that packets of the domain may have; every address of one has been found not
+/// to be its preferred one.
+#[inline(always)]
+fn belongs(source: Address, index: u32) -> bool {
+    source.is_unspecified() || !source.is_v4() && source.is_link_local() || source.belongs_to(index)
+}
+
+#[inline(always)]
+fn is_preferred(entry: &DomainEntry, source: Address) -> bool {
+    if source.is_v4() {
+        let preferred: *const [u8; 4] = &raw const entry.source4;
+        // SAFETY: same size; the field is aligned to four bytes.
+        return source.0[3] == word(unsafe { &*preferred.cast::<u32>() });
+    }
+    // SAFETY: as above.
+    let preferred = unsafe { &*(&raw const entry.source6).cast::<[u32; 4]>() };
+    source.0[3] == word(&preferred[3])
+        && source.0[2] == word(&preferred[2])
+        && source.0[1] == word(&preferred[1])
+        && source.0[0] == word(&preferred[0])
+}
+
+/// A word that may change while it is read.
+#[inline(always)]
+fn word(place: &u32) -> u32 {
+    // SAFETY: a valid, aligned word.
+    unsafe { from_ref(place).read_volatile() }
+}

@@ -7,12 +7,14 @@
 
 mod event;
 mod flow;
+mod host;
 mod mark;
 mod policy;
 mod traffic;
 
 pub use event::{CgroupEvent, EventKind, GuardEvent, NAME_LEN, guard_reason};
 pub use flow::{FlowState, flow_flags};
+pub use host::{HostCounts, HostKey};
 pub use mark::{MarkMask, MarkMaskError};
 pub use policy::{
     CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, DomainSlots, IFNAME_LEN, IngressEntry,
@@ -46,8 +48,10 @@ pub const MAX_DOMAINS: u32 = 256;
 pub const MAX_SOURCES: u32 = 8_192;
 /// On-link prefixes and own addresses of the host, each family (`LOCALS4`, `LOCALS6`).
 pub const MAX_LOCALS: u32 = 8_192;
-/// Interfaces whose packets are marked on arrival (`INGRESS`).
-pub const MAX_INGRESS: u32 = 1_024;
+/// Interfaces with something to do on arrival (`INGRESS`, `HOST_COUNTS`).
+pub const MAX_INGRESS: u32 = 4_096;
+/// Pairs of interface and own address of the host (`HOSTS`).
+pub const MAX_HOSTS: u32 = 65_536;
 /// Interfaces that have a guard (`GUARDED`; key: interface index, value: `u8`, always 1).
 pub const MAX_GUARDED: u32 = 65_536;
 /// Pairs of policy and domain for which traffic is counted at one time (`TRAFFIC`).

@@ -158,6 +158,8 @@ pub mod domain_flags {
     pub const IPV4: u32 = 1 << 0;
     /// The domain has an IPv6 source and a table.
     pub const IPV6: u32 = 1 << 1;
+    /// One of its IPv4 addresses is another interface's, too: such a source leads nowhere by itself.
+    pub const SHARED: u32 = 1 << 2;
 }
 
 /// Key of `SOURCES` (hash; value: `u8`, always 1): an address that belongs to a domain.
@@ -240,10 +242,12 @@ pub struct IngressEntry {
 
 /// Bits of [`IngressEntry::flags`].
 pub mod ingress_flags {
-    /// Packets for addresses of other interfaces are dropped (`host-model = "strong"`).
+    /// Packets for and from addresses of other interfaces are dropped (`host-model = "strong"`).
     pub const STRONG: u32 = 1 << 0;
     /// They are counted (`host-model = "count"`).
     pub const COUNT: u32 = 1 << 1;
+    /// Either.
+    pub const HOST_MODEL: u32 = STRONG | COUNT;
 }
 
 /// Slots of `COUNTERS` (per-CPU array of `u64`).

@@ -6,11 +6,13 @@ use steer_common::verdict;
 
 use crate::{
     address::Address,
-    decision::{ALLOW, refuse_not_allowed},
+    decision::{ALLOW, Domain, refuse_not_allowed},
     flow,
     owner::{self, Owner},
     sock::{self, field, is_ours, set_mark},
 };
+
+const SOCK_STREAM: u32 = 1;
 
 /// Entry for IPv4 addresses.
 #[cgroup_sock_addr(bind4)]
@@ -29,7 +31,8 @@ pub fn bind6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn bind(ctx: *mut bpf_sock_addr, address: Address) -> i32 {
-    if address.is_unspecified() || address.is_multicast_or_broadcast() {
+    let (wildcard, stream) = (address.is_unspecified(), field!(ctx, type_) == SOCK_STREAM);
+    if wildcard && !stream || address.is_multicast_or_broadcast() {
         return ALLOW;
     }
     let socket = sock::of(ctx);
@@ -46,8 +49,22 @@ fn bind(ctx: *mut bpf_sock_addr, address: Address) -> i32 {
         return refuse_not_allowed();
     }
     if !owner.is_strict() {
-        // The mark of `sock_create` would lead replies of a server on that address elsewhere.
-        set_mark(ctx, socket, 0);
+        let domain = owner.choice().domain;
+        let shared = Domain::get(domain).is_some_and(|domain| domain.shares_address());
+        // The mark of `sock_create` would lead replies of a server on that address elsewhere. Where
+        // another interface has it too, a listener without a mark gives its connections the mark of
+        // what they were asked by, and the mark is all that tells other sockets' packets apart.
+        let keeps = if stream {
+            wildcard && !shared
+        } else {
+            shared && address.belongs_to(domain)
+        };
+        if !keeps {
+            set_mark(ctx, socket, 0);
+        }
+        return ALLOW;
+    }
+    if wildcard {
         return ALLOW;
     }
     let choice = owner.choice();

@@ -139,7 +139,9 @@ fn steer(
     // Both go on by that source, which rules lead to its own interface.
     let respected = has(flow.as_deref(), flow_flags::APP_BOUND)
         || our_mark(socket) == 0 && !has(flow.as_deref(), flow_flags::HOOK_BOUND);
-    if !source.is_unspecified() && respected && !owner.is_strict() {
+    // An address that another interface has too leads nowhere by itself.
+    let shared = v4 && domain.shares_address() && source.belongs_to(domain.index);
+    if !source.is_unspecified() && respected && !shared && !owner.is_strict() {
         set_mark(ctx, socket, 0);
         let flow = match flow {
             Some(flow) => Some(flow),

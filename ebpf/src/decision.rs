@@ -72,6 +72,12 @@ impl Domain {
         self.entry.flags & flag != 0
     }
 
+    /// Whether an IPv4 address of it is another interface's, too.
+    #[inline(always)]
+    pub fn shares_address(&self) -> bool {
+        self.entry.flags & domain_flags::SHARED != 0
+    }
+
     /// Its IPv6 source.
     #[inline(always)]
     pub fn source6(&self) -> Address {

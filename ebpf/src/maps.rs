@@ -6,10 +6,10 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use steer_common::{
-    CgroupEntry, CgroupEvent, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, IngressEntry,
-    LocalEntry, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED, MAX_INGRESS, MAX_LOCALS,
-    MAX_NAMES, MAX_POLICIES, MAX_SOURCES, MAX_TRAFFIC, NameKey, PolicyEntry, SourceKey, Traffic,
-    TrafficKey, counter,
+    CgroupEntry, CgroupEvent, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, HostCounts,
+    HostKey, IngressEntry, LocalEntry, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED,
+    MAX_HOSTS, MAX_INGRESS, MAX_LOCALS, MAX_NAMES, MAX_POLICIES, MAX_SOURCES, MAX_TRAFFIC, NameKey,
+    PolicyEntry, SourceKey, Traffic, TrafficKey, counter,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -50,6 +50,15 @@ pub static LOCALS6: LpmTrie<[u8; 16], LocalEntry, { MAX_LOCALS as usize }> = Lpm
 #[btf_map]
 pub static INGRESS: HashMap<u32, IngressEntry, { MAX_INGRESS as usize }, ON_DEMAND> =
     HashMap::new();
+
+/// Addresses of the host, and where they are at home.
+#[btf_map]
+pub static HOSTS: HashMap<HostKey, u8, { MAX_HOSTS as usize }, ON_DEMAND> = HashMap::new();
+
+/// Interface -> what the strong host model drops there.
+#[btf_map]
+pub static HOST_COUNTS: PerCpuHashMap<u32, HostCounts, { MAX_INGRESS as usize }, ON_DEMAND> =
+    PerCpuHashMap::new();
 
 /// Interfaces that have a guard.
 #[btf_map]

@@ -24,10 +24,10 @@ pub struct Headers {
     /// Destination address.
     pub destination: Address,
     /// Protocol after the header; where IPv6 has further headers, the first of them.
-    protocol: u8,
+    pub protocol: u8,
     /// Where the header ends. 0: nothing of the protocol's own header follows, because this is a later
     /// fragment.
-    end: u32,
+    pub end: u32,
 }
 
 /// Of `skb`; `None` where it is not IP.
@@ -86,7 +86,7 @@ pub fn wraps(skb: *mut __sk_buff, full: *mut bpf_sock, headers: &Headers) -> boo
 }
 
 #[inline(always)]
-fn load_words<const WORDS: usize>(skb: *mut __sk_buff) -> Option<[u32; WORDS]> {
+pub fn load_words<const WORDS: usize>(skb: *mut __sk_buff) -> Option<[u32; WORDS]> {
     let mut words = [0_u32; WORDS];
     // SAFETY: the buffer has the length that is told.
     let result = unsafe {
@@ -102,7 +102,7 @@ fn load_words<const WORDS: usize>(skb: *mut __sk_buff) -> Option<[u32; WORDS]> {
 }
 
 #[inline(always)]
-fn load<const LENGTH: usize>(skb: *mut __sk_buff, offset: u32) -> Option<[u8; LENGTH]> {
+pub fn load<const LENGTH: usize>(skb: *mut __sk_buff, offset: u32) -> Option<[u8; LENGTH]> {
     let mut bytes = [0_u8; LENGTH];
     // SAFETY: the buffer has the length that is told.
     let result = unsafe {

@@ -15,7 +15,7 @@ use crate::{
     decision::{ALLOW, Decision, Domain, decide, refuse_no_domain, refuse_not_allowed},
     flow,
     owner::{self, Owner},
-    sock::{self, field, is_ours, our_mark, set_field},
+    sock::{self, field, is_ours, our_mark, set_field, set_mark},
     tuple::Tuple,
 };
 
@@ -122,7 +122,11 @@ fn steer(
         flow::decided(flow, owner.policy, choice, domain.index);
     }
     if source.is_unspecified() {
-        if v4 {
+        if v4 && domain.shares_address() && our_mark(sock::of(ctx)) != domain.entry.mark {
+            // The source would lead nowhere, and the mark counts from the next datagram on. This one
+            // goes as the socket's mark says, with a source that fits.
+            set_mark(ctx, sock::of(ctx), domain.entry.mark);
+        } else if v4 {
             set_field!(domain.source4(), ctx, msg_src_ip4);
         } else {
             set_source6(ctx, domain.source6());

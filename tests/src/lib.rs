@@ -12,6 +12,7 @@ mod capture;
 mod cgroup;
 pub mod conformance;
 mod executable;
+pub mod foreign;
 mod ip;
 mod lab;
 mod link;

@@ -61,6 +61,8 @@ pub struct Link {
     pub loopback: bool,
     /// Index of the bridge, bond or VRF it belongs to.
     pub master: Option<IfIndex>,
+    /// The interface whose frames carry its own as they are, without a tag (macvlan, ipvlan).
+    pub under: Option<IfIndex>,
     /// A bridge, or a port of one.
     pub bridge: bool,
     /// Hardware address, if it has one.

@@ -14,6 +14,7 @@ use steer_common::{
 };
 
 pub mod foreign;
+pub mod host;
 pub(crate) mod inputs;
 pub(crate) mod maps;
 pub(crate) mod network;
@@ -32,6 +33,9 @@ pub struct Plan {
     pub guards: BTreeSet<IfIndex>,
     /// Interfaces where something is done with what arrives, and what.
     pub ingress: BTreeMap<IfIndex, IngressEntry>,
+    /// Addresses of the host with the interfaces where they are at home, for interfaces with a host
+    /// model; each also with [`host::ANYWHERE`].
+    pub hosts: BTreeSet<(IfIndex, IpAddr)>,
     /// Policy in force for each cgroup.
     pub cgroups: BTreeMap<CgroupId, CgroupEntry>,
     /// Entries of cgroups that strict policies name, whether they exist or not.

@@ -44,6 +44,10 @@ pub enum Step {
     AddSource(DomainIndex, IpAddr),
     /// Removes an address of a domain.
     RemoveSource(DomainIndex, IpAddr),
+    /// Adds an address of the host and where it is at home.
+    AddHost(IfIndex, IpAddr),
+    /// Removes one.
+    RemoveHost(IfIndex, IpAddr),
     /// Writes an on-link prefix.
     SetLocal(IpNet, Local),
     /// Removes an on-link prefix.
@@ -88,6 +92,7 @@ impl Step {
         matches!(
             self,
             Self::AddSource(..)
+                | Self::AddHost(..)
                 | Self::SetLocal(..)
                 | Self::SetDomain(..)
                 | Self::SetChoice(..)
@@ -125,6 +130,15 @@ impl fmt::Display for Step {
             Self::AddSource(domain, ip) => write!(f, "the source {ip} of domain {domain}"),
             Self::RemoveSource(domain, ip) => {
                 write!(f, "to remove the source {ip} of domain {domain}")
+            }
+            Self::AddHost(interface, ip) => {
+                write!(f, "the address {ip} of the host at interface {interface}")
+            }
+            Self::RemoveHost(interface, ip) => {
+                write!(
+                    f,
+                    "to remove the address {ip} of the host at interface {interface}"
+                )
             }
             Self::SetLocal(net, _) => write!(f, "the entry of the local network {net}"),
             Self::RemoveLocal(net) => write!(f, "to remove the entry of the local network {net}"),
@@ -214,6 +228,14 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Steps {
         for &(domain, ip) in wanted.sources.difference(&is.sources) {
             grow.push(Step::AddSource(domain, ip));
         }
+        // That an address is the host's comes last and goes first: between, it may be anybody's.
+        let hosts: Vec<_> = wanted.hosts.difference(&is.hosts).copied().collect();
+        grow.extend(
+            hosts
+                .into_iter()
+                .rev()
+                .map(|(interface, ip)| Step::AddHost(interface, ip)),
+        );
         for (&prefix, &local) in changed(&is.locals, &wanted.locals) {
             grow.push(Step::SetLocal(prefix, local));
         }
@@ -311,6 +333,9 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Steps {
         for &prefix in missing(&is.locals, &wanted.locals) {
             shrink.push(Step::RemoveLocal(prefix));
         }
+        for &(interface, ip) in is.hosts.difference(&wanted.hosts) {
+            shrink.push(Step::RemoveHost(interface, ip));
+        }
         for &(domain, ip) in is.sources.difference(&wanted.sources) {
             shrink.push(Step::RemoveSource(domain, ip));
         }
@@ -360,6 +385,12 @@ impl Plan {
             }
             Step::RemoveSource(domain, ip) => {
                 self.sources.remove(&(*domain, *ip));
+            }
+            Step::AddHost(interface, ip) => {
+                self.hosts.insert((*interface, *ip));
+            }
+            Step::RemoveHost(interface, ip) => {
+                self.hosts.remove(&(*interface, *ip));
             }
             Step::SetLocal(prefix, local) => {
                 self.locals.insert(*prefix, *local);

@@ -162,8 +162,9 @@ prop_compose! {
         policies in policies().boxed(),
         choices in choices().boxed(),
         domains in domains().boxed(),
-        (sources, locals) in (
+        (sources, hosts, locals) in (
             proptest::collection::btree_set((1u16..3).prop_map(|index| (DomainIndex(index), ip("10.0.0.1"))), 0..3),
+            proptest::collection::btree_set((0u32..3).prop_map(|index| (IfIndex(index), ip("10.0.0.1"))), 0..3),
             locals(),
         ).boxed(),
         rules in rules().boxed(),
@@ -172,7 +173,7 @@ prop_compose! {
     ) -> Plan {
         let hooks = hooks.into_iter().collect();
         Plan {
-            hooks, guards, ingress, cgroups, names, policies, choices, domains, sources, locals, rules,
+            hooks, guards, ingress, hosts, cgroups, names, policies, choices, domains, sources, locals, rules,
             routes, sysctls,
         }
     }

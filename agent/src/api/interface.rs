@@ -20,8 +20,8 @@ use super::methods::{
 };
 use super::mistake::Mistake;
 use super::types::{
-    Candidate, Choice, DecisionView, DomainView, LocalNetworks, Origin, Otherwise, PolicyView,
-    StatusView, Verdict,
+    Candidate, Choice, DecisionView, DomainView, HostModelView, LocalNetworks, Origin, Otherwise,
+    PolicyView, StatusView, Verdict,
 };
 use super::{INTERFACE, description};
 
@@ -33,6 +33,7 @@ const CUSTOM_TYPES: &[&idl::CustomType<'static>] = &[
     ContenderView::CUSTOM_TYPE,
     DecisionView::CUSTOM_TYPE,
     DomainView::CUSTOM_TYPE,
+    HostModelView::CUSTOM_TYPE,
     ExplanationView::CUSTOM_TYPE,
     FamilyPathView::CUSTOM_TYPE,
     FlowOutcome::CUSTOM_TYPE,

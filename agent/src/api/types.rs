@@ -198,6 +198,23 @@ pub struct DomainView {
     pub mark: Option<String>,
     /// Its routing table, once a policy can choose it.
     pub table: Option<u32>,
+    /// The host model of its interface, if that is there.
+    pub host_model: Option<HostModelView>,
+}
+
+/// Whether an interface takes and sends what bears addresses of other interfaces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
+#[zlink(rename = "HostModel")]
+#[schemars(rename = "HostModel")]
+pub struct HostModelView {
+    /// `kernel`, `weak`, `strong` or `count`.
+    pub model: String,
+    /// Packets that arrived for an address of another interface: dropped by `strong`, counted by `count`.
+    pub received: u64,
+    /// ARP requests that arrived for one.
+    pub asked: u64,
+    /// Packets of the host that were to leave with one.
+    pub sent: u64,
 }
 
 /// The agent and all it does.

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::output::{Cell, Look, Page, print_json};
 use super::{call, list as joined};
 use crate::api::methods::{ListDomains, ShowDomain};
-use crate::api::types::DomainView;
+use crate::api::types::{DomainView, HostModelView};
 
 pub(super) fn list(socket: &Path, json: bool) -> anyhow::Result<()> {
     let domains = call(socket, &ListDomains {})?.domains;
@@ -47,8 +47,27 @@ pub(super) fn show(socket: &Path, name: String, json: bool) -> anyhow::Result<()
         ("index", number(domain.index).into()),
         ("mark", mark.into()),
         ("table", number(domain.table).into()),
+        ("host model", host_model(&domain).into()),
     ]);
     page.print()
+}
+
+fn host_model(domain: &DomainView) -> String {
+    let Some(host) = &domain.host_model else {
+        return String::new();
+    };
+    let did = match host.model.as_str() {
+        "strong" => "dropped",
+        "count" => "would drop",
+        model => return model.to_owned(),
+    };
+    let HostModelView {
+        model,
+        received,
+        asked,
+        sent,
+    } = host;
+    format!("{model}: {did} {received} received, {asked} ARP requests, {sent} sent")
 }
 
 /// What is said when there are none.

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use steer_core::config::HostModel;
 use steer_core::domains::{Domain, DomainOrigin, DomainState};
 use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
 use steer_core::name::Name;
 use steer_core::network::LinkKind;
-use steer_core::plan::Family;
+use steer_core::plan::{Family, host};
 use steer_core::policy::{self, Match, Policy};
 use steer_core::select::{self, Decision};
 use steer_core::steps::Step;
@@ -17,8 +18,8 @@ use super::access::Authority;
 use super::decided::timestamp;
 use crate::api::server::Caller;
 use crate::api::types::{
-    Candidate, DecisionView, DomainView, LocalNetworks, Origin, Otherwise, PolicyView, StatusView,
-    Verdict,
+    Candidate, DecisionView, DomainView, HostModelView, LocalNetworks, Origin, Otherwise,
+    PolicyView, StatusView, Verdict,
 };
 use crate::datapath::Counters;
 use crate::reconcile::chain;
@@ -205,6 +206,27 @@ impl Daemon {
             index: index.map(|DomainIndex(index)| u32::from(index)),
             mark: mark.map(|mark| format!("{mark:#010x}")),
             table: index.map(|DomainIndex(index)| agent.table_base + u32::from(index)),
+            host_model: domain
+                .interface
+                .map(|interface| self.host_model_view(interface)),
+        }
+    }
+
+    fn host_model_view(&self, interface: IfIndex) -> HostModelView {
+        let config = &self.engine.state().config;
+        let model = host::model_of(config, self.engine.domains(), interface);
+        let counts = self.reconciler.host_counts(interface);
+        HostModelView {
+            model: match model {
+                HostModel::Kernel => "kernel",
+                HostModel::Weak => "weak",
+                HostModel::Strong => "strong",
+                HostModel::Count => "count",
+            }
+            .to_owned(),
+            received: counts.received,
+            asked: counts.asked,
+            sent: counts.sent,
         }
     }
 

@@ -4,7 +4,7 @@ use steer_core::plan::Hook;
 
 use super::{
     hook,
-    program::{GUARD, INGRESS_MARK},
+    program::{GUARD, HOST_EGRESS, INGRESS},
     sys::{AttachType, LinkTarget},
 };
 
@@ -13,24 +13,28 @@ use super::{
 pub(super) enum Side {
     /// The guard, at egress.
     Guard,
-    /// The marking of arrivals, at ingress.
+    /// What is done with arrivals, at ingress.
     Ingress,
+    /// The host model's part at egress.
+    HostEgress,
 }
 
 impl Side {
-    pub(super) const ALL: [Self; 2] = [Self::Guard, Self::Ingress];
+    pub(super) const ALL: [Self; 3] = [Self::Guard, Self::Ingress, Self::HostEgress];
 
     const fn prefix(self) -> &'static str {
         match self {
             Self::Guard => "guard-",
             Self::Ingress => "ingress-",
+            Self::HostEgress => "host-egress-",
         }
     }
 
-    const fn program(self) -> &'static str {
+    pub(super) const fn program(self) -> &'static str {
         match self {
             Self::Guard => GUARD,
-            Self::Ingress => INGRESS_MARK,
+            Self::Ingress => INGRESS,
+            Self::HostEgress => HOST_EGRESS,
         }
     }
 
@@ -38,7 +42,7 @@ impl Side {
     pub(super) const fn attach_type(self) -> AttachType {
         AttachType(match self {
             Self::Ingress => 46,
-            Self::Guard => 47,
+            Self::Guard | Self::HostEgress => 47,
         })
     }
 }

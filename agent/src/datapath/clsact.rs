@@ -125,6 +125,7 @@ fn name(side: Side, interface: u32) -> String {
 const fn parent(side: Side) -> FilterSide {
     match side {
         Side::Guard => FilterSide::Egress,
+        Side::HostEgress => FilterSide::EgressSecond,
         Side::Ingress => FilterSide::Ingress,
     }
 }

@@ -77,13 +77,14 @@ impl Links {
         Ok(hooks)
     }
 
-    /// The interfaces at which a program of this agent runs.
+    /// The interfaces at which a program of this agent runs, and none of others before it.
     pub(super) fn interfaces(&self, wanted: Side) -> Result<BTreeSet<u32>> {
         let own = self.layouts.own();
         let mut interfaces = own.interfaces(wanted)?;
         let mut gone = Vec::new();
         for ifindex in &interfaces {
-            if !self.runs(Attachment::Interface(wanted, *ifindex))? {
+            let runs = self.runs(Attachment::Interface(wanted, *ifindex))?;
+            if !runs || self.is_overtaken(wanted, *ifindex)? {
                 gone.push(*ifindex);
             }
         }
@@ -178,7 +179,12 @@ impl Links {
     /// Has this agent's program run at `attachment`: taken over, or made.
     fn ensure(&self, attachment: Attachment) -> Result<()> {
         if self.runs(attachment)? {
-            return Ok(());
+            return match attachment {
+                Attachment::Interface(side, ifindex) if self.is_overtaken(side, ifindex)? => {
+                    self.overtake(side, ifindex)
+                }
+                _ => Ok(()),
+            };
         }
         let name = attachment.name();
         let program = self.programs.get(attachment.program());
@@ -215,6 +221,56 @@ impl Links {
                 pins::replace(link.as_fd(), &own)
             }
         }
+    }
+
+    /// Whether programs of others run before ours, and so may keep packets from it.
+    fn is_overtaken(&self, side: Side, ifindex: u32) -> Result<bool> {
+        let attached = match sys::attached(ifindex, side.attach_type()) {
+            Ok(attached) => attached.programs,
+            // Nothing is attached, the kernel knows no such place, or the interface is gone.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)
+                ) =>
+            {
+                return Ok(false);
+            }
+            Err(error) => {
+                let object = format!("interface {ifindex}");
+                return Err(Error::kernel("list the programs of", object)(error));
+            }
+        };
+        let own = self.programs.id(side.program());
+        let Some(own) = attached.iter().position(|id| Some(*id) == own) else {
+            return Ok(false);
+        };
+        Ok(attached[..own]
+            .iter()
+            .any(|id| !self.programs.contains(*id)))
+    }
+
+    /// Puts our program before those of others again, without a gap: a second one is put there first,
+    /// which gives way when the old one has gone.
+    fn overtake(&self, side: Side, ifindex: u32) -> Result<()> {
+        let name = Attachment::Interface(side, ifindex).name();
+        let own = self.layouts.own();
+        let path = own.links().join(&name);
+        let Some(old) = open(&path)? else {
+            return Ok(());
+        };
+        let second = self.programs.again(&own.maps(), side.program())?;
+        let link = sys::link_tcx(second.as_fd(), ifindex, side.attach_type())
+            .map_err(Error::kernel("attach", &name))?;
+        pins::replace(link.as_fd(), &path)?;
+        sys::link_detach(old.as_fd()).map_err(Error::kernel("detach", &name))?;
+        sys::link_update(link.as_fd(), self.programs.get(side.program()))
+            .map_err(Error::kernel("replace the program of", &name))?;
+        tracing::warn!(
+            at = name,
+            "a packet program of others was put before steer's, which is the first again"
+        );
+        Ok(())
     }
 
     fn attach_filter(&self, side: Side, ifindex: u32) -> Result<()> {

@@ -10,10 +10,10 @@ use std::{
 
 use bytemuck::Pod;
 use steer_common::{
-    CgroupEntry, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, IngressEntry, LocalEntry,
-    LocalKey4, LocalKey6, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED, MAX_INGRESS,
-    MAX_LOCALS, MAX_NAMES, MAX_POLICIES, MAX_SOURCES, MAX_TRAFFIC, NameKey, PolicyEntry, SourceKey,
-    Traffic, TrafficKey, counter,
+    CgroupEntry, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, HostCounts, HostKey,
+    IngressEntry, LocalEntry, LocalKey4, LocalKey6, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS,
+    MAX_GUARDED, MAX_HOSTS, MAX_INGRESS, MAX_LOCALS, MAX_NAMES, MAX_POLICIES, MAX_SOURCES,
+    MAX_TRAFFIC, NameKey, PolicyEntry, SourceKey, Traffic, TrafficKey, counter,
 };
 
 use super::{
@@ -70,6 +70,8 @@ const SOURCES: MapSpec = spec::<SourceKey, u8>("SOURCES", HASH, MAX_SOURCES);
 const LOCALS4: MapSpec = spec::<LocalKey4, LocalEntry>("LOCALS4", LPM_TRIE, MAX_LOCALS);
 const LOCALS6: MapSpec = spec::<LocalKey6, LocalEntry>("LOCALS6", LPM_TRIE, MAX_LOCALS);
 const INGRESS: MapSpec = spec::<u32, IngressEntry>("INGRESS", HASH, MAX_INGRESS);
+const HOSTS: MapSpec = spec::<HostKey, u8>("HOSTS", HASH, MAX_HOSTS);
+const HOST_COUNTS: MapSpec = spec::<u32, HostCounts>("HOST_COUNTS", PERCPU_HASH, MAX_INGRESS);
 const GUARDED: MapSpec = spec::<u32, u8>("GUARDED", HASH, MAX_GUARDED);
 const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", PERCPU_ARRAY, counter::COUNT);
 const TRAFFIC: MapSpec = spec::<TrafficKey, Traffic>("TRAFFIC", PERCPU_HASH, MAX_TRAFFIC);
@@ -79,9 +81,23 @@ pub(super) const FLOWS: MapSpec = spec::<i32, FlowState>("FLOWS3", SK_STORAGE, 0
 pub(super) const EVENTS: MapSpec = spec::<(), ()>("EVENTS", RINGBUF, EVENT_RING_BYTES);
 
 /// Every map there is.
-pub(super) const MAPS: [MapSpec; 14] = [
-    CGROUPS, NAMES, POLICIES, CHOICES, DOMAINS, SOURCES, LOCALS4, LOCALS6, INGRESS, GUARDED,
-    COUNTERS, TRAFFIC, FLOWS, EVENTS,
+pub(super) const MAPS: [MapSpec; 16] = [
+    CGROUPS,
+    NAMES,
+    POLICIES,
+    CHOICES,
+    DOMAINS,
+    SOURCES,
+    LOCALS4,
+    LOCALS6,
+    INGRESS,
+    HOSTS,
+    HOST_COUNTS,
+    GUARDED,
+    COUNTERS,
+    TRAFFIC,
+    FLOWS,
+    EVENTS,
 ];
 
 impl MapSpec {
@@ -195,6 +211,47 @@ impl<K: Pod, V: Pod> Table<K, V> {
     /// Everything in it, in no order. What is added or removed meanwhile may be missed.
     pub fn entries(&self) -> Result<Vec<(K, V)>> {
         entries(&self.map, self.name)
+    }
+}
+
+/// A map from a number to a `V` for each CPU, which programs fill.
+pub(super) struct PerCpu<V> {
+    map: OwnedFd,
+    name: &'static str,
+    types: PhantomData<fn() -> V>,
+}
+
+impl<V: Pod> PerCpu<V> {
+    fn open(spec: &MapSpec, directory: &Path) -> Result<Self> {
+        // The kernel pads values to eight bytes.
+        debug_assert_eq!((spec.key_size, spec.value_size), (4, size_of::<V>()));
+        debug_assert_eq!(size_of::<V>() % 8, 0);
+        Ok(Self {
+            map: spec.open_existing(directory)?,
+            name: spec.name,
+            types: PhantomData,
+        })
+    }
+
+    /// The values of `key`, if there are some.
+    pub(super) fn get(&self, key: u32) -> Result<Vec<V>> {
+        let mut values = vec![V::zeroed(); cpus()?];
+        let found = sys::lookup(
+            self.map.as_fd(),
+            bytemuck::bytes_of(&key),
+            bytemuck::cast_slice_mut(&mut values),
+        )
+        .map_err(Error::kernel("read map", self.name))?;
+        if !found {
+            values.clear();
+        }
+        Ok(values)
+    }
+
+    /// Removes `key`. False: it was not there.
+    pub(super) fn remove(&self, key: u32) -> Result<bool> {
+        sys::delete(self.map.as_fd(), bytemuck::bytes_of(&key))
+            .map_err(Error::kernel("delete from map", self.name))
     }
 }
 
@@ -343,6 +400,9 @@ pub struct Tables {
     pub locals4: Table<LocalKey4, LocalEntry>,
     /// On-link prefixes and own addresses, IPv6.
     pub locals6: Table<LocalKey6, LocalEntry>,
+    /// Addresses of the host and where they are at home.
+    pub hosts: Table<HostKey, u8>,
+    pub(super) host_counts: PerCpu<HostCounts>,
     pub(super) ingress: Table<u32, IngressEntry>,
     pub(super) guarded: Table<u32, u8>,
     counters: OwnedFd,
@@ -362,6 +422,8 @@ impl Tables {
             sources: Table::open(&SOURCES, directory)?,
             locals4: Table::open(&LOCALS4, directory)?,
             locals6: Table::open(&LOCALS6, directory)?,
+            hosts: Table::open(&HOSTS, directory)?,
+            host_counts: PerCpu::open(&HOST_COUNTS, directory)?,
             ingress: Table::open(&INGRESS, directory)?,
             guarded: Table::open(&GUARDED, directory)?,
             counters: COUNTERS.open_existing(directory)?,

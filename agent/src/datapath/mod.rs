@@ -25,7 +25,7 @@ use std::{
     path::Path,
 };
 
-use steer_common::{IngressEntry, MarkMask, Traffic, TrafficKey};
+use steer_common::{HostCounts, IngressEntry, MarkMask, Traffic, TrafficKey, ingress_flags};
 
 pub use btf::BtfError;
 pub use domains::Domains;
@@ -120,10 +120,19 @@ impl Datapath {
                 self.maps.guarded.remove(&ifindex)?;
             }
         }
-        let marked = self.links.interfaces(Side::Ingress)?;
-        for (ifindex, _) in self.maps.ingress.entries()? {
-            if !marked.contains(&ifindex) {
+        let attached = self.links.interfaces(Side::Ingress)?;
+        let mut asked = BTreeSet::new();
+        for (ifindex, entry) in self.maps.ingress.entries()? {
+            if !attached.contains(&ifindex) {
                 self.maps.ingress.remove(&ifindex)?;
+                self.maps.host_counts.remove(ifindex)?;
+            } else if has_host_model(&entry) {
+                asked.insert(ifindex);
+            }
+        }
+        for ifindex in self.links.interfaces(Side::HostEgress)? {
+            if !asked.contains(&ifindex) {
+                self.links.set_interface(Side::HostEgress, ifindex, false)?;
             }
         }
         self.links.sweep()
@@ -173,27 +182,49 @@ impl Datapath {
         }
     }
 
-    /// The interfaces where something is done with what arrives, and what.
+    /// The interfaces where something is done with what arrives, and what. With a host model, something
+    /// is done with what leaves, too.
     pub fn ingress(&self) -> Result<Vec<(u32, IngressEntry)>> {
         let attached = self.links.interfaces(Side::Ingress)?;
+        let both = self.links.interfaces(Side::HostEgress)?;
         let mut entries = self.maps.ingress.entries()?;
-        entries.retain(|(ifindex, _)| attached.contains(ifindex));
+        entries.retain(|(ifindex, entry)| {
+            attached.contains(ifindex) && has_host_model(entry) == both.contains(ifindex)
+        });
         entries.sort_unstable_by_key(|(ifindex, _)| *ifindex);
         Ok(entries)
     }
 
     /// Says what is done with what arrives at an interface, or leaves it alone again.
     pub fn set_ingress(&mut self, ifindex: u32, entry: Option<IngressEntry>) -> Result<()> {
+        let egress = entry.as_ref().is_some_and(has_host_model);
         match entry {
             Some(entry) => {
                 self.maps.ingress.set(&ifindex, &entry)?;
-                self.links.set_interface(Side::Ingress, ifindex, true)
+                self.links.set_interface(Side::Ingress, ifindex, true)?;
             }
             None => {
                 self.links.set_interface(Side::Ingress, ifindex, false)?;
-                self.maps.ingress.remove(&ifindex).map(drop)
+                self.maps.ingress.remove(&ifindex)?;
             }
         }
+        self.links
+            .set_interface(Side::HostEgress, ifindex, egress)?;
+        if !egress {
+            self.maps.host_counts.remove(ifindex)?;
+        }
+        Ok(())
+    }
+
+    /// What the strong host model dropped at an interface, or would have dropped.
+    pub fn host_counts(&self, ifindex: u32) -> Result<HostCounts> {
+        let each = self.maps.host_counts.get(ifindex)?;
+        let sum = |field: fn(&HostCounts) -> u64| each.iter().map(field).sum();
+        Ok(HostCounts {
+            received: sum(|counts| counts.received),
+            asked: sum(|counts| counts.asked),
+            sent: sum(|counts| counts.sent),
+        })
     }
 
     /// What the programs counted.
@@ -210,6 +241,10 @@ impl Datapath {
     pub fn events(&mut self) -> Result<EventStream> {
         EventStream::open(&self.pins.layouts().own().maps())
     }
+}
+
+fn has_host_model(entry: &IngressEntry) -> bool {
+    entry.flags & ingress_flags::HOST_MODEL != 0
 }
 
 /// What is pinned, seen without taking part: for `status` when no agent runs.

@@ -25,26 +25,24 @@ use super::{
 /// The program at tc egress.
 pub(super) const GUARD: &str = "guard";
 /// The program at tc ingress.
-pub(super) const INGRESS_MARK: &str = "ingress_mark";
+pub(super) const INGRESS: &str = "ingress";
+/// The host model's program at tc egress.
+pub(super) const HOST_EGRESS: &str = "host_egress";
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer-ebpf"));
 
 /// All programs, loaded and verified, attached nowhere, with their ids.
-pub(super) struct Programs(BTreeMap<&'static str, (ProgramFd, u32)>);
+pub(super) struct Programs {
+    loaded: BTreeMap<&'static str, (ProgramFd, u32)>,
+    mask: MarkMask,
+}
 
 impl Programs {
     /// Loads the programs for this thread's network namespace. Maps are taken from `maps`, and made
     /// and pinned there where they are missing.
     pub(super) fn load(maps: &Path, mask: MarkMask) -> Result<Self> {
         let globals = Globals::of_this_thread(mask)?;
-        let mut loader = globals.loader();
-        for map in &MAPS {
-            loader.map_pin_path(map.name, maps.join(map.name));
-        }
-        let mut object = loader
-            .load(OBJECT)
-            .map_err(|error| Error::Object(Box::new(error)))?;
-
+        let mut object = globals.object(maps)?;
         let kernel_types =
             Btf::from_sys_fs().map_err(|error| Error::Object(Box::new(error.into())))?;
         let mut programs = BTreeMap::new();
@@ -53,7 +51,7 @@ impl Programs {
             .into_iter()
             .filter(required)
             .map(hook::program)
-            .chain([GUARD, INGRESS_MARK])
+            .chain([GUARD, INGRESS, HOST_EGRESS])
         {
             let program =
                 load_one(&mut object, name, &kernel_types).map_err(|error| Error::Program {
@@ -73,22 +71,46 @@ impl Programs {
         }
         drop((object, kernel_types, globals));
         release_memory();
-        Ok(Self(programs))
+        Ok(Self {
+            loaded: programs,
+            mask,
+        })
+    }
+
+    /// The packet program called `name`, loaded once more with the maps in `maps`: the kernel attaches no
+    /// program twice to an interface.
+    pub(super) fn again(&self, maps: &Path, name: &'static str) -> Result<ProgramFd> {
+        let globals = Globals::of_this_thread(self.mask)?;
+        let mut object = globals.object(maps)?;
+        let kernel_types =
+            Btf::from_sys_fs().map_err(|error| Error::Object(Box::new(error.into())))?;
+        let program = load_one(&mut object, name, &kernel_types).map_err(|error| Error::Program {
+            name,
+            source: Box::new(error),
+        });
+        drop((object, kernel_types, globals));
+        release_memory();
+        program
+    }
+
+    /// Whether a program with this id is one of these.
+    pub(super) fn contains(&self, id: u32) -> bool {
+        self.loaded.values().any(|(_, own)| *own == id)
     }
 
     /// Whether the kernel took the program of `hook`.
     pub(super) fn has(&self, hook: Hook) -> bool {
-        self.0.contains_key(hook::program(hook))
+        self.loaded.contains_key(hook::program(hook))
     }
 
     /// The program called `name`, which is there unless it is an optional hook's.
     pub(super) fn get(&self, name: &'static str) -> BorrowedFd<'_> {
-        self.0[name].0.as_fd()
+        self.loaded[name].0.as_fd()
     }
 
     /// The kernel's id of the program called `name`, if the kernel took it.
     pub(super) fn id(&self, name: &str) -> Option<u32> {
-        self.0.get(name).map(|(_, id)| *id)
+        self.loaded.get(name).map(|(_, id)| *id)
     }
 }
 
@@ -106,6 +128,17 @@ impl Globals {
             netns_cookie: netns_cookie().map_err(Error::NetnsCookie)?,
             offsets: Offsets::of_this_kernel()?,
         })
+    }
+
+    /// The programs, not loaded yet, with the maps that are pinned in `maps`, or made and pinned there.
+    fn object(&self, maps: &Path) -> Result<Ebpf> {
+        let mut loader = self.loader();
+        for map in &MAPS {
+            loader.map_pin_path(map.name, maps.join(map.name));
+        }
+        loader
+            .load(OBJECT)
+            .map_err(|error| Error::Object(Box::new(error)))
     }
 
     fn loader(&self) -> EbpfLoader<'_> {
@@ -142,7 +175,7 @@ pub(super) fn try_each(mask: MarkMask) -> Result<Vec<Tried>> {
     let mut object = loader.load(OBJECT).map_err(failed)?;
     let kernel_types = Btf::from_sys_fs().map_err(|error| failed(error.into()))?;
     let hooks = Hook::ALL.map(|hook| (hook::program(hook), hook::is_optional(hook)));
-    let packets = [(GUARD, false), (INGRESS_MARK, false)];
+    let packets = [(GUARD, false), (INGRESS, false), (HOST_EGRESS, false)];
     let tried = hooks.into_iter().chain(packets).map(|(name, optional)| {
         let result = load_one(&mut object, name, &kernel_types);
         Tried {

@@ -222,7 +222,7 @@ codes! {
     B02 Warning "a packet program of others runs before the guard",
         "A packet of a strict policy may leave by another interface than its domain's.",
         "It was attached by tcx before steer's guard and ends the chain when it says so (TC_ACT_OK, redirect).",
-        "Start that program's owner before steer, or restart the agent after `steer detach`: the guard is then first.";
+        "Start the agent if it does not run: it puts its own programs first again, within 30 seconds. If this comes back, keep that program's owner from putting its own first.";
     B03 Note "packet programs of others are at an interface",
         "Packets are changed, redirected or dropped after steer chose their way.",
         "They run after steer's guard, or at an interface where steer has none at the moment.",

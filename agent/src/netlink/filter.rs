@@ -44,6 +44,8 @@ pub enum FilterSide {
     Ingress,
     /// What leaves.
     Egress,
+    /// What leaves, after the filter at [`FilterSide::Egress`].
+    EgressSecond,
 }
 
 impl FilterSide {
@@ -51,7 +53,14 @@ impl FilterSide {
     const fn parent(self) -> u32 {
         match self {
             Self::Ingress => 0xffff_fff2,
-            Self::Egress => 0xffff_fff3,
+            Self::Egress | Self::EgressSecond => 0xffff_fff3,
+        }
+    }
+
+    const fn handle(self) -> u32 {
+        match self {
+            Self::Ingress | Self::Egress => HANDLE,
+            Self::EgressSecond => HANDLE + 1,
         }
     }
 }
@@ -154,7 +163,7 @@ fn qdisc(kind: u16, flags: i32, interface: u32) -> Request {
 fn filter(kind: u16, flags: i32, interface: u32, side: FilterSide) -> Request {
     let all_protocols = u16::try_from(libc::ETH_P_ALL).unwrap_or_default().to_be();
     let info = PRIORITY << 16 | u32::from(all_protocols);
-    let header = tcmsg(interface, HANDLE, side.parent(), info);
+    let header = tcmsg(interface, side.handle(), side.parent(), info);
     let mut request = Request::new(kind, flags | libc::NLM_F_ACK, &header);
     request.put(KIND, b"bpf\0");
     request

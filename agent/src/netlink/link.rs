@@ -38,6 +38,8 @@ pub(super) struct LinkMessage {
     mtu: u32,
     mac: Option<[u8; 6]>,
     master: Option<IfIndex>,
+    lower: Option<IfIndex>,
+    elsewhere: bool,
     operational_state: u8,
     kind: Option<String>,
     port_of: Option<String>,
@@ -60,6 +62,8 @@ impl LinkMessage {
             mtu: 0,
             mac: None,
             master: None,
+            lower: None,
+            elsewhere: false,
             operational_state: 0,
             kind: None,
             port_of: None,
@@ -72,6 +76,9 @@ impl LinkMessage {
                     link.mac = <[u8; 6]>::try_from(value).ok().filter(|mac| *mac != [0; 6]);
                 }
                 libc::IFLA_MASTER => link.master = u32_at(value, 0).map(IfIndex),
+                libc::IFLA_LINK => link.lower = u32_at(value, 0).map(IfIndex),
+                // The interface below is another network namespace's.
+                libc::IFLA_LINK_NETNSID => link.elsewhere = true,
                 libc::IFLA_OPERSTATE => link.operational_state = *value.first()?,
                 libc::IFLA_WIRELESS => return None,
                 libc::IFLA_LINKINFO => {
@@ -99,8 +106,13 @@ impl LinkMessage {
         let medium = media.of(&self);
         let is_bridge =
             |kind: &Option<String>| matches!(kind.as_deref(), Some("bridge" | "openvswitch"));
+        let is_stacked = matches!(
+            self.kind.as_deref(),
+            Some("macvlan" | "macvtap" | "ipvlan" | "ipvtap")
+        );
         Link {
             index: self.index,
+            under: self.lower.filter(|_| is_stacked && !self.elsewhere),
             kind: classify(self.kind.as_deref(), self.hardware, medium),
             up: self.flags & UP != 0,
             carrier: self.flags & LOWER_UP != 0
@@ -269,6 +281,8 @@ mod tests {
             mtu: 1500,
             mac: Some([2, 0, 0, 0, 0, last]),
             master: None,
+            lower: None,
+            elsewhere: false,
             operational_state: 0,
             kind: None,
             port_of: None,

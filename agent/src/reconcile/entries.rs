@@ -4,19 +4,37 @@ use std::ffi::CStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use steer_common::{LocalEntry, LocalKey4, LocalKey6, NAME_LEN, NameKey, SourceKey, local_flags};
-use steer_core::ids::{DomainIndex, PlaceId};
+use steer_common::{
+    HostKey, LocalEntry, LocalKey4, LocalKey6, NAME_LEN, NameKey, SourceKey, local_flags,
+};
+use steer_core::ids::{DomainIndex, IfIndex, PlaceId};
 use steer_core::plan::{Local, Named};
 
 pub(super) fn source_key(domain: DomainIndex, ip: IpAddr) -> SourceKey {
-    let address = match ip {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-        IpAddr::V6(ip) => ip,
-    };
     SourceKey {
         domain: u32::from(domain.0),
-        address: address.octets(),
+        address: mapped(ip),
     }
+}
+
+/// An address as the programs have it: network byte order, IPv4 as v4-mapped IPv6.
+fn mapped(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+pub(super) fn host_key(interface: IfIndex, ip: IpAddr) -> HostKey {
+    HostKey {
+        interface: interface.0,
+        address: mapped(ip),
+    }
+}
+
+pub(super) fn host(key: &HostKey) -> (IfIndex, IpAddr) {
+    let ip = Ipv6Addr::from(key.address).to_canonical();
+    (IfIndex(key.interface), ip)
 }
 
 pub(super) fn source(key: &SourceKey) -> Option<(DomainIndex, IpAddr)> {

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::mem::discriminant;
 
 use ipnet::IpNet;
-use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, PolicyEntry};
+use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, HostCounts, PolicyEntry};
 use steer_core::engine::Changes;
 use steer_core::explain::held::Held;
 use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
@@ -23,7 +23,8 @@ use thiserror::Error;
 use tracing::{debug, warn};
 
 use self::entries::{
-    local, local_entry, local_key4, local_key6, name_key, named, net4, net6, source, source_key,
+    host, host_key, local, local_entry, local_key4, local_key6, name_key, named, net4, net6,
+    source, source_key,
 };
 use crate::datapath::{self, Counters, Datapath};
 use crate::netlink::{self, Routing};
@@ -224,6 +225,15 @@ impl Reconciler {
         &self.is
     }
 
+    /// What the strong host model dropped at an interface, or would have dropped; nothing where that cannot
+    /// be read.
+    pub fn host_counts(&self, interface: IfIndex) -> HostCounts {
+        self.datapath
+            .host_counts(interface.0)
+            .inspect_err(|error| warn!("{}", chain(error)))
+            .unwrap_or_default()
+    }
+
     /// The programs' counters.
     ///
     /// # Errors
@@ -393,6 +403,10 @@ impl Reconciler {
             Step::RemoveSource(domain, ip) => {
                 maps.sources.remove(&source_key(*domain, *ip))?;
             }
+            Step::AddHost(interface, ip) => maps.hosts.set(&host_key(*interface, *ip), &1)?,
+            Step::RemoveHost(interface, ip) => {
+                maps.hosts.remove(&host_key(*interface, *ip))?;
+            }
             Step::SetLocal(IpNet::V4(net), local) => {
                 maps.locals4.set(&local_key4(*net), &local_entry(local))?;
             }
@@ -469,6 +483,12 @@ impl Reconciler {
             hooks: self.datapath.hooks()?,
             guards: self.datapath.guards()?.into_iter().map(IfIndex).collect(),
             ingress: keyed(self.datapath.ingress()?, IfIndex),
+            hosts: maps
+                .hosts
+                .entries()?
+                .into_iter()
+                .map(|(key, _)| host(&key))
+                .collect(),
             cgroups: keyed(maps.cgroups.entries()?, CgroupId),
             names: maps
                 .names

@@ -202,6 +202,7 @@ pub(crate) fn domain(name: &str) -> DomainView {
         index: Some(1),
         mark: Some("0x1000000".to_owned()),
         table: Some(5301),
+        host_model: None,
     }
 }
 

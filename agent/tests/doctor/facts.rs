@@ -147,6 +147,7 @@ fn network() -> Network {
 
 pub(crate) fn link(index: u32, name: &str) -> Link {
     Link {
+        under: None,
         index: IfIndex(index),
         name: name.to_owned(),
         kind: LinkKind::Wired,

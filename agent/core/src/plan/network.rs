@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use steer_common::IngressEntry;
+use steer_common::domain_flags;
 
 use super::inputs::{Inputs, Installed};
 use super::{Family, Hook, IfName, Plan, rules, tables};
 use crate::domains::DomainOrigin;
 use crate::ids::IfIndex;
-use crate::plan::{foreign, maps};
+use crate::plan::{foreign, host, maps};
 
 /// Hooks that every policy needs.
 const HOOKS: [Hook; 11] = [
@@ -40,6 +40,7 @@ pub(crate) fn write(inputs: &Inputs<'_>, new: &mut Plan) {
         maps::domains(&installed, new);
         maps::locals(inputs, &installed, new);
     }
+    host::write(inputs, new);
     // Flows outlive the policies that marked them, also the last one.
     let marked = [installed.as_slice(), &inputs.lingering()].concat();
     if marked.is_empty() {
@@ -65,6 +66,7 @@ pub(crate) fn same(a: &Plan, b: &Plan) -> bool {
     a.hooks == b.hooks
         && a.guards == b.guards
         && a.ingress == b.ingress
+        && a.hosts == b.hosts
         && a.domains == b.domains
         && a.sources == b.sources
         && a.locals == b.locals
@@ -177,10 +179,13 @@ fn overlaps(owners: &Owners<'_>, plan: &mut Plan) {
                 continue;
             };
             // Two domains on one interface cannot be told apart by interface: the first has it.
-            plan.ingress.entry(interface).or_insert(IngressEntry {
-                mark: owner.mark,
-                flags: 0,
-            });
+            let arriving = plan.ingress.entry(interface).or_default();
+            if arriving.mark == 0 {
+                arriving.mark = owner.mark;
+            }
+            if let Some(entry) = plan.domains.get_mut(&owner.index) {
+                entry.flags |= domain_flags::SHARED;
+            }
             let path = format!("net/ipv4/conf/{ifname}/src_valid_mark");
             plan.sysctls.insert(path, "1".to_owned());
         }

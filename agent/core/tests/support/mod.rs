@@ -30,6 +30,7 @@ pub(crate) fn ip(text: &str) -> IpAddr {
 
 pub(crate) fn link(index: u32, name: &str) -> Link {
     Link {
+        under: None,
         index: IfIndex(index),
         name: name.to_owned(),
         kind: LinkKind::Wired,

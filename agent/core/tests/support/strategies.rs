@@ -55,7 +55,7 @@ prop_compose! {
     ) -> Link {
         let loopback = INTERFACES[at] == "lo";
         let name = INTERFACES[at].to_owned();
-        Link { index, name, kind, up, carrier, loopback, master, bridge, mac: None, mtu: 1500 }
+        Link { index, under: None, name, kind, up, carrier, loopback, master, bridge, mac: None, mtu: 1500 }
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod event;
 mod flow;
+mod flow_count;
 mod host;
 mod mark;
 mod policy;
@@ -14,6 +15,7 @@ mod traffic;
 
 pub use event::{CgroupEvent, EventKind, GuardEvent, NAME_LEN, guard_reason};
 pub use flow::{FlowState, flow_flags};
+pub use flow_count::{FlowCount, MAX_COUNTED};
 pub use host::{HostCounts, HostKey};
 pub use mark::{MarkMask, MarkMaskError};
 pub use policy::{

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -35,6 +35,15 @@ impl Terminal {
             slave: pty.slave,
             printed: String::new(),
         })
+    }
+
+    /// The terminal as a program's output.
+    ///
+    /// # Errors
+    /// If no descriptor is left.
+    pub fn output(&self) -> Result<Stdio> {
+        let slave = self.slave.try_clone().context("keep the terminal")?;
+        Ok(slave.into())
     }
 
     /// Makes it the terminal that controls the program, one without colours.

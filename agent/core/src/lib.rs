@@ -11,6 +11,7 @@ pub mod config;
 pub mod domains;
 pub mod engine;
 pub mod explain;
+pub mod flows;
 pub mod ids;
 pub mod memory;
 pub mod name;

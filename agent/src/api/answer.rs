@@ -61,6 +61,17 @@ impl Answer {
         }
     }
 
+    /// Whether the caller wants parts.
+    pub fn wants_parts(&self) -> bool {
+        self.parts.is_some()
+    }
+
+    /// Whether a part waits to be written: the caller has not taken what came before.
+    pub fn has_parts_waiting(&self) -> bool {
+        let waiting = |parts: &mpsc::Sender<Reply>| parts.capacity() < parts.max_capacity();
+        self.parts.as_ref().is_some_and(waiting)
+    }
+
     /// Ends the call. A caller that has gone gets no answer; what it asked for holds.
     pub fn end(self, result: Result<Reply, ApiError>) {
         let _gone = self.end.send(result);

@@ -14,6 +14,7 @@ use super::explain::{
     AddressFamily, ContenderView, Explain, ExplanationView, FamilyPathView, FlowOutcome, FlowView,
     KernelView, MapEntriesView, RuleView, Standing, SubjectView,
 };
+use super::flows::{FlowOrder, HolderView, ListFlows, LiveFlowView, Whereabouts};
 use super::methods::{
     ListDomains, ListPolicies, Method, Move, Prefer, Reload, Request, Run, SetPolicy, ShowDomain,
     ShowPolicy, Status, UnsetPolicy,
@@ -36,9 +37,12 @@ const CUSTOM_TYPES: &[&idl::CustomType<'static>] = &[
     HostModelView::CUSTOM_TYPE,
     ExplanationView::CUSTOM_TYPE,
     FamilyPathView::CUSTOM_TYPE,
+    FlowOrder::CUSTOM_TYPE,
     FlowOutcome::CUSTOM_TYPE,
     FlowView::CUSTOM_TYPE,
+    HolderView::CUSTOM_TYPE,
     KernelView::CUSTOM_TYPE,
+    LiveFlowView::CUSTOM_TYPE,
     LocalNetworks::CUSTOM_TYPE,
     Mistake::CUSTOM_TYPE,
     MapEntriesView::CUSTOM_TYPE,
@@ -50,6 +54,7 @@ const CUSTOM_TYPES: &[&idl::CustomType<'static>] = &[
     StatusView::CUSTOM_TYPE,
     SubjectView::CUSTOM_TYPE,
     Verdict::CUSTOM_TYPE,
+    Whereabouts::CUSTOM_TYPE,
 ];
 
 /// What the interface is for, one comment a line.
@@ -115,6 +120,7 @@ fn build() -> Result<Interface<'static>, zlink::names::Error> {
     let methods = vec![
         method::<Explain>()?,
         method::<ListDomains>()?,
+        method::<ListFlows>()?,
         method::<ListPolicies>()?,
         method::<Move>()?,
         method::<Prefer>()?,
@@ -212,6 +218,9 @@ pub(super) fn read(message: Message) -> Result<Incoming, CallError> {
             Ok(Incoming::Request(Request::Reload))
         }
         (INTERFACE, Explain::NAME) => Ok(Incoming::Request(Request::Explain(parse(parameters)?))),
+        (INTERFACE, ListFlows::NAME) => {
+            Ok(Incoming::Request(Request::ListFlows(parse(parameters)?)))
+        }
         (INTERFACE, Move::NAME) => Ok(Incoming::Request(Request::Move(parse(parameters)?))),
         (INTERFACE, Prefer::NAME) => Ok(Incoming::Request(Request::Prefer(parse(parameters)?))),
         (INTERFACE, Run::NAME) => Ok(Incoming::Request(Request::Run(parse(parameters)?))),

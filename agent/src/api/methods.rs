@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use zlink::introspect::Type;
 
 use super::explain::{Explain, ExplainReply, ExplanationView};
+use super::flows::{FlowsReply, ListFlows};
 use super::mistake::Mistake;
 use super::types::{Choice, DomainView, LocalNetworks, Otherwise, PolicyView, StatusView};
 
@@ -283,6 +284,8 @@ pub enum Request {
     Run(Run),
     /// To be answered by [`Reply::Explanation`].
     Explain(Explain),
+    /// To be answered by [`Reply::Flows`].
+    ListFlows(ListFlows),
     /// To be answered by [`Reply::Run`].
     Move(Move),
     /// To be answered by [`Reply::Policies`].
@@ -308,6 +311,8 @@ pub enum Reply {
     Run(RunReply),
     /// What happens to flows, and why; in the order in which things are decided.
     Explanation(Box<ExplanationView>),
+    /// Live flows, in the order that was asked for.
+    Flows(FlowsReply),
     /// Done; nothing to say.
     Done,
 }
@@ -338,6 +343,7 @@ impl Reply {
             Self::Explanation(explanation) => serde_json::to_vec(&ExplainReply {
                 explanation: *explanation,
             }),
+            Self::Flows(flows) => serde_json::to_vec(&flows),
             Self::Done => serde_json::to_vec(&Done {}),
         }
     }

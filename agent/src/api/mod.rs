@@ -12,6 +12,7 @@ mod connection;
 mod description;
 pub mod error;
 pub mod explain;
+pub mod flows;
 pub mod interface;
 pub mod methods;
 pub mod mistake;

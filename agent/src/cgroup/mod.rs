@@ -1,6 +1,7 @@
 //! The cgroup tree: where it is mounted, what is in it, and places for processes.
 
 mod handle;
+mod holders;
 mod mounts;
 mod placement;
 pub mod process;
@@ -17,6 +18,7 @@ use steer_core::ids::CgroupId;
 use thiserror::Error;
 
 pub use handle::Handle;
+pub use holders::{Found as FoundHolders, Holder, Holders, holders};
 pub use mounts::{Mount, mounts};
 pub use placement::{OwnCgroup, Place, Placement};
 pub use watch::{EmptyWatch, populated};

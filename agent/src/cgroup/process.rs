@@ -153,10 +153,21 @@ pub fn replace(program: &Path, name: &OsStr, arguments: &[OsString]) -> io::Erro
     error
 }
 
+/// Name of the process that has this number now.
+pub fn command(pid: i32) -> Option<String> {
+    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&name).trim_end().to_owned())
+}
+
+/// Process ids in a cgroup itself, as far as they can be read.
+pub fn of(directory: &Path) -> Vec<i32> {
+    let procs = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    procs.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
 /// Process ids in a cgroup and those below it, as far as they can be read.
 pub fn below(directory: &Path) -> Vec<i32> {
-    let procs = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-    let mut pids: Vec<i32> = procs.lines().filter_map(|line| line.parse().ok()).collect();
+    let mut pids = of(directory);
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             pids.extend(below(&entry.path()));

@@ -12,8 +12,10 @@ use clap::{
 use clap_complete::ArgValueCandidates;
 
 use super::explain::Destination;
+use super::flows::Target;
 use super::{complete, examples};
 use crate::api::SOCKET;
+use crate::api::flows::{FlowOrder, MOST_FLOWS};
 use crate::api::types::{LocalNetworks, Otherwise};
 
 const EXIT_CODES: &str = "\
@@ -114,6 +116,7 @@ pub(super) fn of_parameter(name: &str) -> Option<&'static str> {
         "wait_ms" => "--wait",
         "destination" | "port" => "DEST[:PORT]",
         "family" => "-4, -6",
+        "limit" => "--limit",
         _ => return None,
     })
 }
@@ -182,6 +185,8 @@ Bad files change nothing: what is wrong is shown, and the exit code is 1. A poli
 is put into quarantine: all else is taken, and what it matches is blocked if it is strict. `steer check`
 says the same before.")]
     Reload(Output),
+    /// Show live flows: whose they are, where they leave, and how much they carry.
+    Flows(Box<FlowsArgs>),
     /// Tell what happens to the flows of a process or cgroup, and why.
     Explain(Box<ExplainArgs>),
     /// Undo everything: rules, tables, kernel programs and cgroups that the agent made.
@@ -443,6 +448,80 @@ pub(super) struct PreferArgs {
     pub(super) none: bool,
     #[command(flatten)]
     pub(super) output: Output,
+}
+
+/// `steer flows`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Shows the flows of policies; without root, those of your own processes. DOMAIN is
+`host` where a flow is left to the host's ordinary routing, and `wrong` where it is
+not where its policy has it: the guard drops it if the policy is strict.
+Bytes are what applications sent and received, without headers. TCP counts from the
+beginning of a connection; for UDP and others counting begins when somebody asks for
+flows, and ends a minute after nobody does. An age with > is that since the flow was
+first seen. Rows are in the order of policy, process, protocol and destination.
+--watch shows all again each second on a terminal, and what changes into a pipe.")]
+pub(super) struct FlowsArgs {
+    /// Only flows to this address, prefix, or address and port ([ADDRESS]:PORT for IPv6).
+    #[arg(value_name = "DEST[:PORT]")]
+    pub(super) destination: Option<Target>,
+    /// Only flows of this policy.
+    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(complete::policies))]
+    pub(super) policy: Option<String>,
+    /// Only flows that leave by this domain.
+    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(complete::domains))]
+    pub(super) domain: Option<String>,
+    /// Only flows of this cgroup and of those below it, as in /proc/PID/cgroup.
+    #[arg(long, value_name = "PATH")]
+    pub(super) cgroup: Option<String>,
+    /// Only flows of this process.
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) pid: Option<u32>,
+    /// Only IPv4.
+    #[arg(short = '4', conflicts_with = "ipv6")]
+    pub(super) ipv4: bool,
+    /// Only IPv6.
+    #[arg(short = '6')]
+    pub(super) ipv6: bool,
+    /// Also flows that no policy has.
+    #[arg(short, long)]
+    pub(super) all: bool,
+    /// What comes first: the policy's name, most bytes, or the youngest.
+    #[arg(long, value_name = "ORDER")]
+    pub(super) sort: Option<SortArg>,
+    /// Show this many at most; 1000 without it.
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_FLOWS))
+    )]
+    pub(super) limit: Option<u32>,
+    /// Go on until interrupted.
+    #[arg(short, long)]
+    pub(super) watch: bool,
+    #[command(flatten)]
+    pub(super) output: Output,
+}
+
+/// Values of `--sort`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum SortArg {
+    /// By the name of the policy.
+    Policy,
+    /// Most bytes first.
+    Bytes,
+    /// Youngest first.
+    Age,
+}
+
+impl From<SortArg> for FlowOrder {
+    fn from(arg: SortArg) -> Self {
+        match arg {
+            SortArg::Policy => Self::Policy,
+            SortArg::Bytes => Self::Bytes,
+            SortArg::Age => Self::Age,
+        }
+    }
 }
 
 /// Values of `--otherwise`.

@@ -137,6 +137,19 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "flows",
+        &[
+            ("steer flows", "all that policies have"),
+            ("steer flows --policy web --sort bytes", ""),
+            ("steer flows 192.0.2.0/24 --all", "whoever talks to them"),
+            ("steer flows --watch", "again each second"),
+            (
+                "steer flows --watch --json",
+                "for programs, a line a second",
+            ),
+        ],
+    ),
+    (
         "explain",
         &[
             ("steer explain", "what is started from here"),

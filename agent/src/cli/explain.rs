@@ -16,8 +16,8 @@ use crate::api::explain::{
 /// with `%INTERFACE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Destination {
-    address: String,
-    port: Option<u16>,
+    pub(super) address: String,
+    pub(super) port: Option<u16>,
 }
 
 impl FromStr for Destination {

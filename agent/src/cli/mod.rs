@@ -11,6 +11,7 @@ mod doctor;
 mod domain;
 mod examples;
 mod explain;
+mod flows;
 mod generate;
 mod manual;
 mod menu;
@@ -101,6 +102,10 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Explain(args)) => {
             let json = json(&[args.output]);
             done(explain::explain(socket, *args, json))
+        }
+        Some(Command::Flows(args)) => {
+            let json = json(&[args.output]);
+            done(flows::flows(socket, *args, json))
         }
         Some(Command::Doctor(args)) => {
             let json = json(&[args.output]);

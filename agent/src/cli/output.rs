@@ -5,6 +5,7 @@
 //! Piped text is laid out like any other: `--json` is for programs.
 
 mod columns;
+pub(super) mod units;
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -136,6 +137,11 @@ impl Page {
     /// What was put together.
     pub(super) fn text(&self) -> &str {
         &self.text
+    }
+
+    /// Takes back what was put behind the first bytes.
+    pub(super) fn cut(&mut self, bytes: usize) {
+        self.text.truncate(bytes);
     }
 
     /// An empty line, unless the page is empty.

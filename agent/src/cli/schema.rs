@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::doctor::Diagnosis;
 use super::policy::Removed;
 use crate::api::explain::ExplanationView;
+use crate::api::flows::FlowsReply;
 use crate::api::methods::{Reloaded, RunReply};
 use crate::api::mistake::Mistake;
 use crate::api::types::{DomainView, PolicyView, StatusView};
@@ -27,6 +28,7 @@ const COMMANDS: &[(&str, Describe)] = &[
     ("domain prefer", of::<Vec<PolicyView>>),
     ("domain show", of::<DomainView>),
     ("explain", of::<ExplanationView>),
+    ("flows", of::<FlowsReply>),
     ("move", of::<RunReply>),
     ("policy", of::<Vec<PolicyView>>),
     ("policy list", of::<Vec<PolicyView>>),

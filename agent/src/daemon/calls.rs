@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use steer_core::config::policy_to_toml;
+use steer_core::domains::Domain;
 use steer_core::engine::Rejected;
 use steer_core::name::Name;
 use steer_core::pattern::{CgroupPattern, UnitName, glob};
@@ -35,6 +36,9 @@ impl Daemon {
         let result = match call.request {
             Request::Run(run) => return self.run(caller, run, call.reply).await,
             Request::Explain(asked) => self.explain(caller, asked).await,
+            Request::ListFlows(asked) => {
+                return self.ask_for_flows(caller, &authority, &asked, call.reply);
+            }
             Request::Move(moved) => return self.move_process(caller, moved, call.reply).await,
             Request::SetPolicy(set) => self.set_policy(&authority, set).await,
             Request::UnsetPolicy(unset) => self.unset_policy(&authority, unset).await,
@@ -45,7 +49,7 @@ impl Daemon {
             }
             Request::ShowPolicy(show) => self.show_policy(caller, &authority, &show.name),
             Request::ListDomains => Ok(Reply::Domains(self.domain_views())),
-            Request::ShowDomain(show) => self.show_domain(show.name),
+            Request::ShowDomain(show) => self.show_domain(&show.name),
             Request::Reload => match authority.administrator("have the files read again") {
                 Ok(()) => self.reload().await.map(Reply::Reloaded),
                 Err(error) => Err(error),
@@ -83,18 +87,21 @@ impl Daemon {
         }
     }
 
-    fn show_domain(&self, name: String) -> Result<Reply, ApiError> {
-        match self.engine.domains().get(&name) {
-            Some(domain) => Ok(Reply::Domain(Box::new(self.domain_view(domain)))),
-            None => {
-                let known = self.engine.domains().iter();
-                let meant = nearest(&name, known.map(|domain| domain.name.as_str()));
-                Err(ApiError::NoSuchDomain {
-                    meant: meant.map(str::to_owned),
-                    name,
-                })
+    fn show_domain(&self, name: &str) -> Result<Reply, ApiError> {
+        let domain = self.find_domain(name)?;
+        Ok(Reply::Domain(Box::new(self.domain_view(domain))))
+    }
+
+    /// A domain by its name or alias.
+    pub(super) fn find_domain(&self, name: &str) -> Result<&Domain, ApiError> {
+        self.engine.domains().get(name).ok_or_else(|| {
+            let known = self.engine.domains().iter();
+            let meant = nearest(name, known.map(|domain| domain.name.as_str()));
+            ApiError::NoSuchDomain {
+                meant: meant.map(str::to_owned),
+                name: name.to_owned(),
             }
-        }
+        })
     }
 
     async fn set_policy(

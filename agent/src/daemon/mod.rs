@@ -11,6 +11,7 @@ mod decided;
 mod detach;
 mod explain;
 mod files;
+mod flows;
 mod load;
 mod offline;
 mod prefer;
@@ -47,6 +48,7 @@ use crate::statefile::{self, StateFile};
 
 use access::Access;
 use decided::Decided;
+use flows::Flows;
 use running::Claim;
 use runs::Runs;
 
@@ -126,6 +128,7 @@ struct Daemon {
     /// Says that this agent runs.
     claim: Claim,
     decided: Decided,
+    flows: Flows,
     started: SystemTime,
     /// Cgroups that were made since the kernel was last brought to the plan: it gave them an entry of its
     /// own.

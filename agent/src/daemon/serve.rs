@@ -85,6 +85,7 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
             retry_pause = (retry_pause * 2).min(CHECK_ALL);
         }
         let expiry = daemon.runs.next_deadline();
+        let flows = daemon.flows.due();
         tokio::select! {
             biased;
             _ = terminate.recv() => break "SIGTERM",
@@ -134,6 +135,7 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
             }
             () = at(expiry) => daemon.expire_runs(),
             () = at(daemon.retire_at) => daemon.retire_domains().await,
+            step = daemon.flows.step() => daemon.flows_step(step),
             () = at(retry) => {
                 retry = None;
                 daemon.converge_and_log(Look::Everything).await;
@@ -147,6 +149,7 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                 daemon.check_root()?;
                 daemon.converge_and_log(Look::Everything).await;
             }
+            () = at(flows) => daemon.go_on_with_flows(),
             // Last, because any process may cause these without end.
             flood = async {
                 // Neither keeps the other from its turn: one of both is taken at random.

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::access::Access;
 use super::decided::Decided;
+use super::flows::Flows;
 use super::load::{self, Loaded, load, tell_quarantined};
 use super::running::Claim;
 use super::runs::Runs;
@@ -95,6 +96,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         config: options.config.clone(),
         claim,
         decided: Decided::read(),
+        flows: Flows::default(),
         started: SystemTime::now(),
         made: BTreeSet::new(),
         retire_at: None,

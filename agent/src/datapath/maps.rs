@@ -175,6 +175,15 @@ impl<K: Pod, V: Pod> Table<K, V> {
         })
     }
 
+    /// The table that a map is.
+    pub(super) const fn of(map: OwnedFd, name: &'static str) -> Self {
+        Self {
+            map,
+            name,
+            types: PhantomData,
+        }
+    }
+
     /// The value of `key`.
     pub fn get(&self, key: &K) -> Result<Option<V>> {
         let mut value = V::zeroed();

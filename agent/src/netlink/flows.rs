@@ -23,8 +23,9 @@ const STORAGES: [u16; 3] = [20, 1, 3];
 /// `INET_DIAG_CGROUP_ID`.
 const CGROUP: u16 = 21;
 
-/// `tcpi_bytes_acked`, `tcpi_bytes_received` and `tcpi_segs_out`, `tcpi_segs_in` in `struct tcp_info`.
-const TCP_BYTES: [usize; 2] = [120, 128];
+/// `tcpi_bytes_received`, `tcpi_bytes_sent`, `tcpi_bytes_retrans` and `tcpi_segs_out`, `tcpi_segs_in` in
+/// `struct tcp_info`. (`tcpi_bytes_acked` counts SYN and FIN too.)
+const TCP_BYTES: [usize; 3] = [128, 200, 208];
 const TCP_SEGMENTS: [usize; 2] = [136, 140];
 
 /// `TCP_LISTEN`.
@@ -63,17 +64,22 @@ pub enum FlowPhase {
     Open,
     /// One side or both sent their last.
     Closing,
+    /// A datagram socket without a peer.
+    Unconnected,
 }
 
 impl FlowPhase {
     /// Bits of the states that are live, and of listeners.
     const STATES: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << LISTEN | 1 << 11;
+    /// The bit of datagram sockets without a peer (`CLOSE`).
+    const UNCONNECTED: u32 = 1 << 7;
 
     const fn of(state: u8) -> Option<Self> {
         match state {
             1 => Some(Self::Open),
             2 => Some(Self::Opening),
             4 | 5 | 8 | 9 | 11 => Some(Self::Closing),
+            7 => Some(Self::Unconnected),
             _ => None,
         }
     }
@@ -82,7 +88,7 @@ impl FlowPhase {
 /// How much a flow carried, as far as TCP knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Carried {
-    /// Bytes that the peer has acknowledged.
+    /// Bytes that were sent, each once.
     pub bytes_out: u64,
     /// Bytes that came.
     pub bytes_in: u64,
@@ -121,7 +127,8 @@ pub struct LiveFlow {
     pub interface: u32,
     /// What it carried, if asked for and TCP.
     pub carried: Option<Carried>,
-    /// What the kernel programs remember of it, if asked for.
+    /// What the kernel programs remember of it, if asked for. Of TCP alone: the kernel lists no storage of
+    /// datagram sockets (`inet_sk_diag_fill`).
     pub state: Option<FlowState>,
 }
 
@@ -132,6 +139,8 @@ pub struct Wanted<'a> {
     pub any: &'a [Condition],
     /// The socket storage with what the kernel programs remember. The kernel wants `CAP_BPF`.
     pub storage: Option<BorrowedFd<'a>>,
+    /// Datagram sockets without a peer, too.
+    pub unconnected: bool,
     /// Tell what flows carried.
     pub carried: bool,
 }
@@ -149,6 +158,8 @@ pub async fn live_flows(wanted: Wanted<'_>) -> Result<Vec<LiveFlow>, Error> {
     let mut found = Vec::new();
     // A dump may tell of a socket twice that went from one place to another meanwhile.
     let mut seen = HashMap::new();
+    let unconnected = u32::from(wanted.unconnected) * FlowPhase::UNCONNECTED;
+    let states = FlowPhase::STATES | unconnected;
     let requests = match wanted.any {
         [] => vec![wanted.any],
         some => some.chunks(MOST_CONDITIONS).collect(),
@@ -161,7 +172,7 @@ pub async fn live_flows(wanted: Wanted<'_>) -> Result<Vec<LiveFlow>, Error> {
                 let mut request = diag::list(
                     family,
                     transport.number(),
-                    FlowPhase::STATES,
+                    states,
                     u8::from(wanted.carried) << (INFO - 1),
                 );
                 diag::only(&mut request, any);
@@ -358,10 +369,10 @@ fn state(storages: &[u8]) -> Option<FlowState> {
 
 /// Of `tcp_info`, which older kernels end earlier; `None`: it is not TCP's.
 fn carried(info: &[u8]) -> Option<Carried> {
-    let [acked, received] = TCP_BYTES.map(|at| u64_at(info, at));
+    let [received, sent, repeated] = TCP_BYTES.map(|at| u64_at(info, at));
     let [out, come] = TCP_SEGMENTS.map(|at| u32_at(info, at));
     Some(Carried {
-        bytes_out: acked?,
+        bytes_out: sent?.saturating_sub(repeated?),
         bytes_in: received?,
         packets_out: out?,
         packets_in: come?,

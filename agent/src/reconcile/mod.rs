@@ -11,6 +11,7 @@ mod sysctl;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::mem::discriminant;
+use std::os::fd::OwnedFd;
 
 use ipnet::IpNet;
 use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, HostCounts, PolicyEntry};
@@ -248,6 +249,14 @@ impl Reconciler {
     /// The map cannot be read.
     pub fn sent(&self) -> Result<Sent, Error> {
         Ok(self.ledger.read(&self.datapath)?)
+    }
+
+    /// The socket storage with what the kernel programs remember of flows, for a thread of its own.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn flow_storage(&self) -> std::io::Result<OwnedFd> {
+        self.datapath.maps.flows().try_clone_to_owned()
     }
 
     /// The values that changed settings had before.

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use steer::api::INTERFACE;
 use steer::api::client::Client;
 use steer::api::explain::{ExplanationView, SubjectView};
+use steer::api::flows::{FlowsReply, HolderView, LiveFlowView, Whereabouts};
 use steer::api::methods::{Reloaded, Reply, Request, RunReply, Status};
 use steer::api::server::{Call, Limits, Server};
 use steer::api::types::{
@@ -250,6 +251,55 @@ pub(crate) fn explanation() -> ExplanationView {
     }
 }
 
+/// A flow of each kind.
+pub(crate) fn flows() -> FlowsReply {
+    let steered = LiveFlowView {
+        id: "1a".to_owned(),
+        protocol: "tcp".to_owned(),
+        state: "open".to_owned(),
+        processes: vec![HolderView {
+            pid: 7,
+            command: "curl".to_owned(),
+        }],
+        uid: 0,
+        cgroup: Some("/app.slice/web.scope".to_owned()),
+        policy: Some("web".to_owned()),
+        whereabouts: Whereabouts::Steered,
+        domain: Some("wifi".to_owned()),
+        wrong: None,
+        interface: Some("wlan0".to_owned()),
+        source: Some("192.0.2.7".to_owned()),
+        source_port: Some(50_000),
+        destination: Some("198.51.100.1".to_owned()),
+        destination_port: Some(443),
+        sent_bytes: Some(1_234),
+        sent_packets: Some(9),
+        received_bytes: Some(5_678_901),
+        received_packets: Some(4_000),
+        counted_since: None,
+        age: 75,
+        age_exact: true,
+    };
+    let wrong = LiveFlowView {
+        id: "1b".to_owned(),
+        protocol: "udp".to_owned(),
+        state: "unconnected".to_owned(),
+        processes: Vec::new(),
+        whereabouts: Whereabouts::Wrong,
+        wrong: Some("leaves by eth0, not by wifi".to_owned()),
+        destination: Some("2001:db8::1".to_owned()),
+        sent_bytes: None,
+        age: 3,
+        age_exact: false,
+        ..steered.clone()
+    };
+    FlowsReply {
+        flows: vec![steered, wrong],
+        omitted: 0,
+        notes: Vec::new(),
+    }
+}
+
 /// Answers everything as asked.
 pub(crate) fn agreeable(call: Call) {
     let reply = match call.request {
@@ -268,6 +318,7 @@ pub(crate) fn agreeable(call: Call) {
         Request::Status => Reply::Status(Box::new(status())),
         Request::Reload => Reply::Reloaded(Reloaded::default()),
         Request::Explain(_) => Reply::Explanation(Box::new(explanation())),
+        Request::ListFlows(_) => Reply::Flows(flows()),
         Request::Run(r) => Reply::Run(run_reply(r.command, r.via)),
         Request::Prefer(p) => Reply::Policies(p.policy.iter().map(|name| policy(name)).collect()),
         Request::Move(m) => Reply::Run(run_reply(format!("run-{}", m.pid), m.via)),

@@ -5,6 +5,7 @@
 mod cgroups;
 mod child;
 mod costs;
+mod counts;
 mod egress;
 mod flows;
 mod guard;

@@ -20,6 +20,7 @@ pub(crate) fn play(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
     policies(lab, case)?;
     domains(lab, case)?;
     explain(lab, case)?;
+    flows(lab, case)?;
     run(case)?;
     moving(lab, case)?;
     files(lab, case)?;
@@ -170,6 +171,31 @@ fn explain(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
     ] {
         case(name, args)?;
     }
+    Ok(())
+}
+
+fn flows(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
+    case("flows-none", &["flows"])?;
+    let web = lab.cgroup().child("app.slice/web.scope")?;
+    // Not an address of the laboratory's servers, which are others each time.
+    let mut server = Probe::new(Kind::UdpUnconnected, Family::V4)
+        .then("bind 10.2.0.1:7007")
+        .start_in(lab.peer("wlan0")?)?;
+    let _session = Probe::new(Kind::UdpConnected, Family::V4)
+        .then("bind 10.2.0.2:7006")
+        .then("connect 10.2.0.1:7007")
+        .then("post token")
+        .start(lab, &web)?;
+    server.succeed("serve")?;
+    let all = ["flows", "--all", "10.2.0.1:7007"];
+    wait::until("the answer", || {
+        let told = lab.steer(&[&all[..], &["--json"]].concat())?.json()?;
+        Ok((told["flows"][0]["received_packets"] == 1).then_some(()))
+    })?;
+    case("flows", &all)?;
+    case("flows-json", &[&all[..], &["--json"]].concat())?;
+    case("flows-no-policy", &["flows", "--policy", "wbe"])?;
+    case("flows-no-address", &["flows", "example.org"])?;
     Ok(())
 }
 

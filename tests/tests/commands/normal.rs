@@ -17,6 +17,8 @@ const PATTERNS: &[(&str, &str)] = &[
     (r"\bpid \d+", "pid 1"),
     (r"\b(move|process) \d+", "$1 1"),
     (r"\brun-\d+-\d+", "run-1-1"),
+    (r"[ \d]{6}\d steer-pr", "      1 steer-pr"),
+    (r">\d+s\b", ">1s"),
     // Cgroups.
     (r"\(id \d+\)", "(id 1)"),
     // Indices of interfaces.
@@ -62,7 +64,8 @@ pub(crate) fn normal_json(value: &mut Value) {
             for (key, value) in object.iter_mut() {
                 match key.as_str() {
                     "ifindex" if value.is_number() => *value = json!(2),
-                    "cgroup_id" if value.is_number() => *value = json!(1),
+                    "cgroup_id" | "pid" | "age" if value.is_number() => *value = json!(1),
+                    "id" => *value = json!("1"),
                     "version" => *value = json!("0.0.0"),
                     _ => normal_json(value),
                 }

@@ -1,0 +1,410 @@
+//! Answers `ListFlows`: who asks is gathered, and then all are answered by one look at the sockets.
+//!
+//! A look has three stages, none of which keeps the loop from its work: the kernel lists the sockets and,
+//! at the end, the processes are searched on threads of their own; in between the loop says a few at a
+//! time whose they are. While somebody asks, and a minute longer, the kernel programs count for each
+//! socket (`datapath::FlowCounts`).
+
+mod place;
+mod tell;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::future::pending;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use nix::time::ClockId;
+use steer_common::FlowCount;
+use steer_core::name::Name;
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use self::place::Placed;
+use self::tell::{Memory, Told, Wish};
+use super::Daemon;
+use super::access::Authority;
+use super::decided::timestamp;
+use crate::api::answer::Answer;
+use crate::api::error::ApiError;
+use crate::api::flows::ListFlows;
+use crate::api::methods::Reply;
+use crate::api::server::Caller;
+use crate::datapath::FlowCounts;
+use crate::netlink::{LiveFlow, Wanted, live_flows};
+use crate::reconcile::chain;
+
+/// Who watches is told this often.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Counting ends when nobody has asked for this time.
+const LEASE: Duration = Duration::from_secs(60);
+
+/// How long the loop places flows before everything else has its turn.
+const TURN: Duration = Duration::from_millis(2);
+
+/// What is asked and not answered yet, and what is known from the last look.
+#[derive(Default)]
+pub(super) struct Flows {
+    asked: Vec<Asked>,
+    stage: Stage,
+    counting: Option<Counting>,
+    /// Why flows are not counted, if they are not.
+    not_counted: Option<String>,
+    /// Somebody asked since the last look began.
+    fresh: bool,
+    /// When the look began that is under way, or the last one.
+    began: Option<Instant>,
+    /// No look begins before: at most half of the time is spent with them, whoever asks.
+    rest: Option<Instant>,
+    /// When who watches is told next.
+    next: Option<Instant>,
+    memory: Memory,
+    serial: u64,
+}
+
+/// A call.
+struct Asked {
+    /// Names the call, which may have gone when its answer is there.
+    serial: u64,
+    caller: Caller,
+    filter: Arc<tell::Filter>,
+    answer: Answer,
+}
+
+/// Programs that count, and how long they are wanted.
+struct Counting {
+    counts: Arc<FlowCounts>,
+    since: SystemTime,
+    until: Instant,
+}
+
+/// What the kernel told.
+struct Listed {
+    flows: Vec<LiveFlow>,
+    /// By cookie.
+    counts: HashMap<u64, FlowCount>,
+}
+
+/// How far a look has come.
+#[derive(Default)]
+enum Stage {
+    #[default]
+    Idle,
+    Listing(JoinHandle<Result<Listed, String>>),
+    Placing {
+        left: std::vec::IntoIter<LiveFlow>,
+        counts: HashMap<u64, FlowCount>,
+        placed: Vec<Placed>,
+    },
+    Telling(JoinHandle<(Vec<Told>, Memory)>),
+}
+
+/// What a stage has come to.
+pub(super) struct Step(Came);
+
+enum Came {
+    Listed(Result<Result<Listed, String>, JoinError>),
+    Told(Result<(Vec<Told>, Memory), JoinError>),
+}
+
+impl Flows {
+    /// When [`Daemon::go_on_with_flows`] is to be called; none: not until something else happens.
+    pub(super) fn due(&self) -> Option<Instant> {
+        match &self.stage {
+            Stage::Idle if !self.asked.is_empty() => {
+                let next = self.next.filter(|_| !self.fresh);
+                Some(next.max(self.rest).unwrap_or_else(Instant::now))
+            }
+            Stage::Idle => self.counting.as_ref().map(|counting| counting.until),
+            Stage::Placing { .. } => Some(Instant::now()),
+            Stage::Listing(_) | Stage::Telling(_) => None,
+        }
+    }
+
+    /// Waits for a thread. Cancel-safe.
+    pub(super) async fn step(&mut self) -> Step {
+        match &mut self.stage {
+            Stage::Listing(thread) => Step(Came::Listed(thread.await)),
+            Stage::Telling(thread) => Step(Came::Told(thread.await)),
+            Stage::Idle | Stage::Placing { .. } => pending().await,
+        }
+    }
+
+    /// Forgets those who have gone.
+    fn forget_gone(&mut self) {
+        self.asked.retain(|asked| !asked.answer.is_closed());
+    }
+
+    /// Sees to it that the kernel counts.
+    fn count(&mut self, root: &Path) {
+        let until = Instant::now() + LEASE;
+        if let Some(counting) = &mut self.counting {
+            counting.until = until;
+            return;
+        }
+        match FlowCounts::begin(root) {
+            Ok(counts) => {
+                debug!("flows are counted");
+                self.not_counted = None;
+                self.counting = Some(Counting {
+                    counts: Arc::new(counts),
+                    since: SystemTime::now(),
+                    until,
+                });
+            }
+            Err(error) => {
+                let words = chain(&error);
+                if self.not_counted.as_ref() != Some(&words) {
+                    warn!("flows of datagrams are not counted: {words}");
+                }
+                self.not_counted = Some(words);
+            }
+        }
+    }
+
+    /// Ends what failed: those who asked are told.
+    fn fail(&mut self, reason: &str) {
+        warn!("live flows cannot be told: {reason}");
+        self.stage = Stage::Idle;
+        for asked in self.asked.drain(..) {
+            asked.answer.end(Err(ApiError::Failed {
+                reason: reason.to_owned(),
+            }));
+        }
+    }
+}
+
+impl Daemon {
+    /// Takes a call for the next look.
+    pub(super) fn ask_for_flows(
+        &mut self,
+        caller: &Caller,
+        authority: &Authority,
+        asked: &ListFlows,
+        answer: Answer,
+    ) {
+        let filter = match self.filter(caller, authority, asked) {
+            Ok(filter) => filter,
+            Err(error) => return answer.end(Err(error)),
+        };
+        let flows = &mut self.flows;
+        flows.serial += 1;
+        flows.fresh = true;
+        flows.asked.push(Asked {
+            serial: flows.serial,
+            caller: caller.clone(),
+            filter: Arc::new(filter),
+            answer,
+        });
+        flows.count(self.tree.root());
+    }
+
+    /// Begins a look, goes on with one, or ends counting.
+    pub(super) fn go_on_with_flows(&mut self) {
+        match &self.flows.stage {
+            Stage::Idle => self.begin_look(),
+            Stage::Placing { .. } => self.place_some(),
+            Stage::Listing(_) | Stage::Telling(_) => {}
+        }
+    }
+
+    fn begin_look(&mut self) {
+        let flows = &mut self.flows;
+        flows.forget_gone();
+        if flows.asked.is_empty() {
+            let now = Instant::now();
+            if flows.counting.as_ref().is_some_and(|c| c.until <= now) {
+                debug!("flows are counted no longer");
+                flows.counting = None;
+                flows.memory = Memory::default();
+            }
+            return;
+        }
+        flows.fresh = false;
+        flows.began = Some(Instant::now());
+        flows.count(self.tree.root());
+        let storage = match self.reconciler.flow_storage() {
+            Ok(storage) => storage,
+            Err(error) => return flows.fail(&chain(&error)),
+        };
+        let counts = flows.counting.as_ref().map(|c| Arc::clone(&c.counts));
+        let runtime = tokio::runtime::Handle::current();
+        flows.stage = Stage::Listing(spawn_blocking(move || {
+            use std::os::fd::AsFd as _;
+            let wanted = Wanted {
+                storage: Some(storage.as_fd()),
+                unconnected: true,
+                carried: true,
+                ..Wanted::default()
+            };
+            // First, so that what is counted and not listed then is no longer there.
+            let counted = counts
+                .as_ref()
+                .map_or(Ok(Vec::new()), |counts| counts.read());
+            let counted = counted.map_err(|error| chain(&error))?;
+            let flows = runtime.block_on(live_flows(wanted));
+            let flows = flows.map_err(|error| chain(&error))?;
+            let live: HashSet<u64> = flows.iter().map(|flow| flow.cookie).collect();
+            for (cookie, _) in counted.iter().filter(|(cookie, _)| !live.contains(cookie)) {
+                if let Some(Err(error)) = counts.as_ref().map(|counts| counts.forget(*cookie)) {
+                    return Err(chain(&error));
+                }
+            }
+            let counts = counted.into_iter().collect();
+            Ok(Listed { flows, counts })
+        }));
+    }
+
+    /// Takes what a thread came to.
+    pub(super) fn flows_step(&mut self, Step(came): Step) {
+        match came {
+            Came::Listed(Ok(Ok(Listed { flows, counts }))) => {
+                self.flows.stage = Stage::Placing {
+                    left: flows.into_iter(),
+                    counts,
+                    placed: Vec::new(),
+                };
+            }
+            Came::Listed(Ok(Err(words))) => self.flows.fail(&words),
+            Came::Told(Ok((told, memory))) => self.tell(told, memory),
+            Came::Listed(Err(error)) | Came::Told(Err(error)) => {
+                self.flows
+                    .fail(&format!("a thread of the agent ended: {error}"));
+            }
+        }
+    }
+
+    fn place_some(&mut self) {
+        let Stage::Placing {
+            mut left,
+            counts,
+            mut placed,
+        } = std::mem::take(&mut self.flows.stage)
+        else {
+            return;
+        };
+        self.flows.forget_gone();
+        let all = self.flows.asked.iter().any(|asked| asked.filter.all);
+        let users: Option<BTreeSet<u32>> = self
+            .flows
+            .asked
+            .iter()
+            .map(|asked| asked.filter.uid)
+            .collect();
+        let began = Instant::now();
+        for flow in left.by_ref() {
+            // A plain user's look is cheap for others.
+            let wanted = users.as_ref().is_none_or(|users| users.contains(&flow.uid));
+            let counted = counts.get(&flow.cookie);
+            if wanted && let Some(found) = self.place(flow, counted, all) {
+                placed.push(found);
+            }
+            if began.elapsed() > TURN {
+                break;
+            }
+        }
+        if left.len() > 0 {
+            self.flows.stage = Stage::Placing {
+                left,
+                counts,
+                placed,
+            };
+            return;
+        }
+        let mut wishes = Vec::new();
+        for asked in &self.flows.asked {
+            let authority = self.authority(&asked.caller);
+            let sees = authority.owner().map(|_| {
+                let seen = self.seen(&asked.caller, &authority);
+                seen.iter().map(|policy| policy.name.clone()).collect()
+            });
+            wishes.push(Wish {
+                serial: asked.serial,
+                filter: Arc::clone(&asked.filter),
+                sees,
+            });
+        }
+        let search = tell::Search {
+            cgroups: self.cgroups_of(&placed),
+            uid: users
+                .filter(|users| users.len() == 1)
+                .and_then(|users| users.first().copied()),
+        };
+        let flows = &mut self.flows;
+        let memory = std::mem::take(&mut flows.memory);
+        let counted_since = flows.counting.as_ref().map(|c| timestamp(c.since));
+        let not_counted = flows.not_counted.clone();
+        flows.stage = Stage::Telling(spawn_blocking(move || {
+            let (since, not_counted) = (counted_since.as_deref(), not_counted.as_deref());
+            tell::tell(&placed, &wishes, &search, since, not_counted, memory)
+        }));
+    }
+
+    fn tell(&mut self, told: Vec<Told>, memory: Memory) {
+        let flows = &mut self.flows;
+        flows.stage = Stage::Idle;
+        flows.memory = memory;
+        let mut told: HashMap<u64, Told> = told.into_iter().map(|t| (t.serial, t)).collect();
+        let mut asked = Vec::new();
+        for call in flows.asked.drain(..) {
+            let Some(told) = told.remove(&call.serial) else {
+                // It came meanwhile.
+                asked.push(call);
+                continue;
+            };
+            let reply = Reply::Flows(told.reply);
+            if !call.answer.wants_parts() {
+                call.answer.end(Ok(reply));
+                continue;
+            }
+            // Who has not read what it was told before is told how it is then.
+            if call.answer.has_parts_waiting() || call.answer.part(reply).is_ok() {
+                asked.push(call);
+            }
+        }
+        flows.asked = asked;
+        let now = Instant::now();
+        flows.next = Some(now + PAUSE);
+        flows.rest = flows.began.map(|began| now + (now - began).min(PAUSE));
+    }
+
+    /// Policies of which the caller is told.
+    fn filter(
+        &self,
+        caller: &Caller,
+        authority: &Authority,
+        asked: &ListFlows,
+    ) -> Result<tell::Filter, ApiError> {
+        let policy = match &asked.policy {
+            None => None,
+            Some(name) => {
+                let policy = self.find_policy(name);
+                let policy = policy.filter(|policy| self.sees(caller, authority, policy));
+                let found = policy.ok_or_else(|| self.no_policy(authority, name.clone()))?;
+                Some(found.name.clone())
+            }
+        };
+        let domain: Option<Name> = match &asked.domain {
+            None => None,
+            Some(name) => Some(self.find_domain(name)?.name.clone()),
+        };
+        let filter = tell::Filter::new(asked, policy, domain, authority.owner())?;
+        if let Some(pid) = filter.pid {
+            let process = crate::cgroup::process::open(pid).map_err(|_| ApiError::Failed {
+                reason: format!("there is no process {pid}"),
+            })?;
+            authority.process(pid, &process)?;
+        }
+        Ok(filter)
+    }
+}
+
+/// Seconds of the clock that the kernel programs go by.
+fn monotonic() -> u64 {
+    let now = ClockId::CLOCK_MONOTONIC.now().map(|now| now.tv_sec());
+    now.ok()
+        .and_then(|now| u64::try_from(now).ok())
+        .unwrap_or_default()
+}

@@ -54,7 +54,7 @@ pub mod cgroup_flags {
     pub const UNITS_UNDECIDED: u32 = 1 << 5;
 }
 
-/// Value of `POLICIES` (array).
+/// Value of `POLICIES` (array). Number 0 is no policy: its flags say what any policy is ([`policy_flags::STRICT`]).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct PolicyEntry {

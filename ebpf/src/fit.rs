@@ -5,7 +5,7 @@ use core::ptr::from_ref;
 use aya_ebpf::bindings::__sk_buff;
 use steer_common::{DomainEntry, DomainSlots};
 
-use crate::{address::Address, maps::DOMAINS, packet::Headers, sock::field};
+use crate::{address::Address, maps::DOMAINS, sock::field};
 
 /// How a packet fits a domain.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,11 +20,11 @@ pub enum Fit {
     Gone,
 }
 
-/// How `skb` fits domain `index`.
+/// How `skb` fits domain `index`, if it bears `source`; `None`: it is no IP packet.
 ///
 /// Reads the few words that it needs in place, instead of [`crate::decision::Domain::get`]'s copy.
 #[inline(always)]
-pub fn fit(index: u32, skb: *mut __sk_buff, headers: Option<&Headers>) -> Fit {
+pub fn fit(index: u32, skb: *mut __sk_buff, source: Option<Address>) -> Fit {
     if index == 0 {
         return Fit::Gone;
     }
@@ -36,7 +36,7 @@ pub fn fit(index: u32, skb: *mut __sk_buff, headers: Option<&Headers>) -> Fit {
         return Fit::Gone;
     };
     let interface = word(&entry.ifindex);
-    let preferred = headers.is_none_or(|headers| is_preferred(entry, headers.source));
+    let preferred = source.is_none_or(|source| is_preferred(entry, source));
     // Written again meanwhile: as in `decision::entry_in_use`.
     if interface == 0 || word(&slots.changes).wrapping_sub(begun) >= DomainSlots::COUNT as u32 - 1 {
         return Fit::Gone;
@@ -44,7 +44,7 @@ pub fn fit(index: u32, skb: *mut __sk_buff, headers: Option<&Headers>) -> Fit {
     if interface != field!(skb, ifindex) {
         return Fit::Interface;
     }
-    if preferred || headers.is_none_or(|headers| belongs(headers.source, index)) {
+    if preferred || source.is_none_or(|source| belongs(source, index)) {
         Fit::Right
     } else {
         Fit::Source

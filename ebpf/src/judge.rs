@@ -24,7 +24,9 @@ use crate::{
     maps::EVENTS,
     owner::Owner,
     packet::{self, Headers},
-    sock::{AF_PACKET, field, set_field},
+    sock::{
+        self, AF_INET, AF_INET6, AF_PACKET, SOCK_DGRAM, SOCK_STREAM, field, our_mark, set_field,
+    },
     traffic::{self, Kind},
 };
 
@@ -69,9 +71,27 @@ pub fn judge<const TC: bool>(skb: *mut __sk_buff) -> Judgement {
     }
     // SAFETY: not null.
     let full = unsafe { bpf_sk_fullsock(socket) };
-    let (owner, memory) = whose(skb, full);
-    if owner.is_none() {
-        return Judgement::LEAVE;
+    let mut owner = Owner::NONE;
+    let mut memory = Memory {
+        domain: 0,
+        passed: false,
+    };
+    if is_light(full) {
+        owner = of_cgroup(skb);
+        let mark = our_mark(full);
+        if owner.is_none() && mark == 0 {
+            return Judgement::LEAVE;
+        }
+        let choice = owner.choice();
+        if mark != 0 && fit::bears_mark_of(choice.domain, mark) {
+            memory.domain = choice.domain;
+        }
+    }
+    if memory.domain == 0 {
+        (owner, memory) = whose(skb, full);
+        if owner.is_none() {
+            return Judgement::LEAVE;
+        }
     }
     if owner.is_strict() {
         strict::<TC>(skb, full, &owner, memory.domain)
@@ -113,15 +133,29 @@ fn whose(skb: *mut __sk_buff, full: *mut bpf_sock) -> (Owner, Memory) {
             return (Owner::of_policy(flow.creator), memory);
         }
     }
-    // Request sockets answer for their listener. 0: none; 1: the root, whose sockets are the kernel's.
+    (of_cgroup(skb), memory)
+}
+
+/// Whether what a socket remembers can be left alone where its cgroup says as much: it is connected, and
+/// no policy is strict. Then one without a mark of ours whose cgroup has no policy is nobody's, and one
+/// with the mark that its cgroup's policy gives now is that policy's. That is how most processes send, and
+/// looking the memory up would cost as much as the cgroup.
+#[inline(always)]
+fn is_light(full: *mut bpf_sock) -> bool {
+    !full.is_null() && field!(full, dst_port) != 0 && !Owner::any_is_strict()
+}
+
+/// The policy of the cgroup that made the packet's socket. Request sockets answer for their listener.
+#[inline(always)]
+fn of_cgroup(skb: *mut __sk_buff) -> Owner {
+    // 0: none; 1: the root, whose sockets are the kernel's.
     // SAFETY: the program's own packet.
     let cgroup = unsafe { bpf_skb_cgroup_id(skb) };
-    let owner = if cgroup <= 1 {
+    if cgroup <= 1 {
         Owner::NONE
     } else {
         Owner::of_cgroup(cgroup)
-    };
-    (owner, memory)
+    }
 }
 
 /// A strict policy's packet leaves by its domain or not at all. `decided`: the domain that its flow was put
@@ -133,7 +167,6 @@ fn strict<const TC: bool>(
     owner: &Owner,
     decided: u32,
 ) -> Judgement {
-    let headers = packet::headers(skb);
     let choice = owner.choice();
     let index = if decided != 0 {
         decided
@@ -142,8 +175,18 @@ fn strict<const TC: bool>(
     } else {
         0
     };
-    let fit = fit(index, skb, headers.as_ref());
     let tag = tag(index);
+    // Nothing else than the socket's own source can be on what a stream socket sends.
+    if is_at::<SOCK_STREAM>(index, skb, full) || has_source_of(index, skb) {
+        if TC {
+            set_field!(tag, skb, tc_index);
+        }
+        traffic::add::<TC>(skb, owner.policy, index, Kind::Sent);
+        count(counter::GUARD_PASSED);
+        return Judgement::LEAVE;
+    }
+    let headers = packet::headers(skb);
+    let fit = fit(index, skb, headers.map(|headers| headers.source));
     let right = match fit {
         Fit::Right => {
             if TC {
@@ -218,8 +261,16 @@ fn others<const TC: bool>(
     } else {
         choice.domain
     };
+    // A source that a control message gives instead is the application's own choice.
+    if is_at::<SOCK_DGRAM>(index, skb, full) || index != 0 && has_source_of(index, skb) {
+        if TC {
+            set_field!(tag(index), skb, tc_index);
+        }
+        traffic::add::<TC>(skb, owner.policy, index, Kind::Sent);
+        return Judgement::LEAVE;
+    }
     let headers = packet::headers(skb);
-    let fit = fit(index, skb, headers.as_ref());
+    let fit = fit(index, skb, headers.map(|headers| headers.source));
     let mut by = 0;
     let mut kind = Kind::Sent;
     if fit == Fit::Right {
@@ -254,6 +305,31 @@ fn others<const TC: bool>(
         verdict: Verdict::Wrong,
         owner: *owner,
         domain: index,
+    }
+}
+
+/// Whether the packet is at the interface of domain `index` and its socket, a stream socket or one of `KIND`,
+/// bears an address of it: without a look at the packet, which is what costs.
+#[inline(always)]
+fn is_at<const KIND: u32>(index: u32, skb: *mut __sk_buff, full: *mut bpf_sock) -> bool {
+    if index == 0 || full.is_null() {
+        return false;
+    }
+    let (kind, family) = (field!(full, type_), field!(full, family));
+    if kind != SOCK_STREAM && kind != KIND || family != AF_INET && family != AF_INET6 {
+        return false;
+    }
+    let [source4, source6] = sock::sources(full);
+    let source = if packet::is_v4(skb) { source4 } else { source6 };
+    !source.is_unspecified() && fit(index, skb, Some(source)) == Fit::Right
+}
+
+/// Whether the packet is at the interface of domain `index` and bears an address of it.
+#[inline(always)]
+fn has_source_of(index: u32, skb: *mut __sk_buff) -> bool {
+    match packet::source(skb) {
+        Some(source) => fit(index, skb, Some(source)) == Fit::Right,
+        None => false,
     }
 }
 

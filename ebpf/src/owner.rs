@@ -84,6 +84,14 @@ impl Owner {
         }
     }
 
+    /// Whether any policy is strict.
+    #[inline(always)]
+    pub fn any_is_strict() -> bool {
+        POLICIES
+            .get(0)
+            .is_some_and(|any| any.flags & policy_flags::STRICT != 0)
+    }
+
     /// The policy of the calling task.
     #[inline(always)]
     pub fn caller() -> Self {

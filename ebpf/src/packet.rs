@@ -30,6 +30,22 @@ pub struct Headers {
     pub end: u32,
 }
 
+/// Whether it is an IPv4 packet.
+#[inline(always)]
+pub fn is_v4(skb: *mut __sk_buff) -> bool {
+    field!(skb, protocol) == ETH_P_IP
+}
+
+/// The source of `skb`; `None` where it is not IP.
+#[inline(always)]
+pub fn source(skb: *mut __sk_buff) -> Option<Address> {
+    match field!(skb, protocol) {
+        ETH_P_IP => Some(Address::v4(load_words_at::<1>(skb, 12)?[0])),
+        ETH_P_IPV6 => Some(Address(load_words_at::<4>(skb, 8)?)),
+        _ => None,
+    }
+}
+
 /// Of `skb`; `None` where it is not IP.
 #[inline(always)]
 pub fn headers(skb: *mut __sk_buff) -> Option<Headers> {
@@ -87,12 +103,17 @@ pub fn wraps(skb: *mut __sk_buff, full: *mut bpf_sock, headers: &Headers) -> boo
 
 #[inline(always)]
 pub fn load_words<const WORDS: usize>(skb: *mut __sk_buff) -> Option<[u32; WORDS]> {
+    load_words_at(skb, 0)
+}
+
+#[inline(always)]
+fn load_words_at<const WORDS: usize>(skb: *mut __sk_buff, offset: u32) -> Option<[u32; WORDS]> {
     let mut words = [0_u32; WORDS];
     // SAFETY: the buffer has the length that is told.
     let result = unsafe {
         bpf_skb_load_bytes_relative(
             skb.cast(),
-            0,
+            offset,
             words.as_mut_ptr().cast(),
             (WORDS * 4) as u32,
             HEADER_NETWORK,

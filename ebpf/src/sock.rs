@@ -14,10 +14,17 @@ use steer_common::MarkMask;
 
 use crate::{address::Address, globals};
 
+/// `AF_INET`
+pub const AF_INET: u32 = 2;
 /// `AF_INET6`
 pub const AF_INET6: u32 = 10;
 /// `AF_PACKET`
 pub const AF_PACKET: u32 = 17;
+
+/// `SOCK_STREAM`
+pub const SOCK_STREAM: u32 = 1;
+/// `SOCK_DGRAM`
+pub const SOCK_DGRAM: u32 = 2;
 
 /// Reads one context or socket field by itself: the verifier refuses merged loads.
 macro_rules! field {

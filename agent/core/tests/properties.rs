@@ -75,8 +75,9 @@ fn check(plan: &Plan, state: &State) -> Result<(), TestCaseError> {
         let within = entry.place == 0 || state.memory.places.key(entry.place).is_some();
         prop_assert!(within, "{:?}", entry);
     }
-    for entry in plan.policies.values() {
-        prop_assert!(plan.choices.contains_key(&ChoiceId(entry.choice)));
+    for (id, entry) in &plan.policies {
+        let any = *id == PolicyId(0) && entry.choice == 0;
+        prop_assert!(any || plan.choices.contains_key(&ChoiceId(entry.choice)));
         if entry.flags & policy_flags::STRICT != 0 {
             prop_assert!(
                 !plan.guards.is_empty() || state.network.links.values().all(|l| l.loopback)

@@ -250,6 +250,12 @@ fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<Str
             }
             Ok(String::new())
         }
+        ["loop-write", name, times] => {
+            for _ in 0..times.parse::<u32>().unwrap() {
+                run(sockets, &["write", name, "x"])?;
+            }
+            Ok(String::new())
+        }
         ["loop-set", name, times] => {
             for _ in 0..times.parse::<u32>().unwrap() {
                 run(sockets, &["set", name, "1", "7", "65536"])?;

@@ -1,8 +1,9 @@
 //! What a run of each program costs. A measurement, not a test: run it by name, alone.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use aya::{programs::loaded_programs, sys::Stats};
+use steer::datapath::Hook;
 use steer_common::{CgroupEntry, PolicyEntry, policy_flags::STRICT};
 
 use crate::{
@@ -114,5 +115,69 @@ fn measure() {
         report("strict, with guards and 100,000 policies", || {
             work(lab, &mut child);
         });
+    });
+}
+
+/// Runs and nanoseconds of every guard of the machine so far, by program.
+fn guards() -> BTreeMap<u32, (u64, u64)> {
+    let programs = loaded_programs().flatten();
+    let guards = programs.filter(|program| program.name_as_str() == Some("guard"));
+    let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap();
+    guards
+        .map(|guard| {
+            let counts = (guard.run_count(), nanoseconds(guard.run_time()));
+            (guard.id(), counts)
+        })
+        .collect()
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn measure_the_guard() {
+    on_a_new_host(|lab| {
+        for hook in Hook::ALL {
+            lab.datapath().set_hook(hook, hook != Hook::Egress).unwrap();
+        }
+        lab.write_domains();
+        for interface in ["h1", "h2"] {
+            lab.datapath().set_guard(ifindex(interface), true).unwrap();
+        }
+        let server = Udp::new(lab);
+        let udp = server.port;
+        let none = lab.group("none", 0);
+        let app = lab.group("app", 1);
+        for (what, group, flags) in [
+            ("no policy", &none, 0),
+            ("steered", &app, 0),
+            ("strict", &app, STRICT),
+        ] {
+            lab.policy(1, TWO, flags);
+            let mut child = Child::start(group);
+            for (family, target) in [
+                ("inet", format!("{SERVER4}:{udp}")),
+                ("inet6", format!("[{SERVER6}]:{udp}")),
+            ] {
+                child.must(&[
+                    &format!("open s {family} dgram"),
+                    &format!("connect s {target}"),
+                ]);
+                let mut best = u64::MAX;
+                for _ in 0..8 {
+                    let counting = aya::sys::enable_stats(Stats::RunTime).unwrap();
+                    let before = guards();
+                    child.must(&["loop-write s 40000"]);
+                    let after = guards();
+                    drop(counting);
+                    for (id, (runs, time)) in after {
+                        let (runs_before, time_before) = before.get(&id).copied().unwrap_or((0, 0));
+                        // Guards of other hosts run too, but not that often.
+                        if (40_000..40_100).contains(&(runs - runs_before)) {
+                            best = best.min((time - time_before) * 10 / (runs - runs_before));
+                        }
+                    }
+                }
+                println!("{what}, {family}: {}.{} ns", best / 10, best % 10);
+            }
+        }
     });
 }

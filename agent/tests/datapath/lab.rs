@@ -19,7 +19,7 @@ use nix::{
 use steer::datapath::{Datapath, Hook, Options, Tables, ensure_bpffs};
 use steer_common::{
     CgroupEntry, ChoiceEntry, DomainEntry, IngressEntry, LAYOUT_VERSION, MarkMask, PolicyEntry,
-    SourceKey, domain_flags, verdict,
+    SourceKey, domain_flags, policy_flags, verdict,
 };
 
 /// Index of the domain on `h1`.
@@ -329,8 +329,15 @@ impl Lab {
 
     /// Sets policy `index`.
     pub(crate) fn policy(&self, index: u32, choice: u32, flags: u32) {
-        self.maps()
-            .policies
+        let policies = &self.maps().policies;
+        if flags & policy_flags::STRICT != 0 {
+            let any = PolicyEntry {
+                flags: policy_flags::STRICT,
+                ..PolicyEntry::default()
+            };
+            policies.set(0, &any).unwrap();
+        }
+        policies
             .set(
                 index,
                 &PolicyEntry {

@@ -36,6 +36,7 @@ impl Engine {
         for policy in touched {
             self.settle_policy(policy, &mut changes);
         }
+        self.settle_any(&mut changes);
         if self.dirty.wanted {
             network |= self.settle_indices();
         }
@@ -48,6 +49,22 @@ impl Engine {
             ..super::Dirty::default()
         };
         changes
+    }
+
+    /// What the programs may leave out while no policy asks for it.
+    fn settle_any(&mut self, changes: &mut Changes) {
+        let none = PolicyId(0);
+        let any = self.index.strict().then_some(PolicyEntry {
+            flags: policy_flags::STRICT,
+            ..PolicyEntry::default()
+        });
+        let old = match any {
+            Some(entry) => self.plan.policies.insert(none, entry),
+            None => self.plan.policies.remove(&none),
+        };
+        if old != any {
+            changes.policies.insert(none);
+        }
     }
 
     fn settle_domains(&mut self) {

@@ -11,6 +11,8 @@ mod flow_count;
 mod host;
 mod mark;
 mod policy;
+
+mod repair;
 mod traffic;
 
 pub use event::{CgroupEvent, EventKind, GuardEvent, NAME_LEN, guard_reason};
@@ -23,6 +25,7 @@ pub use policy::{
     LocalEntry, LocalKey4, LocalKey6, NameKey, PolicyEntry, SourceKey, cgroup_flags, counter,
     domain_flags, ingress_flags, local_flags, policy_flags, verdict,
 };
+pub use repair::{FragmentKey, FragmentLease, RepairKey, RepairLease, ReturnKey, ReturnLease};
 pub use traffic::{Traffic, TrafficKey};
 
 /// Version of every layout in this crate; part of the pin path.
@@ -58,6 +61,11 @@ pub const MAX_HOSTS: u32 = 65_536;
 pub const MAX_GUARDED: u32 = 65_536;
 /// Pairs of policy and domain for which traffic is counted at one time (`TRAFFIC`).
 pub const MAX_TRAFFIC: u32 = 65_536;
+/// Flows that are repaired at one time (`REPAIRED`, `RETURNS`); more displace those that sent least
+/// recently.
+pub const MAX_REPAIRED: u32 = 16_384;
+/// Packets in fragments that are repaired at one time (`FRAGMENTS`).
+pub const MAX_FRAGMENTS: u32 = 2_048;
 /// Bytes of the event ring (`EVENTS`).
 pub const EVENT_RING_BYTES: u32 = 1 << 20;
 

@@ -246,7 +246,9 @@ pub mod ingress_flags {
     pub const STRONG: u32 = 1 << 0;
     /// They are counted (`host-model = "count"`).
     pub const COUNT: u32 = 1 << 1;
-    /// Either.
+    /// Answers to repaired flows arrive there.
+    pub const RETURNS: u32 = 1 << 2;
+    /// Either of the host model's.
     pub const HOST_MODEL: u32 = STRONG | COUNT;
 }
 
@@ -274,6 +276,12 @@ pub mod counter {
     pub const GUARD_WRONG: u32 = 9;
     /// Packets that could not be counted for their policy (`TRAFFIC` is full).
     pub const TRAFFIC_LOST: u32 = 10;
+    /// Packets that were repaired.
+    pub const REPAIRED: u32 = 11;
+    /// Packets that were to be repaired and were not, because their flow could not be told from another.
+    pub const REPAIR_REFUSED: u32 = 12;
+    /// Packets that were too big for the interface they were to be put on.
+    pub const REPAIR_TOO_BIG: u32 = 13;
     /// Number of counters.
     pub const COUNT: u32 = 16;
 }

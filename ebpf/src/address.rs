@@ -102,6 +102,13 @@ impl Address {
         }
     }
 
+    /// Of bytes in network byte order; IPv4 as v4-mapped IPv6.
+    #[inline(always)]
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        // SAFETY: same size, every bit pattern is valid.
+        Self(unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(bytes) })
+    }
+
     /// Network byte order.
     #[inline(always)]
     pub fn bytes(self) -> [u8; 16] {

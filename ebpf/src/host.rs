@@ -129,7 +129,7 @@ impl Arp {
         const ETHERNET: u32 = 0x0001_0800;
         const LENGTHS: u32 = 0x0604;
         // The sender's IPv4 address begins in the middle of a word.
-        let words: [u32; 7] = packet::load_words(skb)?;
+        let words: [u32; 7] = packet::load_words(skb, 0)?;
         let (kind, rest) = (u32::from_be(words[0]), u32::from_be(words[1]));
         if kind != ETHERNET || rest >> 16 != LENGTHS {
             return None;

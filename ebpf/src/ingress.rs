@@ -1,5 +1,5 @@
-//! tc ingress: what arrives at an interface that something asks about. The host model first, then the mark
-//! by which flows of overlapping addresses are told apart.
+//! tc ingress: what arrives at an interface that something asks about. The host model first, then answers
+//! to repaired flows, then the mark by which flows of overlapping addresses are told apart.
 
 use aya_ebpf::{
     bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -11,6 +11,7 @@ use steer_common::ingress_flags;
 use crate::{
     globals, host,
     maps::INGRESS,
+    repair,
     sock::{field, set_field},
 };
 
@@ -32,6 +33,11 @@ pub fn ingress(ctx: TcContext) -> i32 {
         && entry.flags & ingress_flags::STRONG != 0
     {
         return DROP;
+    }
+    if entry.flags & ingress_flags::RETURNS != 0
+        && let Some(verdict) = repair::way_back(skb)
+    {
+        return verdict;
     }
     if entry.mark != 0 {
         let mark = field!(skb, mark) & !globals::MARK_MASK.load() | entry.mark;

@@ -46,7 +46,7 @@ pub enum Verdict {
 pub struct Judgement {
     /// What becomes of it.
     pub verdict: Verdict,
-    /// Whose it is.
+    /// Whose it is, as far as there is something to say about it.
     pub owner: Owner,
     /// The domain that it must use, or 0.
     pub domain: u32,
@@ -279,7 +279,7 @@ fn others<const TC: bool>(
         && let Some(headers) = &headers
     {
         if packet::wraps(skb, full, headers) {
-            // Counted when it was not wrapped yet.
+            // Counted, and perhaps repaired, when it was not wrapped yet.
             return Judgement::LEAVE;
         }
         // A flow that was decided and has a source of another domain answers who asked there, or has an
@@ -297,12 +297,14 @@ fn others<const TC: bool>(
         set_field!(tag(by), skb, tc_index);
     }
     traffic::add::<TC>(skb, owner.policy, by, kind);
-    if kind == Kind::Sent {
-        return Judgement::LEAVE;
-    }
-    count(counter::GUARD_WRONG);
+    let verdict = if kind == Kind::Sent {
+        Verdict::Leave
+    } else {
+        count(counter::GUARD_WRONG);
+        Verdict::Wrong
+    };
     Judgement {
-        verdict: Verdict::Wrong,
+        verdict,
         owner: *owner,
         domain: index,
     }
@@ -365,8 +367,9 @@ fn is_passed_local(owner: &Owner, headers: &Headers, index: u32) -> bool {
 const TAG: u32 = 0x5300;
 const TAG_MASK: u32 = 0xff00;
 
+/// The tag of a packet that leaves by domain `index`.
 #[inline(always)]
-fn tag(index: u32) -> u32 {
+pub fn tag(index: u32) -> u32 {
     TAG | index & !TAG_MASK & 0xffff
 }
 

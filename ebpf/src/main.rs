@@ -24,6 +24,7 @@ mod maps;
 mod owner;
 mod packet;
 mod post_bind;
+mod repair;
 mod sendmsg;
 mod setsockopt;
 mod sock;

@@ -2,14 +2,15 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     macros::btf_map,
 };
 use steer_common::{
-    CgroupEntry, CgroupEvent, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, HostCounts,
-    HostKey, IngressEntry, LocalEntry, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS, MAX_GUARDED,
-    MAX_HOSTS, MAX_INGRESS, MAX_LOCALS, MAX_NAMES, MAX_POLICIES, MAX_SOURCES, MAX_TRAFFIC, NameKey,
-    PolicyEntry, SourceKey, Traffic, TrafficKey, counter,
+    CgroupEntry, CgroupEvent, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, FragmentKey,
+    FragmentLease, HostCounts, HostKey, IngressEntry, LocalEntry, MAX_CGROUPS, MAX_CHOICES,
+    MAX_DOMAINS, MAX_FRAGMENTS, MAX_GUARDED, MAX_HOSTS, MAX_INGRESS, MAX_LOCALS, MAX_NAMES,
+    MAX_POLICIES, MAX_REPAIRED, MAX_SOURCES, MAX_TRAFFIC, NameKey, PolicyEntry, RepairKey,
+    RepairLease, ReturnKey, ReturnLease, SourceKey, Traffic, TrafficKey, counter,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -63,6 +64,21 @@ pub static HOST_COUNTS: PerCpuHashMap<u32, HostCounts, { MAX_INGRESS as usize },
 /// Interfaces that have a guard.
 #[btf_map]
 pub static GUARDED: HashMap<u32, u8, { MAX_GUARDED as usize }, ON_DEMAND> = HashMap::new();
+
+/// Repaired flow -> what its packets get.
+#[btf_map]
+pub static REPAIRED: LruHashMap<RepairKey, RepairLease, { MAX_REPAIRED as usize }> =
+    LruHashMap::new();
+
+/// Answer to a repaired flow -> where it is to arrive.
+#[btf_map]
+pub static RETURNS: LruHashMap<ReturnKey, ReturnLease, { MAX_REPAIRED as usize }> =
+    LruHashMap::new();
+
+/// First fragment of a repaired flow's packet -> what the later ones get.
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentLease, { MAX_FRAGMENTS as usize }> =
+    LruHashMap::new();
 
 /// See [`counter`].
 #[btf_map]

@@ -111,6 +111,18 @@ impl Owner {
         self.flags & policy_flags::STRICT != 0
     }
 
+    /// What no socket program could decide is put right packet by packet. Strict drops instead.
+    #[inline(always)]
+    pub fn repairs(&self) -> bool {
+        self.flags & (policy_flags::REPAIR | policy_flags::STRICT) == policy_flags::REPAIR
+    }
+
+    /// Datagram flows that were decided for another domain are repaired to the new one.
+    #[inline(always)]
+    pub fn moves(&self) -> bool {
+        self.flags & policy_flags::MOVE != 0
+    }
+
     /// Its cgroup waits for the agent.
     #[inline(always)]
     pub fn is_undecided(&self) -> bool {

@@ -271,6 +271,17 @@ impl Policy {
         !self.use_.is_empty() || self.otherwise == Otherwise::Block
     }
 
+    /// Whether flows that no socket program could decide are put right packet by packet. A strict policy's
+    /// are dropped instead.
+    pub fn repairs(&self) -> bool {
+        self.repair && !self.strict && self.acts()
+    }
+
+    /// Whether datagram flows are repaired to a better domain too.
+    pub fn moves_datagrams(&self) -> bool {
+        self.repairs() && self.sessions.on_better == Session::Move
+    }
+
     /// Checks that it does not contradict itself.
     pub fn check(&self) -> Result<(), PolicyError> {
         let default = self.name.as_str() == Name::DEFAULT_POLICY;

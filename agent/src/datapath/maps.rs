@@ -10,10 +10,11 @@ use std::{
 
 use bytemuck::Pod;
 use steer_common::{
-    CgroupEntry, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, HostCounts, HostKey,
-    IngressEntry, LocalEntry, LocalKey4, LocalKey6, MAX_CGROUPS, MAX_CHOICES, MAX_DOMAINS,
-    MAX_GUARDED, MAX_HOSTS, MAX_INGRESS, MAX_LOCALS, MAX_NAMES, MAX_POLICIES, MAX_SOURCES,
-    MAX_TRAFFIC, NameKey, PolicyEntry, SourceKey, Traffic, TrafficKey, counter,
+    CgroupEntry, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, FragmentKey, FragmentLease,
+    HostCounts, HostKey, IngressEntry, LocalEntry, LocalKey4, LocalKey6, MAX_CGROUPS, MAX_CHOICES,
+    MAX_DOMAINS, MAX_FRAGMENTS, MAX_GUARDED, MAX_HOSTS, MAX_INGRESS, MAX_LOCALS, MAX_NAMES,
+    MAX_POLICIES, MAX_REPAIRED, MAX_SOURCES, MAX_TRAFFIC, NameKey, PolicyEntry, RepairKey,
+    RepairLease, ReturnKey, ReturnLease, SourceKey, Traffic, TrafficKey, counter,
 };
 
 use super::{
@@ -36,6 +37,7 @@ impl MapSpec {
     pub(super) const fn least_entries(&self) -> Option<u32> {
         match self.kind {
             HASH | ARRAY | PERCPU_HASH | LPM_TRIE => Some(1),
+            LRU_HASH => Some(64),
             // One page.
             RINGBUF => Some(4096),
             _ => None,
@@ -47,6 +49,7 @@ const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const PERCPU_HASH: u32 = 5;
 const PERCPU_ARRAY: u32 = 6;
+const LRU_HASH: u32 = 9;
 const LPM_TRIE: u32 = 11;
 const SK_STORAGE: u32 = 24;
 const RINGBUF: u32 = 27;
@@ -73,6 +76,9 @@ const INGRESS: MapSpec = spec::<u32, IngressEntry>("INGRESS", HASH, MAX_INGRESS)
 const HOSTS: MapSpec = spec::<HostKey, u8>("HOSTS", HASH, MAX_HOSTS);
 const HOST_COUNTS: MapSpec = spec::<u32, HostCounts>("HOST_COUNTS", PERCPU_HASH, MAX_INGRESS);
 const GUARDED: MapSpec = spec::<u32, u8>("GUARDED", HASH, MAX_GUARDED);
+const REPAIRED: MapSpec = spec::<RepairKey, RepairLease>("REPAIRED", LRU_HASH, MAX_REPAIRED);
+const RETURNS: MapSpec = spec::<ReturnKey, ReturnLease>("RETURNS", LRU_HASH, MAX_REPAIRED);
+const FRAGMENTS: MapSpec = spec::<FragmentKey, FragmentLease>("FRAGMENTS", LRU_HASH, MAX_FRAGMENTS);
 const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", PERCPU_ARRAY, counter::COUNT);
 const TRAFFIC: MapSpec = spec::<TrafficKey, Traffic>("TRAFFIC", PERCPU_HASH, MAX_TRAFFIC);
 /// What sockets remember.
@@ -81,7 +87,7 @@ pub(super) const FLOWS: MapSpec = spec::<i32, FlowState>("FLOWS3", SK_STORAGE, 0
 pub(super) const EVENTS: MapSpec = spec::<(), ()>("EVENTS", RINGBUF, EVENT_RING_BYTES);
 
 /// Every map there is.
-pub(super) const MAPS: [MapSpec; 16] = [
+pub(super) const MAPS: [MapSpec; 19] = [
     CGROUPS,
     NAMES,
     POLICIES,
@@ -94,6 +100,9 @@ pub(super) const MAPS: [MapSpec; 16] = [
     HOSTS,
     HOST_COUNTS,
     GUARDED,
+    REPAIRED,
+    RETURNS,
+    FRAGMENTS,
     COUNTERS,
     TRAFFIC,
     FLOWS,
@@ -471,6 +480,9 @@ impl Tables {
             cgroups_full: read(counter::CGROUPS_FULL)?,
             guard_wrong: read(counter::GUARD_WRONG)?,
             traffic_lost: read(counter::TRAFFIC_LOST)?,
+            repaired: read(counter::REPAIRED)?,
+            repair_refused: read(counter::REPAIR_REFUSED)?,
+            repair_too_big: read(counter::REPAIR_TOO_BIG)?,
         })
     }
 
@@ -534,4 +546,10 @@ pub struct Counters {
     pub guard_wrong: u64,
     /// Packets that could not be counted for their policy.
     pub traffic_lost: u64,
+    /// Packets that were repaired.
+    pub repaired: u64,
+    /// Packets that were not repaired because their flow could not be told from another.
+    pub repair_refused: u64,
+    /// Packets to be repaired that were too big for their domain's interface.
+    pub repair_too_big: u64,
 }

@@ -232,6 +232,42 @@ fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<Str
                 .unwrap(),
             )
         }
+        ["send-hex", name, target, hex] => {
+            let bytes: Vec<u8> = (0..hex.len() / 2)
+                .map(|at| u8::from_str_radix(&hex[at * 2..at * 2 + 2], 16).unwrap())
+                .collect();
+            let (address, length) = encode(target);
+            // SAFETY: buffer and address are valid for the lengths told.
+            let sent = unsafe {
+                libc::sendto(
+                    descriptor(name),
+                    bytes.as_ptr().cast(),
+                    bytes.len(),
+                    0,
+                    (&raw const address).cast(),
+                    length,
+                )
+            };
+            done(i64::try_from(sent).unwrap())
+        }
+        ["read", name] => read(descriptor(name)),
+        ["connect-begin", name, target] => {
+            let (address, length) = encode(target);
+            let socket = descriptor(name);
+            // SAFETY: takes numbers.
+            done(i64::from(unsafe {
+                libc::fcntl(socket, libc::F_SETFL, libc::O_NONBLOCK)
+            }))?;
+            // SAFETY: the address is valid for the length told.
+            let result = unsafe { libc::connect(socket, (&raw const address).cast(), length) };
+            let error = io::Error::last_os_error();
+            if result < 0 && error.raw_os_error() != Some(libc::EINPROGRESS) {
+                return Err(error);
+            }
+            Ok(String::new())
+        }
+        ["connect-end", name] => connect_end(descriptor(name)),
+        ["pump", name, bytes] => pump(descriptor(name), bytes.parse().unwrap()),
         ["send-by", name, interface, target, text] => {
             done(send_by(descriptor(name), interface, target, text))
         }
@@ -401,4 +437,89 @@ fn packet(socket: i32, interface: &str) -> i64 {
         )
     };
     i64::try_from(sent).unwrap()
+}
+
+/// What arrives at a socket, printable, or `EAGAIN`.
+fn read(socket: i32) -> io::Result<String> {
+    let patience = libc::timeval {
+        tv_sec: 5,
+        tv_usec: 0,
+    };
+    let mut bytes = [0_u8; 4096];
+    // SAFETY: the values are valid for the lengths told.
+    let length = unsafe {
+        libc::setsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            (&raw const patience).cast(),
+            16,
+        );
+        libc::recv(socket, bytes.as_mut_ptr().cast(), bytes.len(), 0)
+    };
+    let Ok(length) = usize::try_from(length) else {
+        return Err(io::Error::last_os_error());
+    };
+    Ok(bytes[..length]
+        .iter()
+        .map(|&byte| {
+            if byte.is_ascii_graphic() {
+                char::from(byte)
+            } else {
+                '.'
+            }
+        })
+        .collect())
+}
+
+/// Waits for a connection that was begun.
+fn connect_end(socket: i32) -> io::Result<String> {
+    let mut wanted = libc::pollfd {
+        fd: socket,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    let (mut error, mut length) = (0_i32, 4);
+    // SAFETY: all is valid for the lengths told.
+    unsafe {
+        if libc::poll(&raw mut wanted, 1, 30_000) != 1 {
+            return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+        }
+        libc::getsockopt(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_ERROR,
+            (&raw mut error).cast(),
+            &raw mut length,
+        );
+        libc::fcntl(socket, libc::F_SETFL, 0);
+    }
+    if error == 0 {
+        Ok(String::new())
+    } else {
+        Err(io::Error::from_raw_os_error(error))
+    }
+}
+
+/// The byte at `place` of what [`pump`] sends: no two stretches of a few kilobytes are alike.
+pub(crate) fn pumped(place: u64) -> u8 {
+    (place.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
+}
+
+/// Sends so many bytes and ends the stream.
+fn pump(socket: i32, bytes: u64) -> io::Result<String> {
+    let mut sent = 0;
+    while sent < bytes {
+        let end = (sent + 65_536).min(bytes);
+        let chunk: Vec<u8> = (sent..end).map(pumped).collect();
+        // SAFETY: the buffer is valid for the length told.
+        let result = unsafe { libc::send(socket, chunk.as_ptr().cast(), chunk.len(), 0) };
+        match u64::try_from(result) {
+            Ok(length) => sent += length,
+            Err(_) => return Err(io::Error::last_os_error()),
+        }
+    }
+    // SAFETY: takes numbers.
+    unsafe { libc::shutdown(socket, libc::SHUT_WR) };
+    Ok(String::new())
 }

@@ -98,7 +98,7 @@ pub(crate) fn ip(arguments: &str) {
     );
 }
 
-fn sysctl(name: &str, value: &str) {
+pub(crate) fn sysctl(name: &str, value: &str) {
     fs::write(Path::new("/proc/sys/net").join(name), value).unwrap();
 }
 

@@ -12,6 +12,7 @@ mod guard;
 mod lab;
 mod life;
 mod peer;
+mod repair;
 mod strict;
 mod traffic;
 mod versions;

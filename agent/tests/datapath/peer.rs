@@ -2,7 +2,7 @@
 
 use std::{
     io::ErrorKind,
-    net::{IpAddr, TcpListener, UdpSocket},
+    net::{IpAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
     time::Instant,
 };
@@ -18,10 +18,24 @@ pub(crate) struct Udp {
 
 impl Udp {
     pub(crate) fn new(lab: &Lab) -> Self {
-        let socket = lab.in_peer(|| UdpSocket::bind("[::]:0").unwrap());
+        Self::at(lab, "::")
+    }
+
+    /// On one of the peer's addresses.
+    pub(crate) fn at(lab: &Lab, address: &str) -> Self {
+        let socket = lab.in_peer(|| UdpSocket::bind((address, 0)).unwrap());
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let port = socket.local_addr().unwrap().port();
         Self { socket, port }
+    }
+
+    /// As [`Self::next`], and sends it back.
+    pub(crate) fn echo(&self) -> (String, IpAddr) {
+        let mut buffer = vec![0; 65_536];
+        let (length, from) = self.socket.recv_from(&mut buffer).expect("a datagram");
+        self.socket.send_to(&buffer[..length], from).unwrap();
+        let text = String::from_utf8(buffer[..length].to_vec()).unwrap();
+        (text, from.ip().to_canonical())
     }
 
     /// Text and source of the next datagram.
@@ -51,6 +65,11 @@ impl Tcp {
         let listener = lab.in_peer(|| TcpListener::bind("[::]:0").unwrap());
         let port = listener.local_addr().unwrap().port();
         Self { listener, port }
+    }
+
+    /// The next connection.
+    pub(crate) fn accept(&self) -> TcpStream {
+        self.listener.accept().unwrap().0
     }
 
     /// Source of the next connection.

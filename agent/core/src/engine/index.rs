@@ -23,6 +23,7 @@ pub(super) struct PolicyIndex {
     default: Option<Name>,
     acting: usize,
     strict: usize,
+    repairing: usize,
     /// Units that strict policies name, and how often.
     strict_units: BTreeMap<Box<str>, u32>,
 }
@@ -107,6 +108,11 @@ impl PolicyIndex {
     /// What policies name.
     pub(super) fn awaited(&self) -> &Awaited {
         &self.awaited
+    }
+
+    /// Whether flows of any policy are repaired.
+    pub(super) fn repairs(&self) -> bool {
+        self.repairing > 0
     }
 
     /// Units that strict policies name.
@@ -208,6 +214,7 @@ impl PolicyIndex {
         let name = &policy.name;
         self.acting += usize::from(policy.acts());
         self.strict += usize::from(policy.strict);
+        self.repairing += usize::from(policy.repairs());
         let ranked = Ranked {
             rank: policy.rank(),
             priority: policy.priority,
@@ -243,6 +250,7 @@ impl PolicyIndex {
         let name = &policy.name;
         self.acting -= usize::from(policy.acts());
         self.strict -= usize::from(policy.strict);
+        self.repairing -= usize::from(policy.repairs());
         self.policies.remove(name);
         if policy.origin == Origin::Default {
             self.default = None;

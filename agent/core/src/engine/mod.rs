@@ -92,7 +92,7 @@ struct Dirty {
     /// Answer to which indices sockets bear.
     in_use: Option<BTreeSet<DomainIndex>>,
     /// What the last plan was made for: any policy, any strict one.
-    before: Option<(bool, bool)>,
+    before: Option<(bool, bool, bool)>,
 }
 
 /// What changed in the plan.

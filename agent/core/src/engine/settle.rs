@@ -14,18 +14,18 @@ use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId};
 use crate::name::Name;
 use crate::pattern::Reach;
 use crate::plan::{Plan, inputs, network};
-use crate::policy::{LocalNetworks, Otherwise};
+use crate::policy::{LocalNetworks, Otherwise, Policy};
 use crate::select::{Inputs, Stage, Verdict, select};
 
 impl Engine {
     /// Brings the plan up to date and says what changed in it.
     pub fn settle(&mut self) -> Changes {
         let mut changes = Changes::default();
-        let now = (self.index.acts(), self.index.strict());
+        let now = (self.index.acts(), self.index.strict(), self.index.repairs());
         let mut network = self.dirty.network;
         if self.dirty.before != Some(now) {
             network = true;
-            self.dirty.all_cgroups |= self.dirty.before.is_none_or(|(acts, _)| acts != now.0);
+            self.dirty.all_cgroups |= self.dirty.before.is_none_or(|(acts, ..)| acts != now.0);
         }
         if self.dirty.network {
             self.settle_domains();
@@ -317,6 +317,12 @@ impl Engine {
         if policies().all(|policy| policy.local_networks == LocalNetworks::Pass) {
             flags |= policy_flags::LOCAL_PASS;
         }
+        if policies().any(Policy::repairs) {
+            flags |= policy_flags::REPAIR;
+        }
+        if policies().any(Policy::moves_datagrams) {
+            flags |= policy_flags::MOVE;
+        }
         let inputs = self.inputs_now(chain);
         let known = self.state.memory.choices.get(&inputs);
         let choice = self.state.memory.choices.give(&inputs).unwrap_or(0);
@@ -517,6 +523,7 @@ impl Engine {
             indexed: &self.state.memory.indices,
             acts: self.index.acts(),
             strict: self.index.strict(),
+            repairs: self.index.repairs(),
         };
         let mut new = Plan {
             cgroups: std::mem::take(&mut self.plan.cgroups),

@@ -25,6 +25,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) acts: bool,
     /// A policy is strict.
     pub(crate) strict: bool,
+    /// Flows of a policy are repaired.
+    pub(crate) repairs: bool,
 }
 
 /// A domain with an index.

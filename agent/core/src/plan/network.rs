@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use steer_common::domain_flags;
 
+use steer_common::ingress_flags;
+
 use super::inputs::{Inputs, Installed};
 use super::{Family, Hook, IfName, Plan, rules, tables};
 use crate::domains::DomainOrigin;
@@ -36,6 +38,12 @@ pub(crate) fn write(inputs: &Inputs<'_>, new: &mut Plan) {
         new.guards = guarded.map(|link| link.index).collect();
         if inputs.strict {
             new.hooks.extend([Hook::Setsockopt, Hook::Egress]);
+        }
+        if inputs.repairs {
+            // Where answers to repaired flows arrive.
+            for interface in installed.iter().filter_map(|d| d.domain?.interface) {
+                new.ingress.entry(interface).or_default().flags |= ingress_flags::RETURNS;
+            }
         }
         maps::domains(&installed, new);
         maps::locals(inputs, &installed, new);

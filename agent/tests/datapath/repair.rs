@@ -1,0 +1,190 @@
+//! What no socket program could decide, put right packet by packet: on real sockets, seen at the peer's
+//! end.
+
+use std::{io::Read as _, path::PathBuf};
+
+use steer_common::{
+    IngressEntry, LocalEntry, LocalKey4, LocalKey6, ingress_flags, local_flags,
+    policy_flags::REPAIR,
+};
+
+use crate::{
+    child::{Child, pumped},
+    lab::{Lab, SERVER4, SERVER6, TWO, ifindex, ip, on_a_new_host, sysctl},
+    peer::{Capture, Tcp, Udp},
+};
+
+/// A host with everything attached, and policy 1 that steers to `TWO` and repairs, while the host's own
+/// default route leads to `ONE`; and a process in a cgroup that has no policy yet.
+fn repaired(test: impl FnOnce(&mut Lab, &mut Child, PathBuf) + Send + 'static) {
+    on_a_new_host(|lab| {
+        lab.attach_all();
+        lab.write_domains();
+        lab.policy(1, TWO, REPAIR);
+        for interface in ["h1", "h2"] {
+            lab.datapath().set_guard(ifindex(interface), true).unwrap();
+        }
+        let returns = IngressEntry {
+            mark: 0,
+            flags: ingress_flags::RETURNS,
+        };
+        lab.datapath()
+            .set_ingress(ifindex("h2"), Some(returns))
+            .unwrap();
+        own_addresses(lab);
+        let group = lab.group("older", 0);
+        let mut child = Child::start(&group);
+        test(lab, &mut child, group);
+    });
+}
+
+/// Tells the programs which addresses are the host's.
+fn own_addresses(lab: &Lab) {
+    let host = LocalEntry {
+        flags: local_flags::HOST,
+        ..LocalEntry::default()
+    };
+    for domain in 1..=2 {
+        let key = LocalKey4 {
+            prefix_len: 32,
+            address: [10, 0, domain, 2],
+        };
+        lab.maps().locals4.set(&key, &host).unwrap();
+        let mut address = [0; 16];
+        (address[0], address[3], address[15]) = (0xfd, domain, 2);
+        let key = LocalKey6 {
+            prefix_len: 128,
+            address,
+        };
+        lab.maps().locals6.set(&key, &host).unwrap();
+    }
+}
+
+/// Both families: how a socket is opened, where the peer is, and the sources by `ONE` and by `TWO`.
+const FAMILIES: [(&str, &str, &str, &str); 2] = [
+    ("inet", SERVER4, "10.0.1.2", "10.0.2.2"),
+    ("inet6", SERVER6, "fd00:1::2", "fd00:2::2"),
+];
+
+fn target(address: &str, port: u16) -> String {
+    if address.contains(':') {
+        format!("[{address}]:{port}")
+    } else {
+        format!("{address}:{port}")
+    }
+}
+
+#[test]
+fn a_connected_datagram_socket_older_than_its_policy_is_repaired_both_ways() {
+    repaired(|lab, child, group| {
+        for rp_filter in ["0", "1", "2"] {
+            for interface in ["all", "h1", "h2"] {
+                sysctl(&format!("ipv4/conf/{interface}/rp_filter"), rp_filter);
+            }
+            for (family, address, one, two) in FAMILIES {
+                lab.give(&group, 0, 0);
+                let server = Udp::at(lab, address);
+                let target = target(address, server.port);
+                child.must(&[&format!("open s {family} dgram")]);
+                child.must(&[&format!("connect s {target}"), "write s before"]);
+                assert_eq!(server.echo(), ("before".into(), one.parse().unwrap()));
+                assert_eq!(child.ask("read s"), "ok before");
+                let wrong = Capture::on(lab, "p1");
+                lab.give(&group, 1, 0);
+                child.must(&["write s repaired"]);
+                assert_eq!(server.echo(), ("repaired".into(), two.parse().unwrap()));
+                assert_eq!(child.ask("read s"), "ok repaired", "rp_filter {rp_filter}");
+                assert!(!wrong.saw("repaired"));
+                child.must(&["close s"]);
+            }
+        }
+        let counters = lab.datapath().counters().unwrap();
+        assert_eq!((counters.repaired, counters.repair_refused), (6, 0));
+    });
+}
+
+#[test]
+fn what_the_application_chose_is_left_as_it_is() {
+    repaired(|lab, child, group| {
+        let server = Udp::new(lab);
+        let target = target(SERVER4, server.port);
+        // A device (`SO_BINDTODEVICE`), a mark of its own (`SO_MARK`), another destination than the socket's.
+        for option in ["set s 1 25 h1", "set s 1 36 7"] {
+            lab.give(&group, 0, 0);
+            child.must(&["open s inet dgram", option]);
+            child.must(&[&format!("connect s {target}")]);
+            lab.give(&group, 1, 0);
+            child.must(&["write s chosen"]);
+            assert_eq!(
+                server.next(),
+                ("chosen".into(), "10.0.1.2".parse().unwrap())
+            );
+        }
+        assert_eq!(lab.datapath().counters().unwrap().repaired, 0);
+    });
+}
+
+#[test]
+fn echo_requests_are_repaired() {
+    repaired(|lab, child, group| {
+        for (family, address, ..) in FAMILIES {
+            for kind in ["ping", "raw"] {
+                lab.give(&group, 0, 0);
+                child.must(&[&format!("open s {family} {kind}")]);
+                lab.give(&group, 1, 0);
+                let wrong = Capture::on(lab, "p1");
+                let right = Capture::on(lab, "p2");
+                // An echo request by hand: type, code, checksum, identifier 0x4141, sequence 0x4242.
+                let request = if family == "inet" {
+                    "0800333a414142424142"
+                } else {
+                    "8000000041414242"
+                };
+                child.must(&[&format!("send-hex s {} {request}", target(address, 0))]);
+                let answer = child.ask("read s");
+                assert!(answer.contains("BB"), "{family} {kind}: {answer}");
+                assert!(right.saw("BB") && !wrong.saw("BB"), "{family} {kind}");
+                child.must(&["close s"]);
+            }
+        }
+        assert_eq!(lab.datapath().counters().unwrap().repaired, 4);
+    });
+}
+
+#[test]
+fn a_connection_is_repaired_from_its_syn_on() {
+    repaired(|lab, child, group| {
+        let server = Tcp::new(lab);
+        for (family, address, one, two) in FAMILIES {
+            lab.give(&group, 0, 0);
+            let hole = format!("route add blackhole {one}");
+            lab.in_peer(|| ip(&hole));
+            child.must(&[&format!("open s {family} stream")]);
+            child.must(&[&format!("connect-begin s {}", target(address, server.port))]);
+            lab.give(&group, 1, 0);
+            child.must(&["connect-end s"]);
+            let mut stream = server.accept();
+            let source = stream.peer_addr().unwrap().ip().to_canonical();
+            assert_eq!(source.to_string(), two);
+            // Enough for large segments, scaled windows and wrapped buffers.
+            const BYTES: u64 = 48 << 20;
+            let receiver = std::thread::spawn(move || {
+                let (mut place, mut buffer) = (0, vec![0; 1 << 16]);
+                loop {
+                    let length = stream.read(&mut buffer).unwrap();
+                    if length == 0 {
+                        return place;
+                    }
+                    for byte in &buffer[..length] {
+                        assert_eq!(*byte, pumped(place), "at {place}");
+                        place += 1;
+                    }
+                }
+            });
+            child.must(&[&format!("pump s {BYTES}")]);
+            assert_eq!(receiver.join().unwrap(), BYTES);
+            child.must(&["close s"]);
+        }
+        assert!(lab.datapath().counters().unwrap().repaired > 1000);
+    });
+}

@@ -1,0 +1,327 @@
+//! Leases: which flow is repaired to what, and that no two flows look alike to their peer.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, bpf_sock_tuple},
+    helpers::generated::{
+        bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+    },
+};
+use steer_common::{
+    FragmentLease, RepairKey, RepairLease, ReturnKey, ReturnLease, counter, local_flags,
+};
+
+use super::{
+    Packet, link,
+    sender::{self, MOVES, NOBODY},
+};
+use crate::{
+    address::Address,
+    count::count,
+    decision::{Decision, Domain, decide},
+    maps::{REPAIRED, RETURNS},
+    owner::Owner,
+    packet::{self, TCP, UDP},
+    sock::{field, words},
+    tuple::Tuple,
+};
+
+const SECOND: u64 = 1_000_000_000;
+/// A lease that was looked at so long ago is looked at again, in nanoseconds.
+pub const RECHECK: u64 = SECOND;
+/// A lease without a socket (ICMP) that was not used for so long may be taken by another flow.
+const IDLE: u64 = 30 * SECOND;
+
+/// The coarse monotonic clock, in nanoseconds.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: takes nothing.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// The lease of a packet's flow, if it has one.
+#[inline(never)]
+pub fn find(packet: &Packet, lease: &mut RepairLease) {
+    // SAFETY: copied at once; a slot that is given to another flow meanwhile has been idle for long.
+    if let Some(found) = unsafe { REPAIRED.get(&key(packet)) } {
+        *lease = *found;
+    }
+}
+
+#[inline(always)]
+fn key(packet: &Packet) -> RepairKey {
+    RepairKey {
+        source: packet.headers.source.bytes(),
+        destination: packet.headers.destination.bytes(),
+        source_port: packet.transport.source_port as u16,
+        destination_port: packet.transport.destination_port as u16,
+        protocol: packet.transport.protocol,
+    }
+}
+
+/// Where an answer is to arrive. False: it is no answer to a repaired flow.
+#[inline(never)]
+pub fn find_return(packet: &Packet, lease: &mut FragmentLease) -> bool {
+    let transport = &packet.transport;
+    if packet::is_echo_request(transport.protocol, transport.detail) {
+        // The peer asks.
+        return false;
+    }
+    let (local_port, remote_port) = if transport.protocol == TCP || transport.protocol == UDP {
+        (transport.destination_port, transport.source_port)
+    } else {
+        // The identifier of an echo.
+        (transport.source_port, 0)
+    };
+    let key = ReturnKey {
+        local: packet.headers.destination.bytes(),
+        remote: packet.headers.source.bytes(),
+        local_port: local_port as u16,
+        remote_port: remote_port as u16,
+        protocol: transport.protocol,
+        ifindex: field!(packet.skb, ifindex),
+    };
+    of_return(&key, lease)
+}
+
+/// What the lease of the answers to a flow says. False: there is none.
+#[inline(always)]
+pub fn of_return(key: &ReturnKey, lease: &mut FragmentLease) -> bool {
+    // SAFETY: copied at once, as in `find`.
+    match unsafe { RETURNS.get(key) } {
+        Some(found) => {
+            lease.address = found.source;
+            lease.ifindex = found.ifindex;
+            lease.domain = found.domain;
+            lease.mac = found.mac;
+            lease.link = found.link;
+            true
+        }
+        None => false,
+    }
+}
+
+/// Makes the lease of a packet's flow, or looks whether it still holds. False: there is none.
+#[inline(always)]
+pub fn renew(packet: &Packet, owner: &Owner, lease: &mut RepairLease, now: u64) -> bool {
+    if !choose(packet, owner, lease) {
+        return false;
+    }
+    lease.checked = now;
+    if keep_return(packet, lease) {
+        remember(packet, lease)
+    } else {
+        count(counter::REPAIR_REFUSED);
+        false
+    }
+}
+
+#[inline(never)]
+fn remember(packet: &Packet, lease: &RepairLease) -> bool {
+    REPAIRED.insert(&key(packet), lease, BPF_ANY.into()).is_ok()
+}
+
+/// What the packet's flow is repaired to. False: it is not.
+#[inline(never)]
+fn choose(packet: &Packet, owner: &Owner, lease: &mut RepairLease) -> bool {
+    let protocol = packet.transport.protocol;
+    let kept = lease.domain != 0 && holds(lease);
+    // A connection stays where its SYN went. Datagrams stay too unless they are to move; echo requests
+    // are no sessions.
+    if kept && (protocol == TCP || protocol == UDP && packet.sender != MOVES) {
+        return true;
+    }
+    if !sender::begins(packet) {
+        return false;
+    }
+    let Some(domain) = wanted(packet, owner) else {
+        return false;
+    };
+    if domain.entry.ifindex == field!(packet.skb, ifindex)
+        && packet.headers.source.belongs_to(domain.index)
+    {
+        return false;
+    }
+    // The source of the host is replaced, and nothing that an application made up.
+    if packet.sender != NOBODY
+        && !packet
+            .headers
+            .source
+            .local()
+            .is_some_and(|local| local.flags & local_flags::HOST != 0)
+    {
+        return false;
+    }
+    if !(kept && domain.index == lease.domain) {
+        lease.source = if packet.is_v4() {
+            Address::v4(domain.source4()).bytes()
+        } else {
+            domain.source6().bytes()
+        };
+        lease.domain = domain.index;
+        lease.ifindex = domain.entry.ifindex;
+    }
+    true
+}
+
+/// The domain that a packet's flow should be on, if it can be there.
+#[inline(always)]
+fn wanted(packet: &Packet, owner: &Owner) -> Option<Domain> {
+    let tuple = Tuple {
+        source: packet.headers.source,
+        destination: packet.headers.destination,
+        protocol: packet.transport.protocol,
+        source_port: packet.transport.source_port,
+        destination_port: packet.transport.destination_port,
+        dscp: packet.headers.dscp(),
+    };
+    match decide(owner, &tuple, 0) {
+        Decision::Steer(domain, _) if domain.serves(packet.is_v4()) => Some(domain),
+        _ => None,
+    }
+}
+
+/// Whether the domain of a lease is there, at the same interface and with the same source.
+#[inline(always)]
+fn holds(lease: &RepairLease) -> bool {
+    match Domain::get(lease.domain) {
+        Some(domain) => {
+            domain.entry.ifindex == lease.ifindex
+                && Address::from_bytes(lease.source).belongs_to(lease.domain)
+        }
+        None => false,
+    }
+}
+
+/// Makes or refreshes the lease of the answers. False: answers would belong to two flows, or the map is
+/// full.
+#[inline(never)]
+fn keep_return(packet: &Packet, lease: &RepairLease) -> bool {
+    let transport = &packet.transport;
+    let key = ReturnKey {
+        local: lease.source,
+        remote: packet.headers.destination.bytes(),
+        local_port: transport.source_port as u16,
+        remote_port: transport.destination_port as u16,
+        protocol: transport.protocol,
+        ifindex: lease.ifindex,
+    };
+    if let Some(found) = RETURNS.get_ptr_mut(&key) {
+        // SAFETY: copied at once, as in `find`.
+        let found = unsafe { &mut *found };
+        let source = Address::from_bytes(found.source);
+        if source.equals(packet.headers.source) {
+            found.seen = lease.checked;
+            // The flow may leave by another interface than before, and expects its answers there.
+            if found.ifindex == field!(packet.skb, ifindex) {
+                return true;
+            }
+        } else if is_in_use(packet, &source, lease.checked.wrapping_sub(found.seen)) {
+            return false;
+        }
+    } else if has_socket(packet, &Address::from_bytes(lease.source)) {
+        return false;
+    }
+    let entry = ReturnLease {
+        source: packet.headers.source.bytes(),
+        ifindex: field!(packet.skb, ifindex),
+        domain: lease.domain,
+        mac: link::own_mac(packet.skb, packet.link),
+        link: packet.link as u16,
+        seen: lease.checked,
+    };
+    RETURNS.insert(&key, &entry, BPF_ANY.into()).is_ok()
+}
+
+/// Whether the flow that a lease is for, which had `source`, is still there.
+#[inline(always)]
+fn is_in_use(packet: &Packet, source: &Address, idle: u64) -> bool {
+    let protocol = packet.transport.protocol;
+    if packet.sender == NOBODY || protocol != TCP && protocol != UDP {
+        idle < IDLE
+    } else {
+        has_socket(packet, source)
+    }
+}
+
+/// Whether the answers to `packet`, if it had `source`, would go to a socket that is bound to just that
+/// address, or connected from it. A socket that is bound to another device is not found.
+#[inline(never)]
+fn has_socket(packet: &Packet, source: &Address) -> bool {
+    let transport = &packet.transport;
+    if transport.protocol != TCP && transport.protocol != UDP {
+        return false;
+    }
+    let ports = [
+        (transport.destination_port as u16).to_be(),
+        (transport.source_port as u16).to_be(),
+    ];
+    let (mut tuple4, mut tuple6);
+    let (tuple, size) = if packet.is_v4() {
+        tuple4 = Tuple4 {
+            addresses: [packet.headers.destination.0[3], source.0[3]],
+            ports,
+        };
+        ((&raw mut tuple4).cast(), size_of::<Tuple4>() as u32)
+    } else {
+        tuple6 = Tuple6 {
+            addresses: [packet.headers.destination.0, source.0],
+            ports,
+        };
+        ((&raw mut tuple6).cast(), size_of::<Tuple6>() as u32)
+    };
+    // Apart, because an instruction of the program may read one kind of socket only.
+    if transport.protocol == TCP {
+        belongs::<true>(packet, tuple, size, source)
+    } else {
+        belongs::<false>(packet, tuple, size, source)
+    }
+}
+
+/// Whether a packet of `tuple` belongs to a socket with `source`.
+#[inline(always)]
+fn belongs<const IS_TCP: bool>(
+    packet: &Packet,
+    tuple: *mut bpf_sock_tuple,
+    size: u32,
+    source: &Address,
+) -> bool {
+    let netns = BPF_F_CURRENT_NETNS as i64 as u64;
+    let skb = packet.skb.cast();
+    // SAFETY: the tuple has the size that is told.
+    let socket = unsafe {
+        if IS_TCP {
+            bpf_skc_lookup_tcp(skb, tuple, size, netns, 0)
+        } else {
+            bpf_sk_lookup_udp(skb, tuple, size, netns, 0)
+        }
+    };
+    if socket.is_null() {
+        return false;
+    }
+    let source4 = field!(socket, src_ip4);
+    // SAFETY: only the address is taken.
+    let source6 = words(unsafe { &raw const (*socket).src_ip6 });
+    // SAFETY: it was looked up here.
+    unsafe { bpf_sk_release(socket.cast()) };
+    if packet.is_v4() {
+        source4 == source.0[3]
+    } else {
+        source6.equals(*source)
+    }
+}
+
+/// `bpf_sock_tuple` of IPv4.
+#[repr(C)]
+struct Tuple4 {
+    /// Remote, local.
+    addresses: [u32; 2],
+    /// Likewise.
+    ports: [u16; 2],
+}
+
+/// `bpf_sock_tuple` of IPv6.
+#[repr(C)]
+struct Tuple6 {
+    addresses: [[u32; 4]; 2],
+    ports: [u16; 2],
+}

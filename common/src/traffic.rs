@@ -31,6 +31,11 @@ pub struct Traffic {
     pub dropped: u64,
 }
 
+impl TrafficKey {
+    /// In place of a policy: all that are gone, as the agent adds them up. No program writes these entries.
+    pub const GONE: u32 = u32::MAX;
+}
+
 impl core::ops::AddAssign for Traffic {
     fn add_assign(&mut self, other: Self) {
         self.packets = self.packets.wrapping_add(other.packets);

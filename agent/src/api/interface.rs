@@ -22,7 +22,7 @@ use super::methods::{
 use super::mistake::Mistake;
 use super::types::{
     Candidate, Choice, DecisionView, DomainView, HostModelView, LocalNetworks, Origin, Otherwise,
-    PolicyView, StatusView, Verdict,
+    PolicyView, StatusView, TrafficView, Verdict,
 };
 use super::{INTERFACE, description};
 
@@ -53,6 +53,7 @@ const CUSTOM_TYPES: &[&idl::CustomType<'static>] = &[
     Standing::CUSTOM_TYPE,
     StatusView::CUSTOM_TYPE,
     SubjectView::CUSTOM_TYPE,
+    TrafficView::CUSTOM_TYPE,
     Verdict::CUSTOM_TYPE,
     Whereabouts::CUSTOM_TYPE,
 ];

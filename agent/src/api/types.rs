@@ -158,9 +158,33 @@ pub struct PolicyView {
     pub quarantined: Option<String>,
     /// What to choose from, as long as the policy's command waits for an answer (`Run` with `ask`).
     pub question: Option<Vec<Choice>>,
+    /// How much was sent for it, by each domain; domains by their names, and what left by none of them last.
+    /// Not told to plain users of policies that are not theirs.
+    pub traffic: Option<Vec<TrafficView>>,
     /// Where one policy is shown: why it is in force on none of the cgroups that it matches, or not on
     /// all, although nothing is wrong. No cgroup matches now, or another policy overrules it.
     pub note: Option<String>,
+}
+
+/// How much was sent. Counted by the guards over restarts of the agent, until `steer detach` or an upgrade to a
+/// version that counts otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
+#[zlink(rename = "Traffic")]
+#[schemars(rename = "Traffic")]
+pub struct TrafficView {
+    /// The domain that it left by, or should have left by where it was wrong or dropped. Absent: none, since
+    /// the host's own routing or the application itself decided.
+    pub domain: Option<String>,
+    /// Packets that left, as on the wire.
+    pub packets: u64,
+    /// Their bytes, as the interface counts them.
+    pub bytes: u64,
+    /// Packets of these that left by another interface or with another source than the domain's.
+    pub wrong: u64,
+    /// Packets that a guard dropped.
+    pub dropped: u64,
+    /// Since when it is counted: RFC 3339, UTC.
+    pub since: Option<String>,
 }
 
 /// A provisioning domain.
@@ -198,6 +222,8 @@ pub struct DomainView {
     pub mark: Option<String>,
     /// Its routing table, once a policy can choose it.
     pub table: Option<u32>,
+    /// How much was sent by it for policies. Not told to plain users.
+    pub traffic: Option<TrafficView>,
     /// The host model of its interface, if that is there.
     pub host_model: Option<HostModelView>,
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::output::{Cell, Look, Page, print_json};
+use super::output::{Cell, Look, Page, print_json, traffic};
 use super::{call, list as joined};
 use crate::api::methods::{ListDomains, ShowDomain};
 use crate::api::types::{DomainView, HostModelView};
@@ -30,6 +30,11 @@ pub(super) fn show(socket: &Path, name: String, json: bool) -> anyhow::Result<()
     let state = format!("{}: {}", domain.state, domain.reason);
     let number = |number: Option<u32>| number.map(|n| n.to_string()).unwrap_or_default();
     let mark = domain.mark.as_deref().unwrap_or_default();
+    let sent = domain
+        .traffic
+        .as_ref()
+        .map(traffic::words)
+        .unwrap_or_default();
     page.facts(vec![
         ("domain", domain.name.as_str().into()),
         ("alias", domain.alias.as_deref().unwrap_or_default().into()),
@@ -47,6 +52,7 @@ pub(super) fn show(socket: &Path, name: String, json: bool) -> anyhow::Result<()
         ("index", number(domain.index).into()),
         ("mark", mark.into()),
         ("table", number(domain.table).into()),
+        ("sent", sent.into()),
         ("host model", host_model(&domain).into()),
     ]);
     page.print()

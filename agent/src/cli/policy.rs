@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::args::PolicySetArgs;
-use super::output::{Cell, Look, Page, print_json};
+use super::output::{Cell, Look, Page, print_json, traffic};
 use super::{call, list as joined};
 use crate::api::methods::{ListPolicies, SetPolicy, ShowPolicy, UnsetPolicy};
 use crate::api::types::{DecisionView, PolicyView, Verdict};
@@ -138,7 +138,7 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
         (None, Some(why)) => (why.as_str(), Look::Warning),
         (None, None) => ("", Look::Plain),
     };
-    page.facts(vec![
+    let mut facts = vec![
         ("policy", policy.name.as_str().into()),
         ("decision", Cell::new(&decision(policy), look(policy))),
         ("reason", reason.as_str().into()),
@@ -165,7 +165,11 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
         ("origin", word(&policy.origin).into()),
         ("owner", owner.into()),
         ("kept", kept.into()),
-    ]);
+    ];
+    facts.extend(traffic::of_policy(
+        policy.traffic.as_deref().unwrap_or_default(),
+    ));
+    page.facts(facts);
     if !candidates.is_empty() {
         page.gap();
         let rows = candidates.iter().map(|candidate| {

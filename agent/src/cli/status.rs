@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::output::{Cell, Look, Page, print_json};
+use super::output::{Cell, Look, Page, print_json, traffic};
 use super::{NOT_REACHABLE, call, clean, domain, elsewhere, list, policy};
 use crate::api::client::Error;
 use crate::api::methods::Status;
@@ -105,5 +105,6 @@ fn page(status: &StatusView, answered: bool) -> Page {
     } else {
         domain::table(&mut page, &status.domains);
     }
+    traffic::table(&mut page, status);
     page
 }

@@ -33,7 +33,7 @@ impl Daemon {
         let caller = &call.caller;
         let authority = self.authority(caller);
         self.access.greet(&authority, self.engine.state());
-        let result = match call.request {
+        let mut result = match call.request {
             Request::Run(run) => return self.run(caller, run, call.reply).await,
             Request::Explain(asked) => self.explain(caller, asked).await,
             Request::ListFlows(asked) => {
@@ -60,6 +60,9 @@ impl Daemon {
                 Ok(Reply::Status(Box::new(self.status_view(&seen, all))))
             }
         };
+        if let Ok(reply) = &mut result {
+            self.add_accounts(&authority, reply);
+        }
         call.reply.end(result);
     }
 

@@ -4,6 +4,7 @@
 //! events of the engine, and `Daemon::converge` brings the kernel to the plan.
 
 mod access;
+mod accounts;
 mod ask;
 mod calls;
 mod check;

@@ -9,6 +9,7 @@ use steer_core::ids::CgroupId;
 use steer_core::name::Name;
 use steer_core::policy;
 
+use super::accounts::Accounts;
 use super::decided::{Decided, timestamp};
 use super::running::last_seen;
 use super::views::{counters_view, local_networks, matches, nowhere, origin, otherwise};
@@ -16,6 +17,7 @@ use super::{Saved, running, scan, state_file};
 use crate::api::types::{DecisionView, Origin, PolicyView, StatusView, Verdict};
 use crate::cgroup::Tree;
 use crate::datapath::{PIN_ROOT, Tables, read_pinned};
+use crate::reconcile::read_sent;
 
 /// The decisions that a dead agent left in force.
 ///
@@ -76,6 +78,7 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
     for (_, entry) in maps.cgroups.entries()? {
         *uses.entry(entry.policy).or_default() += 1;
     }
+    let accounts = Accounts::new(&read_sent(&maps)?, &saved.memory, None);
     let tree = Tree::open(Some(&saved.cgroup_root)).and_then(|tree| scan(&tree));
     let path = |id: CgroupId| match &tree {
         Ok(tree) => tree.path(id),
@@ -138,6 +141,7 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
                 decision(&maps, &saved, &decided, entry)?
             },
             quarantined: None,
+            traffic: Some(accounts.of_policy(name.as_str())),
             question: None,
             note: numbers
                 .is_empty()

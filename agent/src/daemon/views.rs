@@ -67,6 +67,7 @@ impl Daemon {
                 .or_else(|| Some(engine.conflicts_of(&policy.name).next()?.to_string()))
                 .or(refused),
             question: self.offer(&policy.name),
+            traffic: None,
             note: None,
         }
     }
@@ -206,6 +207,7 @@ impl Daemon {
             index: index.map(|DomainIndex(index)| u32::from(index)),
             mark: mark.map(|mark| format!("{mark:#010x}")),
             table: index.map(|DomainIndex(index)| agent.table_base + u32::from(index)),
+            traffic: None,
             host_model: domain
                 .interface
                 .map(|interface| self.host_model_view(interface)),

@@ -80,7 +80,8 @@ const REPAIRED: MapSpec = spec::<RepairKey, RepairLease>("REPAIRED", LRU_HASH, M
 const RETURNS: MapSpec = spec::<ReturnKey, ReturnLease>("RETURNS", LRU_HASH, MAX_REPAIRED);
 const FRAGMENTS: MapSpec = spec::<FragmentKey, FragmentLease>("FRAGMENTS", LRU_HASH, MAX_FRAGMENTS);
 const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", PERCPU_ARRAY, counter::COUNT);
-const TRAFFIC: MapSpec = spec::<TrafficKey, Traffic>("TRAFFIC", PERCPU_HASH, MAX_TRAFFIC);
+pub(super) const TRAFFIC: MapSpec =
+    spec::<TrafficKey, Traffic>("TRAFFIC", PERCPU_HASH, MAX_TRAFFIC);
 /// What sockets remember.
 pub(super) const FLOWS: MapSpec = spec::<i32, FlowState>("FLOWS3", SK_STORAGE, 0);
 /// The ring of events.
@@ -502,6 +503,20 @@ impl Tables {
             },
         )?;
         Ok(all)
+    }
+
+    /// Adds to an entry that no program writes.
+    pub(crate) fn add_traffic(&self, key: &TrafficKey, more: Traffic) -> Result<()> {
+        let mut values = vec![Traffic::default(); cpus()?];
+        let failed = Error::kernel("read map", TRAFFIC.name);
+        let bytes = bytemuck::cast_slice_mut(&mut values);
+        sys::lookup(self.traffic.as_fd(), bytemuck::bytes_of(key), bytes).map_err(failed)?;
+        if let Some(first) = values.first_mut() {
+            *first += more;
+        }
+        let bytes = bytemuck::cast_slice(&values);
+        sys::update(self.traffic.as_fd(), bytemuck::bytes_of(key), bytes)
+            .map_err(Error::kernel("write map", TRAFFIC.name))
     }
 
     /// Forgets what was sent for a policy by a domain.

@@ -22,8 +22,10 @@ mod sys;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     os::fd::AsFd as _,
     path::Path,
+    time::SystemTime,
 };
 
 use steer_common::{HostCounts, IngressEntry, MarkMask, Traffic, TrafficKey, ingress_flags};
@@ -237,6 +239,12 @@ impl Datapath {
     /// What was sent for each policy by each domain.
     pub fn traffic(&self) -> Result<BTreeMap<TrafficKey, Traffic>> {
         self.maps.traffic()
+    }
+
+    /// Since when that is counted: its map was pinned then. `None`: nobody knows.
+    pub fn traffic_since(&self) -> Option<SystemTime> {
+        let map = self.pins.layouts().own().maps().join(maps::TRAFFIC.name);
+        fs::metadata(map).ok()?.modified().ok()
     }
 
     /// What the programs tell. There is one stream; must be called within a Tokio runtime.

@@ -12,6 +12,7 @@ mod sysctl;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::mem::discriminant;
 use std::os::fd::OwnedFd;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, HostCounts, PolicyEntry};
@@ -30,7 +31,7 @@ use self::entries::{
 use crate::datapath::{self, Counters, Datapath};
 use crate::netlink::{self, Routing};
 
-pub use sent::Sent;
+pub use sent::{Sent, read as read_sent};
 pub use sysctl::Sysctls;
 
 /// A step that the kernel refused.
@@ -61,7 +62,6 @@ pub struct Reconciler {
     routing: Routing,
     sysctls: Sysctls,
     is: Plan,
-    ledger: sent::Ledger,
     /// Cgroups that had an entry before the tree was read last.
     before: HashSet<CgroupId>,
     /// Steps that the kernel refused and that were not tried again since, with its words.
@@ -85,7 +85,6 @@ impl Reconciler {
             routing,
             sysctls,
             is: Plan::default(),
-            ledger: sent::Ledger::default(),
             before: HashSet::new(),
             refused: Vec::new(),
             told: Vec::new(),
@@ -248,7 +247,12 @@ impl Reconciler {
     /// # Errors
     /// The map cannot be read.
     pub fn sent(&self) -> Result<Sent, Error> {
-        Ok(self.ledger.read(&self.datapath)?)
+        Ok(sent::read(&self.datapath.maps)?)
+    }
+
+    /// Since when that is counted.
+    pub fn sent_since(&self) -> Option<SystemTime> {
+        self.datapath.traffic_since()
     }
 
     /// The socket storage with what the kernel programs remember of flows, for a thread of its own.
@@ -296,7 +300,7 @@ impl Reconciler {
     }
 
     fn close_ledger(&mut self, plan: &Plan) {
-        if let Err(error) = self.ledger.close(&self.datapath, plan) {
+        if let Err(error) = sent::close(&self.datapath, plan) {
             warn!("{}", chain(&error));
         }
     }

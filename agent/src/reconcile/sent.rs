@@ -6,7 +6,7 @@ use steer_common::{Traffic, TrafficKey};
 use steer_core::ids::{DomainIndex, PolicyId};
 use steer_core::plan::Plan;
 
-use crate::datapath::{Datapath, Error};
+use crate::datapath::{Datapath, Error, Tables};
 
 /// What was sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,45 +18,45 @@ pub struct Sent {
     pub gone: BTreeMap<Option<DomainIndex>, Traffic>,
 }
 
-/// Takes over what the programs counted for policies before their numbers are given to others.
-#[derive(Debug, Default)]
-pub(super) struct Ledger {
-    gone: BTreeMap<Option<DomainIndex>, Traffic>,
-}
-
-impl Ledger {
-    /// What was sent until now.
-    pub(super) fn read(&self, datapath: &Datapath) -> Result<Sent, Error> {
-        let mut sent = Sent {
-            of: BTreeMap::new(),
-            gone: self.gone.clone(),
-        };
-        for (key, traffic) in datapath.traffic()? {
+/// What was sent until now.
+///
+/// # Errors
+/// The map cannot be read.
+pub fn read(maps: &Tables) -> Result<Sent, Error> {
+    let mut sent = Sent::default();
+    for (key, traffic) in maps.traffic()? {
+        if key.policy == TrafficKey::GONE {
+            *sent.gone.entry(domain(key)).or_default() += traffic;
+        } else {
             let key = (PolicyId(key.policy), domain(key));
             *sent.of.entry(key).or_default() += traffic;
         }
-        Ok(sent)
     }
+    Ok(sent)
+}
 
-    /// Removes the entries of policies and domains that the plan has not.
-    pub(super) fn close(&mut self, datapath: &Datapath, plan: &Plan) -> Result<(), Error> {
-        for (key, traffic) in datapath.traffic()? {
-            let domain = domain(key);
-            let has_domain = domain.is_none_or(|index| plan.domains.contains_key(&index));
-            let is_open = plan.policies.contains_key(&PolicyId(key.policy)) || key.policy == 0;
-            if is_open && has_domain {
-                continue;
-            }
-            datapath.maps.forget_traffic(&key)?;
-            if has_domain {
-                *self.gone.entry(domain).or_default() += traffic;
-            }
+/// Takes over what the programs counted for policies that the plan has not, before their numbers are given
+/// to others, and forgets what they counted for domains that it has not. The sums stay in the kernel, so
+/// that they are the next agent's too.
+pub(super) fn close(datapath: &Datapath, plan: &Plan) -> Result<(), Error> {
+    for (key, traffic) in datapath.traffic()? {
+        let has_domain = domain(key).is_none_or(|index| plan.domains.contains_key(&index));
+        let is_open = plan.policies.contains_key(&PolicyId(key.policy))
+            || [0, TrafficKey::GONE].contains(&key.policy);
+        if is_open && has_domain {
+            continue;
         }
-        // The index may be given to another domain.
-        self.gone
-            .retain(|domain, _| domain.is_none_or(|index| plan.domains.contains_key(&index)));
-        Ok(())
+        // In this order: where an agent is killed in between, no sum becomes less.
+        if has_domain {
+            let gone = TrafficKey {
+                policy: TrafficKey::GONE,
+                ..key
+            };
+            datapath.maps.add_traffic(&gone, traffic)?;
+        }
+        datapath.maps.forget_traffic(&key)?;
     }
+    Ok(())
 }
 
 fn domain(key: TrafficKey) -> Option<DomainIndex> {

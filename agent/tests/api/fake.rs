@@ -173,6 +173,7 @@ pub(crate) fn policy(name: &str) -> PolicyView {
             candidates: vec![candidate("wifi", true)],
         },
         quarantined: None,
+        traffic: None,
         question: None,
         note: None,
     }
@@ -203,6 +204,7 @@ pub(crate) fn domain(name: &str) -> DomainView {
         index: Some(1),
         mark: Some("0x1000000".to_owned()),
         table: Some(5301),
+        traffic: None,
         host_model: None,
     }
 }

@@ -267,7 +267,12 @@ fn others<const TC: bool>(
             set_field!(tag(index), skb, tc_index);
         }
         traffic::add::<TC>(skb, owner.policy, index, Kind::Sent);
-        return Judgement::LEAVE;
+        // Repair may have put its flow elsewhere.
+        return Judgement {
+            verdict: Verdict::Leave,
+            owner: *owner,
+            domain: index,
+        };
     }
     let headers = packet::headers(skb);
     let fit = fit(index, skb, headers.map(|headers| headers.source));

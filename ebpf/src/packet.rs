@@ -419,9 +419,11 @@ pub fn link_header(skb: *mut __sk_buff, headers: &Headers) -> Option<u32> {
 /// but leaves the inner socket on the packets that carry its flows.
 #[inline(always)]
 pub fn wraps(skb: *mut __sk_buff, full: *mut bpf_sock, headers: &Headers) -> bool {
-    // Raw and packet sockets write headers themselves.
+    // Raw and packet sockets write headers themselves, and 0 is no socket's type but of a packet's without
+    // any of its own.
     if u32::from(headers.protocol) != UDP
         || full.is_null()
+        || field!(full, type_) == 0
         || field!(full, type_) == SOCK_RAW
         || field!(full, family) == AF_PACKET
     {

@@ -250,6 +250,7 @@ fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<Str
             };
             done(i64::try_from(sent).unwrap())
         }
+        ["test-run", pin, ifindex, hex] => test_run(pin, ifindex.parse().unwrap(), hex),
         ["read", name] => read(descriptor(name)),
         ["connect-begin", name, target] => {
             let (address, length) = encode(target);
@@ -446,17 +447,18 @@ fn read(socket: i32) -> io::Result<String> {
         tv_usec: 0,
     };
     let mut bytes = [0_u8; 4096];
-    // SAFETY: the values are valid for the lengths told.
-    let length = unsafe {
+    // SAFETY: the value is valid for the length told.
+    unsafe {
         libc::setsockopt(
             socket,
             libc::SOL_SOCKET,
             libc::SO_RCVTIMEO,
             (&raw const patience).cast(),
             16,
-        );
-        libc::recv(socket, bytes.as_mut_ptr().cast(), bytes.len(), 0)
+        )
     };
+    // SAFETY: the buffer is valid for the length told.
+    let length = unsafe { libc::recv(socket, bytes.as_mut_ptr().cast(), bytes.len(), 0) };
     let Ok(length) = usize::try_from(length) else {
         return Err(io::Error::last_os_error());
     };
@@ -480,20 +482,22 @@ fn connect_end(socket: i32) -> io::Result<String> {
         revents: 0,
     };
     let (mut error, mut length) = (0_i32, 4);
-    // SAFETY: all is valid for the lengths told.
+    // SAFETY: one element.
+    if unsafe { libc::poll(&raw mut wanted, 1, 30_000) } != 1 {
+        return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+    }
+    // SAFETY: the value is valid for the length told.
     unsafe {
-        if libc::poll(&raw mut wanted, 1, 30_000) != 1 {
-            return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
-        }
         libc::getsockopt(
             socket,
             libc::SOL_SOCKET,
             libc::SO_ERROR,
             (&raw mut error).cast(),
             &raw mut length,
-        );
-        libc::fcntl(socket, libc::F_SETFL, 0);
-    }
+        )
+    };
+    // SAFETY: takes numbers.
+    unsafe { libc::fcntl(socket, libc::F_SETFL, 0) };
     if error == 0 {
         Ok(String::new())
     } else {
@@ -522,4 +526,64 @@ fn pump(socket: i32, bytes: u64) -> io::Result<String> {
     // SAFETY: takes numbers.
     unsafe { libc::shutdown(socket, libc::SHUT_WR) };
     Ok(String::new())
+}
+
+/// Runs the packet program of the link that is pinned at `pin` on a frame at an interface, by
+/// `BPF_PROG_TEST_RUN`, for the calling process's cgroup: its verdict, and the frame after it.
+fn test_run(pin: &str, ifindex: u32, hex: &str) -> io::Result<String> {
+    const OBJ_GET: i64 = 7;
+    const TEST_RUN: i64 = 10;
+    const PROG_GET_FD_BY_ID: i64 = 13;
+    const INFO_BY_FD: i64 = 15;
+    let bpf = |command: i64, attributes: &mut [u64]| {
+        // SAFETY: the attributes are valid for the length told, and what they point to outlives the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                command,
+                attributes.as_mut_ptr(),
+                size_of_val(attributes),
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(u64::try_from(result).unwrap())
+    };
+    let path = std::ffi::CString::new(pin).unwrap();
+    let link = bpf(OBJ_GET, &mut [path.as_ptr() as u64, 0])?;
+    // `struct bpf_link_info`: type and id, then the program's id.
+    let mut info = [0_u64; 8];
+    bpf(INFO_BY_FD, &mut [link | 64 << 32, info.as_mut_ptr() as u64])?;
+    let program = bpf(PROG_GET_FD_BY_ID, &mut [info[1] & 0xffff_ffff, 0])?;
+    let frame: Vec<u8> = (0..hex.len() / 2)
+        .map(|at| u8::from_str_radix(&hex[at * 2..at * 2 + 2], 16).unwrap())
+        .collect();
+    let mut after = [0_u8; 4096];
+    let mut context = [0_u32; 48];
+    context[10] = ifindex;
+    let context_size = size_of_val(&context) as u64;
+    let mut run = [
+        program,
+        frame.len() as u64 | (after.len() as u64) << 32,
+        frame.as_ptr() as u64,
+        after.as_mut_ptr() as u64,
+        1,
+        context_size,
+        context.as_ptr() as u64,
+        0,
+        0,
+    ];
+    let result = bpf(TEST_RUN, &mut run);
+    for descriptor in [link, program] {
+        // SAFETY: opened above.
+        drop(unsafe { OwnedFd::from_raw_fd(i32::try_from(descriptor).unwrap()) });
+    }
+    result?;
+    let (verdict, length) = ((run[0] >> 32) as u32 as i32, (run[1] >> 32) as usize);
+    let frame: String = after[..length]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    Ok(format!("{verdict} {frame}"))
 }

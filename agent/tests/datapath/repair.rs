@@ -16,7 +16,7 @@ use crate::{
 
 /// A host with everything attached, and policy 1 that steers to `TWO` and repairs, while the host's own
 /// default route leads to `ONE`; and a process in a cgroup that has no policy yet.
-fn repaired(test: impl FnOnce(&mut Lab, &mut Child, PathBuf) + Send + 'static) {
+pub(crate) fn repaired(test: impl FnOnce(&mut Lab, &mut Child, PathBuf) + Send + 'static) {
     on_a_new_host(|lab| {
         lab.attach_all();
         lab.write_domains();

@@ -7,7 +7,7 @@ use steer_common::{FragmentLease, ReturnKey};
 use super::{Packet, lease, link::store, rewrite};
 use crate::{
     address::Address,
-    packet::{borne_transport, headers_at, load_words, shape},
+    packet::{borne_transport, headers_at, load, shape},
     sock::field,
 };
 
@@ -71,16 +71,11 @@ pub fn rewrite(packet: &Packet, borne: &Borne, lease: &FragmentLease) -> bool {
     }
     // The checksum of the borne transport, as far as it is borne.
     if let Some(at) = rewrite::checksum(borne.protocol)
-        && let Some([word]) = load_words::<1>(skb, borne.offset + at & !3)
+        && let Some(sum) = load::<2>(skb, borne.offset + at)
     {
-        let sum = if at & 2 == 0 {
-            u32::from_be(word) >> 16
-        } else {
-            u32::from_be(word) & 0xffff
-        };
         let flags = rewrite::flags(borne.protocol);
         // 0 is no checksum.
-        if sum != 0 || flags == 0 {
+        if sum[0] != 0 || sum[1] != 0 || flags == 0 {
             let offset = link + borne.offset + at;
             // SAFETY: the kernel checks the offset.
             if unsafe { bpf_l4_csum_replace(skb, offset, 0, more, flags) } != 0 {

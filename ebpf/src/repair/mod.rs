@@ -127,7 +127,7 @@ fn read_outbound(skb: *mut __sk_buff, owner: &Owner, place: &mut MaybeUninit<Pac
     // SAFETY: not null.
     let full = unsafe { bpf_sk_fullsock(socket) };
     let sender = sender::of(skb, full, owner);
-    if sender == sender::NOT_OURS {
+    if sender == sender::NOT_OURS || sender == sender::DECIDED && !sender::asks_for_echo(full) {
         return false;
     }
     match Packet::read(skb, sender) {

@@ -193,9 +193,9 @@ fn every_command_prints_what_is_expected() -> Result<()> {
 fn what_is_not_in_the_schema_is_found() -> Result<()> {
     let schema = schema()?;
     let removed = |document: Value| check_schema(&schema, "policy unset", &document);
-    removed(json!({"removed": "web"}))?;
-    ensure!(removed(json!({"removed": 1})).is_err());
+    removed(json!({"removed": "web", "sessions": null}))?;
+    ensure!(removed(json!({"removed": 1, "sessions": null})).is_err());
     ensure!(removed(json!({})).is_err());
-    ensure!(removed(json!({"removed": "web", "more": 1})).is_err());
+    ensure!(removed(json!({"removed": "web", "sessions": null, "more": 1})).is_err());
     Ok(())
 }

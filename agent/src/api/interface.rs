@@ -22,7 +22,7 @@ use super::methods::{
 use super::mistake::Mistake;
 use super::types::{
     Candidate, Choice, DecisionView, DomainView, HostModelView, LocalNetworks, Origin, Otherwise,
-    PolicyView, StatusView, TrafficView, Verdict,
+    PolicyView, SessionsView, StatusView, TrafficView, Verdict,
 };
 use super::{INTERFACE, description};
 
@@ -50,6 +50,7 @@ const CUSTOM_TYPES: &[&idl::CustomType<'static>] = &[
     Otherwise::CUSTOM_TYPE,
     PolicyView::CUSTOM_TYPE,
     RuleView::CUSTOM_TYPE,
+    SessionsView::CUSTOM_TYPE,
     Standing::CUSTOM_TYPE,
     StatusView::CUSTOM_TYPE,
     SubjectView::CUSTOM_TYPE,

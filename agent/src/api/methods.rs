@@ -8,7 +8,9 @@ use zlink::introspect::Type;
 use super::explain::{Explain, ExplainReply, ExplanationView};
 use super::flows::{FlowsReply, ListFlows};
 use super::mistake::Mistake;
-use super::types::{Choice, DomainView, LocalNetworks, Otherwise, PolicyView, StatusView};
+use super::types::{
+    Choice, DomainView, LocalNetworks, Otherwise, PolicyView, SessionsView, StatusView,
+};
 
 /// A method, by its parameters.
 pub trait Method: Serialize + DeserializeOwned + Type {
@@ -170,6 +172,8 @@ pub struct RunReply {
     pub waits: Option<String>,
     /// What to choose from, as long as it waits for an answer.
     pub question: Option<Vec<Choice>>,
+    /// What became of the live flows of a process that was moved.
+    pub sessions: Option<SessionsView>,
 }
 
 /// What the files came to.
@@ -183,9 +187,12 @@ pub struct Reloaded {
     pub quarantined: Vec<Mistake>,
 }
 
-/// Nothing but success.
+/// What the removal of a policy did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
-pub struct Done {}
+pub struct UnsetReply {
+    /// What became of live flows, by the policies that hold for them now.
+    pub sessions: Option<SessionsView>,
+}
 
 impl Method for SetPolicy {
     const NAME: &'static str = "SetPolicy";
@@ -197,7 +204,7 @@ impl Method for SetPolicy {
 impl Method for UnsetPolicy {
     const NAME: &'static str = "UnsetPolicy";
     const ABOUT: &'static str = "Removes a policy. Answered when it is no longer in force.";
-    type Reply = Done;
+    type Reply = UnsetReply;
 }
 
 impl Method for ListPolicies {
@@ -249,7 +256,7 @@ impl Method for Move {
     const NAME: &'static str = "Move";
     const ABOUT: &'static str = "Puts a running process into a cgroup of its own with a policy of \
                                  its own, until the last process in it ends. Its running flows \
-                                 stay where they are.";
+                                 are kept, or fare as the answer says.";
     type Reply = RunReply;
 }
 
@@ -266,7 +273,7 @@ impl Method for Prefer {
 pub enum Request {
     /// To be answered by [`Reply::Policy`].
     SetPolicy(SetPolicy),
-    /// To be answered by [`Reply::Done`].
+    /// To be answered by [`Reply::Unset`].
     UnsetPolicy(UnsetPolicy),
     /// To be answered by [`Reply::Policies`].
     ListPolicies,
@@ -313,8 +320,8 @@ pub enum Reply {
     Explanation(Box<ExplanationView>),
     /// Live flows, in the order that was asked for.
     Flows(FlowsReply),
-    /// Done; nothing to say.
-    Done,
+    /// What the removal of a policy did.
+    Unset(UnsetReply),
 }
 
 impl Reply {
@@ -344,7 +351,7 @@ impl Reply {
                 explanation: *explanation,
             }),
             Self::Flows(flows) => serde_json::to_vec(&flows),
-            Self::Done => serde_json::to_vec(&Done {}),
+            Self::Unset(unset) => serde_json::to_vec(&unset),
         }
     }
 }

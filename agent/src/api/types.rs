@@ -114,6 +114,23 @@ pub struct DecisionView {
     pub candidates: Vec<Candidate>,
 }
 
+/// What became of live flows whose decision changed, or that are older than their policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
+#[zlink(rename = "Sessions")]
+#[schemars(rename = "Sessions")]
+pub struct SessionsView {
+    /// How many are kept, now, although new ones leave by another domain.
+    pub kept: u64,
+    /// How many were moved to another domain.
+    pub moved: u64,
+    /// How many were ended, so that the application connects again.
+    pub reset: u64,
+    /// How many should have been ended, now, and could not be.
+    pub failed: u64,
+    /// When one was moved or ended last: RFC 3339, UTC.
+    pub changed: Option<String>,
+}
+
 /// A policy and what came of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
 #[zlink(rename = "Policy")]
@@ -153,6 +170,9 @@ pub struct PolicyView {
     pub cgroups: u64,
     /// What was chosen for it.
     pub decision: DecisionView,
+    /// What became of its live flows since it was set, or since the host was started. Not known while no
+    /// agent runs.
+    pub sessions: Option<SessionsView>,
     /// Why it is not in force on every cgroup that it matches although it is valid: another policy of
     /// its origin and priority is there, or the kernel refused it, in the kernel's words.
     pub quarantined: Option<String>,
@@ -268,6 +288,9 @@ pub struct StatusView {
     pub policies: Vec<PolicyView>,
     /// All domains.
     pub domains: Vec<DomainView>,
+    /// What became of live flows since the host was started. For administrators, and not known while no
+    /// agent runs.
+    pub sessions: Option<SessionsView>,
     /// Counters of the kernel programs, by name.
     pub counters: BTreeMap<String, u64>,
     /// What the administrator should know.

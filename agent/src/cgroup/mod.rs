@@ -5,6 +5,7 @@ mod holders;
 mod mounts;
 mod placement;
 pub mod process;
+pub mod sockets;
 mod watch;
 
 use std::fs;

@@ -22,6 +22,7 @@ mod prefer;
 mod reload;
 mod run;
 mod schema;
+mod sessions;
 mod status;
 
 use std::io::IsTerminal;

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::args::MoveArgs;
-use super::call;
 use super::output::{Look, Page, print_json};
+use super::{call, sessions};
 use crate::api::methods::Move;
 
 pub(super) fn run(socket: &Path, args: MoveArgs, json: bool) -> anyhow::Result<()> {
@@ -24,5 +24,8 @@ pub(super) fn run(socket: &Path, args: MoveArgs, json: bool) -> anyhow::Result<(
         &format!("process {pid}: new flows leave by {domain} (policy {policy})"),
         Look::Good,
     );
+    if let Some(words) = sessions::sentence(reply.sessions.as_ref()) {
+        page.line(&words, Look::Plain);
+    }
     page.print()
 }

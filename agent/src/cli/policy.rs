@@ -7,15 +7,17 @@ use serde::Serialize;
 
 use super::args::PolicySetArgs;
 use super::output::{Cell, Look, Page, print_json, traffic};
-use super::{call, list as joined};
+use super::{call, list as joined, sessions};
 use crate::api::methods::{ListPolicies, SetPolicy, ShowPolicy, UnsetPolicy};
-use crate::api::types::{DecisionView, PolicyView, Verdict};
+use crate::api::types::{DecisionView, PolicyView, SessionsView, Verdict};
 
 /// What `policy unset` did.
 #[derive(Serialize, JsonSchema)]
 pub(super) struct Removed {
     /// Name of the policy that was removed.
     removed: String,
+    /// What became of live flows, by the policies that hold for them now.
+    sessions: Option<SessionsView>,
 }
 
 pub(super) fn list(socket: &Path, json: bool) -> anyhow::Result<()> {
@@ -57,14 +59,18 @@ pub(super) fn unset(socket: &Path, name: String, save: bool, json: bool) -> anyh
         name,
         save: save.then_some(true),
     };
-    call(socket, &unset)?;
+    let sessions = call(socket, &unset)?.sessions;
     if json {
         return print_json(&Removed {
             removed: unset.name,
+            sessions,
         });
     }
     let mut page = Page::new();
     page.line(&format!("policy {} removed", unset.name), Look::Plain);
+    if let Some(words) = sessions::sentence(sessions.as_ref()) {
+        page.line(&words, Look::Plain);
+    }
     page.print()
 }
 
@@ -159,6 +165,10 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
         ),
         ("otherwise", otherwise.unwrap_or_default().into()),
         ("local networks", word(&policy.local_networks).into()),
+        (
+            "live flows",
+            sessions::words(policy.sessions.as_ref()).into(),
+        ),
         ("matches", matches(policy).into()),
         ("cgroups", policy.cgroups.to_string().into()),
         ("priority", priority.unwrap_or_default().into()),

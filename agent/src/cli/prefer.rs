@@ -8,7 +8,7 @@ use nix::unistd::{Group, Uid, getgroups};
 use super::args::PreferArgs;
 use super::menu::{Menu, Picked, Row, in_words};
 use super::output::{Look, Page, print_json};
-use super::{call, policy};
+use super::{call, policy, sessions};
 use crate::api::methods::{ListDomains, ListPolicies, Prefer, ShowPolicy};
 use crate::api::types::{Choice, PolicyView};
 
@@ -53,6 +53,11 @@ pub(super) fn prefer(socket: &Path, args: PreferArgs, json: bool) -> anyhow::Res
     }
     let mut page = Page::new();
     policy::table(&mut page, &policies, false);
+    for policy in &policies {
+        if let Some(words) = sessions::sentence(policy.sessions.as_ref()) {
+            page.line(&format!("{}: {words}", policy.name), Look::Plain);
+        }
+    }
     page.print()
 }
 

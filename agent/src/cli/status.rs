@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::output::{Cell, Look, Page, print_json, traffic};
-use super::{NOT_REACHABLE, call, clean, domain, elsewhere, list, policy};
+use super::{NOT_REACHABLE, call, clean, domain, elsewhere, list, policy, sessions};
 use crate::api::client::Error;
 use crate::api::methods::Status;
 use crate::api::types::StatusView;
@@ -82,6 +82,10 @@ fn page(status: &StatusView, answered: bool) -> Page {
         ("cgroups", status.cgroup_root.as_str().into()),
         ("hooks", list(&status.hooks).into()),
         ("guards", list(&status.guards).into()),
+        (
+            "live flows",
+            sessions::words(status.sessions.as_ref()).into(),
+        ),
         ("counters", list(&counters).into()),
     ]);
     for warning in &status.warnings {

@@ -17,7 +17,7 @@ use super::files::{self, DropIn};
 use super::runs::is_run;
 use super::{Daemon, Look};
 use crate::api::error::ApiError;
-use crate::api::methods::{Reply, Request, SetPolicy, UnsetPolicy};
+use crate::api::methods::{Reply, Request, SetPolicy, UnsetPolicy, UnsetReply};
 use crate::api::server::{Call, Caller};
 use crate::api::types::{LocalNetworks, Otherwise};
 use crate::cgroup::{Handle, id_of};
@@ -149,14 +149,16 @@ impl Daemon {
                 policy: Some(undo_set()),
             }
         };
+        self.sessions.forget(&name);
         let in_force = self.converge_for(&name, undo).await;
-        if let Some(placed) = placed
-            && let Err(error) = self.settle_in(&placed, in_force.is_ok())
-        {
-            // The new policy has ended with its place, and the older one holds again where it did.
-            put_back.into_iter().for_each(|event| self.fact(event));
-            self.converge_and_log(Look::Nothing).await;
-            return Err(error);
+        if let Some(placed) = placed {
+            if let Err(error) = self.settle_in(&placed, in_force.is_ok()) {
+                // The new policy has ended with its place, and the older one holds again where it did.
+                put_back.into_iter().for_each(|event| self.fact(event));
+                self.converge_and_log(Look::Nothing).await;
+                return Err(error);
+            }
+            self.see_to_flows_of(placed.pid(), placed.cgroup()).await;
         }
         in_force?;
         match authority.owner() {
@@ -343,6 +345,7 @@ impl Daemon {
                 policy: Some(Event::PutBack(before)),
             }
         };
+        self.sessions.begin_call();
         if let Err(error) = self.converge_for(&name, undo).await {
             // It went with its policy; if that is not back, it is not either.
             drop(self.event(Event::Prefer {
@@ -356,7 +359,9 @@ impl Daemon {
             None => info!(policy = %name, "unset"),
             Some(uid) => debug!(policy = %name, uid, "unset"),
         }
-        Ok(Reply::Done)
+        Ok(Reply::Unset(UnsetReply {
+            sessions: Some(self.sessions.of_call()),
+        }))
     }
 
     /// Brings what a call asked for into force. What cannot be kept is not done either, since the next

@@ -20,6 +20,7 @@ mod remains;
 mod running;
 mod runs;
 mod serve;
+mod sessions;
 mod start;
 mod views;
 
@@ -52,6 +53,7 @@ use decided::Decided;
 use flows::Flows;
 use running::Claim;
 use runs::Runs;
+use sessions::Sessions;
 
 pub use check::{Checked, check_files};
 pub use detach::{DetachReport, detach};
@@ -130,6 +132,7 @@ struct Daemon {
     claim: Claim,
     decided: Decided,
     flows: Flows,
+    sessions: Sessions,
     started: SystemTime,
     /// Cgroups that were made since the kernel was last brought to the plan: it gave them an entry of its
     /// own.
@@ -219,13 +222,18 @@ impl Daemon {
             if !self.dirty && !self.rescan {
                 // No command starts on a decision that the next agent would not know.
                 if kept.is_ok() {
-                    self.answer_runs();
+                    self.answer_runs().await;
                 }
                 if !self.dirty {
                     break;
                 }
             }
         }
+        if everything {
+            self.sessions.note_all();
+        }
+        // What changed is in force, so that whoever connects again gets what is decided now.
+        self.see_to_flows().await;
         self.plan_retirement();
         self.tell_warnings();
         if everything {
@@ -257,6 +265,7 @@ impl Daemon {
     async fn settle(&mut self, look: Look) -> Result<(), statefile::Error> {
         let mut changes = self.engine.settle();
         changes.cgroups.append(&mut self.made);
+        self.sessions.note(&changes, self.engine.plan());
         self.reconciler.remember_settings(self.engine.plan());
         // Numbers are kept before the kernel sees them: sockets remember them longer than an agent
         // lives. What was not kept now is kept below, or told there.
@@ -298,13 +307,13 @@ impl Daemon {
     }
 
     /// Lets go the commands that wait for a decision which is in force now.
-    fn answer_runs(&mut self) {
+    async fn answer_runs(&mut self) {
         for name in self.runs.waiting() {
             if self
                 .refused_of(&name, &self.engine.numbers(&name))
                 .is_none()
             {
-                self.answer_run(&name);
+                self.answer_run(&name).await;
             }
         }
     }

@@ -38,6 +38,7 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
         guards: Vec::new(),
         policies: Vec::new(),
         domains: Vec::new(),
+        sessions: None,
         counters: BTreeMap::new(),
         warnings: Vec::new(),
     };
@@ -140,6 +141,7 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
             } else {
                 decision(&maps, &saved, &decided, entry)?
             },
+            sessions: None,
             quarantined: None,
             traffic: Some(accounts.of_policy(name.as_str())),
             question: None,

@@ -41,6 +41,7 @@ impl Daemon {
         };
         let mut done = Vec::new();
         for policy in &policies {
+            self.sessions.forget(policy);
             match self.prefer_one(policy, domain.as_ref()) {
                 Ok(undo) => done.push(undo),
                 Err(error) => {

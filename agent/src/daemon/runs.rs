@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use steer_core::cgroups::{CgroupChange, name_of};
 use steer_core::engine::{Engine, Rejected};
+use steer_core::ids::CgroupId;
 use steer_core::name::Name;
 use steer_core::policy::{Match, Origin, Policy};
 use steer_core::state::Event;
@@ -72,6 +73,9 @@ pub(super) struct Waiting {
     told: Option<RunReply>,
     /// What goes there, for the log.
     what: String,
+    /// It ran before, and its flows are looked at. What a new command was given, such as the connection
+    /// that its shell came by, is its giver's.
+    ran: bool,
     answer: Answer,
 }
 
@@ -179,6 +183,18 @@ pub(super) struct Made {
     question: Option<Question>,
 }
 
+impl Made {
+    /// The process.
+    pub(super) fn pid(&self) -> i32 {
+        self.process.pid
+    }
+
+    /// The place's cgroup.
+    pub(super) fn cgroup(&self) -> CgroupId {
+        self.place.id
+    }
+}
+
 /// A process by its number, held by its descriptor.
 fn open_process(pid: u32) -> Result<(i32, Arc<OwnedFd>), ApiError> {
     let wrong = |reason: String| ApiError::InvalidArgument {
@@ -268,7 +284,8 @@ impl Daemon {
         let command = run.command.split(' ').next().unwrap_or_default();
         let command = command.escape_debug().to_string();
         let made = wanted.and_then(|wanted| self.make_place(authority, process, wanted));
-        self.wait_for_domain(made, deadline, answer, command).await;
+        self.wait_for_domain(made, deadline, answer, command, false)
+            .await;
     }
 
     /// Moves a process to a place of its own, with a policy, if a domain fits now.
@@ -282,17 +299,19 @@ impl Daemon {
             self.make_place(authority, process, wanted)
         });
         let what = format!("process {}", moved.pid);
-        self.wait_for_domain(made, Some(Instant::now()), answer, what)
+        self.wait_for_domain(made, Some(Instant::now()), answer, what, true)
             .await;
     }
 
-    /// Waits with a place until its policy has a domain. `what` goes there, for the log.
+    /// Waits with a place until its policy has a domain. `what` goes there, for the log; `ran`: and did
+    /// something before.
     async fn wait_for_domain(
         &mut self,
         made: Result<Made, ApiError>,
         deadline: Option<Instant>,
         answer: Answer,
         what: String,
+        ran: bool,
     ) {
         let made = match made {
             Ok(made) => made,
@@ -313,6 +332,7 @@ impl Daemon {
             question: made.question,
             told: None,
             what,
+            ran,
             answer,
         };
         let name = made.name;
@@ -490,7 +510,7 @@ impl Daemon {
     }
 
     /// Lets a waiting call go if its policy now has a domain, else tells it why it waits.
-    pub(super) fn answer_run(&mut self, name: &Name) {
+    pub(super) async fn answer_run(&mut self, name: &Name) {
         let Some(domain) = domain(&self.engine, name) else {
             return self.tell_waiting(name);
         };
@@ -507,6 +527,14 @@ impl Daemon {
             &waiting.process,
             &waiting.authority,
         );
+        let sessions = if waiting.ran && entered.is_ok() {
+            self.sessions.forget(name);
+            let cgroup = waiting.place.id;
+            self.see_to_flows_of(waiting.process.pid, cgroup).await;
+            Some(self.sessions.of(name))
+        } else {
+            None
+        };
         let reply = entered.map(|()| {
             tell_run(&waiting, name, &domain);
             Reply::Run(RunReply {
@@ -515,6 +543,7 @@ impl Daemon {
                 domain: Some(domain.to_string()),
                 waits: None,
                 question: None,
+                sessions,
             })
         });
         // A caller that has gone is not in its place, which is then found empty.
@@ -550,6 +579,7 @@ impl Daemon {
             domain: None,
             waits: self.runs.waits_for_answer(name).or(reason),
             question: self.offer(name),
+            sessions: None,
         };
         let Some(waiting) = self.runs.waiting.get_mut(name) else {
             return;

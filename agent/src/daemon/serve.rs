@@ -134,6 +134,10 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                 daemon.expire_runs();
             }
             () = at(expiry) => daemon.expire_runs(),
+            () = at(daemon.sessions.deadline) => {
+                daemon.sessions.note_all();
+                daemon.see_to_flows().await;
+            }
             () = at(daemon.retire_at) => daemon.retire_domains().await,
             step = daemon.flows.step() => daemon.flows_step(step),
             () = at(retry) => {

@@ -24,6 +24,7 @@ use super::load::{self, Loaded, load, tell_quarantined};
 use super::running::Claim;
 use super::runs::Runs;
 use super::serve::Inputs;
+use super::sessions::Sessions;
 use super::{Daemon, Look, Options, RETIRE_PAUSE, Saved, scan, state_file};
 use crate::api::server::Server;
 use crate::cgroup::{EmptyWatch, OwnCgroup, Tree, id_of};
@@ -97,6 +98,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         claim,
         decided: Decided::read(),
         flows: Flows::default(),
+        sessions: Sessions::read(),
         started: SystemTime::now(),
         made: BTreeSet::new(),
         retire_at: None,

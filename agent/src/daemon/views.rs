@@ -66,6 +66,7 @@ impl Daemon {
             quarantined: mistakes
                 .or_else(|| Some(engine.conflicts_of(&policy.name).next()?.to_string()))
                 .or(refused),
+            sessions: Some(self.sessions.of(&policy.name)),
             question: self.offer(&policy.name),
             traffic: None,
             note: None,
@@ -283,6 +284,7 @@ impl Daemon {
                 .collect(),
             policies: self.policy_views(seen),
             domains: self.domain_views(),
+            sessions: all.then(|| self.sessions.all()),
             counters,
             warnings,
         };
@@ -306,6 +308,7 @@ impl Daemon {
         for (step, words) in self.reconciler.refused() {
             warnings.push(format!("the kernel refused {step}: {words}"));
         }
+        warnings.extend(self.sessions.trouble().map(str::to_owned));
         for hook in self.reconciler.missing(self.engine.plan()) {
             warnings.push(format!(
                 "this kernel cannot have the hook {hook} (before Linux 6.18): strict policies are not \

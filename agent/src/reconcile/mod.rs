@@ -6,6 +6,7 @@
 //! ([`steer_core::steps::held`]).
 
 mod entries;
+mod flows;
 mod sent;
 mod sysctl;
 

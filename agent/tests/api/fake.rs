@@ -13,7 +13,7 @@ use steer::api::INTERFACE;
 use steer::api::client::Client;
 use steer::api::explain::{ExplanationView, SubjectView};
 use steer::api::flows::{FlowsReply, HolderView, LiveFlowView, Whereabouts};
-use steer::api::methods::{Reloaded, Reply, Request, RunReply, Status};
+use steer::api::methods::{Reloaded, Reply, Request, RunReply, Status, UnsetReply};
 use steer::api::server::{Call, Limits, Server};
 use steer::api::types::{
     Candidate, DecisionView, DomainView, LocalNetworks, Origin, Otherwise, PolicyView, StatusView,
@@ -172,6 +172,7 @@ pub(crate) fn policy(name: &str) -> PolicyView {
             since: Some("2026-01-02T03:04:05Z".to_owned()),
             candidates: vec![candidate("wifi", true)],
         },
+        sessions: None,
         quarantined: None,
         traffic: None,
         question: None,
@@ -220,6 +221,7 @@ pub(crate) fn status() -> StatusView {
         guards: Vec::new(),
         policies: vec![policy("web")],
         domains: vec![domain("wifi")],
+        sessions: None,
         counters: BTreeMap::from([("steered".to_owned(), 7)]),
         warnings: Vec::new(),
     }
@@ -312,7 +314,7 @@ pub(crate) fn agreeable(call: Call) {
                 ..policy(&p.name)
             }))
         }
-        Request::UnsetPolicy(_) => Reply::Done,
+        Request::UnsetPolicy(_) => Reply::Unset(UnsetReply::default()),
         Request::ListPolicies => Reply::Policies(vec![policy("web"), policy("mail")]),
         Request::ShowPolicy(p) => Reply::Policy(Box::new(policy(&p.name))),
         Request::ListDomains => Reply::Domains(vec![domain("wifi"), domain("lte")]),
@@ -335,6 +337,7 @@ pub(crate) fn run_reply(policy: String, via: Vec<String>) -> RunReply {
         domain: via.into_iter().next(),
         waits: None,
         question: None,
+        sessions: None,
     }
 }
 

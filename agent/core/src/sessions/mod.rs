@@ -16,13 +16,13 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use steer_common::{CgroupEntry, FlowState, flow_flags};
+use steer_common::{CgroupEntry, FlowState, flow_flags, policy_flags};
 
 pub use self::losses::{Loss, Losses};
 use self::place::Place;
 use crate::engine::Engine;
 use crate::explain::flow::{Fate, Owner, Pass, Refuse, fate};
-use crate::ids::{CgroupId, DomainIndex, IfIndex};
+use crate::ids::{CgroupId, DomainIndex, IfIndex, PolicyId};
 use crate::name::Name;
 use crate::policy::{Policy, Session, Sessions};
 
@@ -330,8 +330,11 @@ impl Engine {
         if shared && self.has_source(flow, to) {
             return Some(Means::Mark(domain.mark));
         }
-        let repairs = self.policy_of(chain).is_some_and(|policy| policy.repair);
-        (repairs && flow.protocol != TCP).then_some(Means::Repair)
+        let number = self.state().memory.policies.get(chain).map(PolicyId);
+        let entry = number.and_then(|number| self.plan().policies.get(&number));
+        let moves = policy_flags::REPAIR | policy_flags::MOVE;
+        let moves = entry.is_some_and(|entry| entry.flags & moves == moves);
+        (moves && flow.protocol != TCP).then_some(Means::Repair)
     }
 }
 

@@ -37,6 +37,8 @@ Operations, one a line on standard input; addresses as ADDRESS, ADDRESS:PORT, [A
   bind ADDRESS | connect ADDRESS | listen
   send TOKEN [ADDRESS] [pktinfo=IF|ADDRESS] [mark=N]    send and wait for the answer
   post TOKEN [ADDRESS] [pktinfo=IF|ADDRESS] [mark=N]    send only
+  many N ADDRESS        connect N further sockets, and keep them; `ended` counts those that have ended
+  wait                  wait until something comes; an error that comes is the answer
   fast TOKEN ADDRESS    connect and send at once (MSG_FASTOPEN), and wait for the answer
   ring TOKEN [ADDRESS] [pktinfo=IF|ADDRESS] [mark=N]    post by io_uring
   serve                 take one connection or datagram and answer it

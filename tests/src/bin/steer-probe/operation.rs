@@ -66,6 +66,9 @@ pub(crate) enum Operation {
     Flood(Message),
     Churn(Message),
     Sprout(Message),
+    Many(usize, SocketAddr),
+    Ended,
+    Wait,
     Give(String),
     Take(String),
     Enter(String),
@@ -105,6 +108,15 @@ impl Operation {
             "flood" => Self::Flood(parse_message(&rest, family)?),
             "churn" => Self::Churn(parse_message(&rest, family)?),
             "sprout" => Self::Sprout(parse_message(&rest, family)?),
+            "many" => {
+                let [count, to] = rest[..] else {
+                    bail!("many needs a number and an address")
+                };
+                let count = count.parse().context("read a number")?;
+                Self::Many(count, parse_address(to, family)?)
+            }
+            "ended" => Self::Ended,
+            "wait" => Self::Wait,
             "give" => Self::Give(one()?.to_owned()),
             "take" => Self::Take(one()?.to_owned()),
             "enter" => Self::Enter(one()?.to_owned()),

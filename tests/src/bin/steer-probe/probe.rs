@@ -27,6 +27,8 @@ pub(crate) struct Probe {
     device: Option<String>,
     source: Option<IpAddr>,
     timeout: Duration,
+    /// Further sockets that are connected.
+    many: Vec<OwnedFd>,
 }
 
 /// Outcome of an operation that the kernel may refuse; the outer error is a mistake in the line.
@@ -44,6 +46,7 @@ impl Probe {
             device: None,
             source: None,
             timeout: Duration::from_secs(2),
+            many: Vec::new(),
         }
     }
 
@@ -115,6 +118,14 @@ impl Probe {
             Operation::Flood(message) => self.flood(&message, report)?,
             Operation::Churn(message) => self.churn(&message, report)?,
             Operation::Sprout(message) => self.sprout(&message, report)?,
+            Operation::Many(count, to) => self.many(count, to, report)?,
+            Operation::Ended => {
+                report.tried = u64::try_from(self.many.len())?;
+                let ended = self.many.iter().filter(|one| socket::has_ended(one));
+                report.failed = u64::try_from(ended.count())?;
+                Ok(())
+            }
+            Operation::Wait => self.wait()?,
             Operation::Give(name) => hand::give(self.socket()?, &name)?,
             Operation::Take(name) => {
                 self.socket = None;
@@ -358,6 +369,32 @@ impl Probe {
             }
         }
         Ok(last)
+    }
+
+    /// Connects many more sockets, and keeps them.
+    fn many(&mut self, count: usize, to: SocketAddr, report: &mut Report) -> Attempt {
+        report.peer = Some(to);
+        for _ in 0..count {
+            report.tried += 1;
+            let one = match socket::open(self.kind, self.family) {
+                Ok(one) => one,
+                Err(errno) => return Ok(Err(errno)),
+            };
+            if let Err(errno) = connect(one.as_raw_fd(), &SockaddrStorage::from(to)) {
+                return Ok(Err(errno));
+            }
+            self.many.push(one);
+        }
+        Ok(Ok(()))
+    }
+
+    /// Waits until something comes, and gives the error that comes.
+    fn wait(&self) -> Attempt {
+        let socket = self.socket()?;
+        if let Err(errno) = socket::wait_readable(socket, self.timeout) {
+            return Ok(Err(errno));
+        }
+        Ok(recv(socket.as_raw_fd(), &mut [0; 8192], MsgFlags::empty()).map(drop))
     }
 
     fn sprout(&mut self, message: &Message, report: &mut Report) -> Attempt {

@@ -209,6 +209,14 @@ pub(crate) fn wait_readable(socket: &OwnedFd, limit: Duration) -> Result<(), Err
     }
 }
 
+/// Whether a connected socket has an error, or its peer hung up.
+pub(crate) fn has_ended(socket: &OwnedFd) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
+    let mut asked = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    poll(&mut asked, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
 /// The interface index of `name` as a packet socket's address wants it.
 pub(crate) fn packet_index(name: &str) -> Result<i32> {
     i32::try_from(interface(name)?).context("interface index")

@@ -1,9 +1,11 @@
 //! Live flows: what is listed, and what closing one does to both ends.
 
+use std::collections::HashMap;
 use std::io::{ErrorKind, Read as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use steer::cgroup::sockets;
 use steer::netlink::{Condition, FlowPhase, LiveFlow, Transport, Wanted, live_flows, reset_flows};
 
 use crate::in_namespace;
@@ -224,5 +226,39 @@ fn a_socket_that_came_in_anothers_place_is_left_alone() {
         assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
         second.send(b"here").expect("it was left alone");
         assert_eq!(all().await.len(), 1);
+    });
+}
+
+#[test]
+fn a_live_flow_is_given_another_mark_and_no_other_is() {
+    in_namespace(|| async {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let (asks, answers) = connection(&listener, listener.local_addr().expect("an address"));
+        setsockopt(&asks, sockopt::Mark, &0x0100_0007).expect("a mark");
+        let flows = all().await;
+        let flow = of(&flows, asks.local_addr().unwrap());
+        let other = of(&flows, answers.local_addr().unwrap());
+        let wanted = |cookie| sockets::Wanted {
+            cookie,
+            mark: 0x0200_0000,
+            mask: 0x7700_0000,
+        };
+        let own = i32::try_from(std::process::id()).expect("a process id");
+        assert!(sockets::of_process(own).contains(&flow.inode));
+        // The second is not the socket that was meant, and the third is nobody's.
+        let failed = sockets::mark(HashMap::from([
+            (flow.inode, wanted(flow.cookie)),
+            (other.inode, wanted(other.cookie + 1_000_000)),
+            (u32::MAX, wanted(1)),
+        ]));
+        assert_eq!(failed.len(), 2, "{failed:?}");
+        assert!(!failed.contains_key(&flow.inode), "{failed:?}");
+        let mark = getsockopt(&asks, sockopt::Mark).expect("a mark");
+        assert_eq!(mark, 0x0200_0007, "foreign bits are kept");
+        assert_eq!(getsockopt(&answers, sockopt::Mark), Ok(0));
+        assert_eq!(
+            of(&all().await, asks.local_addr().unwrap()).mark,
+            0x0200_0007
+        );
     });
 }

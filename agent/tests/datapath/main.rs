@@ -17,6 +17,7 @@ mod peer;
 mod repair;
 mod strict;
 mod traffic;
+mod tun;
 mod versions;
 mod whose;
 

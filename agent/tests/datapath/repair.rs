@@ -1,7 +1,10 @@
 //! What no socket program could decide, put right packet by packet: on real sockets, seen at the peer's
 //! end.
 
-use std::{io::Read as _, path::PathBuf};
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 use steer_common::{
     IngressEntry, LocalEntry, LocalKey4, LocalKey6, ingress_flags, local_flags,
@@ -11,7 +14,8 @@ use steer_common::{
 use crate::{
     child::{Child, pumped},
     lab::{Lab, SERVER4, SERVER6, TWO, ifindex, ip, on_a_new_host, sysctl},
-    peer::{Capture, Tcp, Udp},
+    peer::{Capture, Tcp, Udp, eventually},
+    tun::{Tun, Tunnel},
 };
 
 /// A host with everything attached, and policy 1 that steers to `TWO` and repairs, while the host's own
@@ -24,12 +28,8 @@ pub(crate) fn repaired(test: impl FnOnce(&mut Lab, &mut Child, PathBuf) + Send +
         for interface in ["h1", "h2"] {
             lab.datapath().set_guard(ifindex(interface), true).unwrap();
         }
-        let returns = IngressEntry {
-            mark: 0,
-            flags: ingress_flags::RETURNS,
-        };
         lab.datapath()
-            .set_ingress(ifindex("h2"), Some(returns))
+            .set_ingress(ifindex("h2"), Some(RETURNS))
             .unwrap();
         own_addresses(lab);
         let group = lab.group("older", 0);
@@ -59,6 +59,12 @@ fn own_addresses(lab: &Lab) {
         lab.maps().locals6.set(&key, &host).unwrap();
     }
 }
+
+/// What an interface's entry says where answers to repaired flows arrive.
+const RETURNS: IngressEntry = IngressEntry {
+    mark: 0,
+    flags: ingress_flags::RETURNS,
+};
 
 /// Both families: how a socket is opened, where the peer is, and the sources by `ONE` and by `TWO`.
 const FAMILIES: [(&str, &str, &str, &str); 2] = [
@@ -186,5 +192,194 @@ fn a_connection_is_repaired_from_its_syn_on() {
             child.must(&["close s"]);
         }
         assert!(lab.datapath().counters().unwrap().repaired > 1000);
+    });
+}
+
+/// A connected datagram socket that is older than its policy, which it has then.
+fn older(lab: &Lab, child: &mut Child, group: &Path, family: &str, target: &str) {
+    lab.give(group, 0, 0);
+    child.must(&[&format!("open s {family} dgram")]);
+    child.must(&[&format!("connect s {target}")]);
+    lab.give(group, 1, 0);
+}
+
+#[test]
+fn errors_about_a_repaired_flow_reach_its_socket() {
+    repaired(|lab, child, group| {
+        for (family, address, ..) in FAMILIES {
+            // Nobody listens there.
+            older(lab, child, &group, family, &target(address, 9));
+            child.must(&["write s anybody?"]);
+            assert_eq!(child.ask("read s"), "errno 111", "{family}");
+            child.must(&["close s"]);
+        }
+        assert_eq!(lab.datapath().counters().unwrap().repaired, 2);
+    });
+}
+
+#[test]
+fn datagrams_in_fragments_are_repaired_whole() {
+    repaired(|lab, child, group| {
+        for (family, address, _, two) in FAMILIES {
+            let server = Udp::at(lab, address);
+            older(lab, child, &group, family, &target(address, server.port));
+            let text = "fragment".repeat(400);
+            child.must(&[&format!("write s {text}")]);
+            assert_eq!(server.echo(), (text.clone(), two.parse().unwrap()));
+            assert_eq!(child.ask("read s"), format!("ok {text}"));
+            child.must(&["close s"]);
+        }
+        assert_eq!(lab.datapath().counters().unwrap().repaired, 6);
+    });
+}
+
+#[test]
+fn a_smaller_mtu_of_the_domain_is_learned_by_the_sender() {
+    repaired(|lab, child, group| {
+        ip("link set h2 mtu 1300");
+        for (family, address, _, two) in FAMILIES {
+            let server = Udp::at(lab, address);
+            older(lab, child, &group, family, &target(address, server.port));
+            let text = "tooo_big".repeat(170);
+            child.must(&[&format!("write s {text}")]);
+            // The socket is told, and then sends smaller packets.
+            eventually("the socket hears of it", || {
+                child.ask("write s x") == "errno 90"
+            });
+            child.must(&[&format!("write s {text}")]);
+            let got = std::iter::repeat_with(|| server.echo()).find(|(got, _)| got.len() > 1);
+            assert_eq!(got, Some((text, two.parse().unwrap())));
+            child.must(&["close s"]);
+        }
+        assert_eq!(lab.datapath().counters().unwrap().repair_too_big, 2);
+    });
+}
+
+#[test]
+fn repaired_flows_go_on_while_no_agent_lives_and_end_with_their_policy() {
+    repaired(|lab, child, group| {
+        for (family, address, one, two) in FAMILIES {
+            let server = Udp::at(lab, address);
+            older(lab, child, &group, family, &target(address, server.port));
+            child.must(&["write s alive"]);
+            assert_eq!(server.echo(), ("alive".into(), two.parse().unwrap()));
+            assert_eq!(child.ask("read s"), "ok alive");
+            lab.kill_agent();
+            child.must(&["write s dead"]);
+            assert_eq!(server.echo(), ("dead".into(), two.parse().unwrap()));
+            assert_eq!(child.ask("read s"), "ok dead");
+            lab.start_agent();
+            lab.give(&group, 0, 0);
+            child.must(&["write s unset"]);
+            assert_eq!(server.echo(), ("unset".into(), one.parse().unwrap()));
+            assert_eq!(child.ask("read s"), "ok unset");
+            child.must(&["close s"]);
+        }
+    });
+}
+
+#[test]
+fn a_flow_that_would_look_like_a_sockets_own_is_refused_and_left() {
+    repaired(|lab, child, group| {
+        let server = Udp::new(lab);
+        child.must(&["open own inet dgram", "bind own 10.0.2.2:5555"]);
+        child.must(&["open s inet dgram", "bind s 10.0.1.2:5555"]);
+        child.must(&[&format!("connect s {}", target(SERVER4, server.port))]);
+        lab.give(&group, 1, 0);
+        child.must(&["write s refused"]);
+        assert_eq!(
+            server.next(),
+            ("refused".into(), "10.0.1.2".parse().unwrap())
+        );
+        let counters = lab.datapath().counters().unwrap();
+        assert_eq!((counters.repaired, counters.repair_refused), (0, 1));
+        child.must(&["close own", "write s repaired"]);
+        assert_eq!(
+            server.next(),
+            ("repaired".into(), "10.0.2.2".parse().unwrap())
+        );
+    });
+}
+
+/// Lays a tunnel whose packets have no link-layer header, from `t<number>` here to one at the peer.
+fn tunnel(lab: &Lab, number: u32) -> Tunnel {
+    let addresses = |host: u32| {
+        ip(&format!("addr add 10.9.{number}.{host}/24 dev t{number}"));
+        ip(&format!(
+            "addr add fd09:{number}::{host}/64 dev t{number} nodad"
+        ));
+        ip(&format!("link set t{number} up"));
+    };
+    let name = format!("t{number}");
+    let here = Tun::new(&name);
+    addresses(2);
+    let there = lab.in_peer(|| {
+        let there = Tun::new(&name);
+        addresses(1);
+        there
+    });
+    Tunnel::join(here, there)
+}
+
+#[test]
+fn flows_are_repaired_to_an_interface_without_a_link_layer_header() {
+    repaired(|lab, child, group| {
+        let _tunnel = tunnel(lab, 2);
+        ip("-4 route replace default dev t2 src 10.9.2.2 table 102");
+        ip("-6 route replace default dev t2 src fd09:2::2 table 102");
+        let mut entry = lab.maps().domains.get(TWO).unwrap();
+        entry.ifindex = ifindex("t2");
+        entry.source4 = [10, 9, 2, 2];
+        entry.source6[..4].copy_from_slice(&[0xfd, 9, 0, 2]);
+        lab.datapath().maps.domains.set(TWO, &entry).unwrap();
+        lab.datapath().set_guard(ifindex("t2"), true).unwrap();
+        lab.datapath()
+            .set_ingress(ifindex("t2"), Some(RETURNS))
+            .unwrap();
+        for (family, address, two) in [
+            ("inet", SERVER4, "10.9.2.2"),
+            ("inet6", SERVER6, "fd09:2::2"),
+        ] {
+            let server = Udp::at(lab, address);
+            older(lab, child, &group, family, &target(address, server.port));
+            child.must(&["write s tunnelled"]);
+            assert_eq!(server.echo(), ("tunnelled".into(), two.parse().unwrap()));
+            assert_eq!(child.ask("read s"), "ok tunnelled");
+            child.must(&["close s"]);
+        }
+    });
+}
+
+#[test]
+fn flows_are_repaired_from_an_interface_without_a_link_layer_header() {
+    repaired(|lab, child, group| {
+        let _tunnel = tunnel(lab, 1);
+        ip("-4 route replace default dev t1 src 10.9.1.2");
+        ip("-6 route replace default dev t1 src fd09:1::2");
+        lab.datapath().set_guard(ifindex("t1"), true).unwrap();
+        let host = LocalEntry {
+            flags: local_flags::HOST,
+            ..LocalEntry::default()
+        };
+        let four = LocalKey4 {
+            prefix_len: 32,
+            address: [10, 9, 1, 2],
+        };
+        lab.maps().locals4.set(&four, &host).unwrap();
+        let mut address = [0; 16];
+        (address[0], address[1], address[3], address[15]) = (0xfd, 9, 1, 2);
+        let six = LocalKey6 {
+            prefix_len: 128,
+            address,
+        };
+        lab.maps().locals6.set(&six, &host).unwrap();
+        for (family, address, _, two) in FAMILIES {
+            let server = Udp::at(lab, address);
+            older(lab, child, &group, family, &target(address, server.port));
+            child.must(&["write s from-tunnel"]);
+            assert_eq!(server.echo(), ("from-tunnel".into(), two.parse().unwrap()));
+            assert_eq!(child.ask("read s"), "ok from-tunnel");
+            child.must(&["close s"]);
+        }
     });
 }

@@ -237,9 +237,15 @@ fn datagrams_in_fragments_are_repaired_whole() {
 fn a_smaller_mtu_of_the_domain_is_learned_by_the_sender() {
     repaired(|lab, child, group| {
         ip("link set h2 mtu 1300");
+        // The kernel learns a smaller path for the route that a packet with the source takes (`ip6_update_pmtu`),
+        // which a rule by source may have differ from the one that the datagram socket took without one.
+        ip("-6 rule del from fd00:1::2 pref 1000");
         for (family, address, _, two) in FAMILIES {
             let server = Udp::at(lab, address);
             older(lab, child, &group, family, &target(address, server.port));
+            // Neighbours are known then, and nothing waits for them.
+            child.must(&["write s first"]);
+            assert_eq!(server.echo().0, "first");
             let text = "tooo_big".repeat(170);
             child.must(&[&format!("write s {text}")]);
             // The socket is told, and then sends smaller packets.

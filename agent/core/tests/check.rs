@@ -280,6 +280,22 @@ fn what_an_equal_one_displaces_casts_no_shadow() {
     );
 }
 
+#[test]
+fn a_strict_policy_that_asks_for_repair_is_told_that_it_drops() {
+    let app =
+        |more: &str| format!("[policy.app]\nmatch.cgroup = \"a\"\nuse = [\"eth0\"]\n{more}\n");
+    let found_strict = found(&app("strict = true\nrepair = true"));
+    assert!(
+        found_strict.iter().any(|f| f.contains("`repair`")),
+        "{found_strict:?}"
+    );
+    let found_repair = found(&app("repair = true"));
+    assert!(
+        !found_repair.iter().any(|f| f.contains("`repair`")),
+        "{found_repair:?}"
+    );
+}
+
 fn policies() -> impl Strategy<Value = String> {
     let level = prop_oneof![4 => "[abc]", 1 => Just("*".to_owned()), 1 => Just("**".to_owned())];
     let path = proptest::collection::vec(level, 1..4).prop_map(|levels| levels.join("/"));

@@ -19,6 +19,7 @@ const NAME_MAX: usize = 255;
 pub(super) fn check(parsed: &Parsed, facts: &Facts, findings: &mut Vec<Finding>) {
     interfaces(parsed, facts, findings);
     marks(parsed, findings);
+    strict_repair(parsed, findings);
     names_too_long(parsed, findings);
     mounted(parsed, facts, findings);
     managed(parsed, facts, findings);
@@ -79,6 +80,23 @@ fn marks(parsed: &Parsed, findings: &mut Vec<Finding>) {
                 findings.push(unenforceable(place, message, "one too many", Some(help)));
                 return;
             }
+        }
+    }
+}
+
+/// A strict policy that asks for repair.
+fn strict_repair(parsed: &Parsed, findings: &mut Vec<Finding>) {
+    for (policy, places) in good(parsed) {
+        if policy.strict && policy.repair {
+            findings.push(unenforceable(
+                &places.name,
+                format!(
+                    "policy `{}` is strict: what `repair` would put right is dropped",
+                    policy.name
+                ),
+                "strict",
+                Some("leave `repair` out, or `strict`"),
+            ));
         }
     }
 }

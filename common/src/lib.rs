@@ -11,6 +11,7 @@ mod flow_count;
 mod host;
 mod mark;
 mod policy;
+pub mod rules;
 
 mod repair;
 mod traffic;

@@ -23,8 +23,8 @@ pub use host::{HostCounts, HostKey};
 pub use mark::{MarkMask, MarkMaskError};
 pub use policy::{
     CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, DomainSlots, IFNAME_LEN, IngressEntry,
-    LocalEntry, LocalKey4, LocalKey6, NameKey, PolicyEntry, SourceKey, cgroup_flags, counter,
-    domain_flags, ingress_flags, local_flags, policy_flags, verdict,
+    LocalEntry, LocalKey4, LocalKey6, NameKey, PolicyEntry, ShareEntry, SourceKey, cgroup_flags,
+    counter, domain_flags, ingress_flags, local_flags, policy_flags, share, verdict,
 };
 pub use repair::{FragmentKey, FragmentLease, RepairKey, RepairLease, ReturnKey, ReturnLease};
 pub use traffic::{Traffic, TrafficKey};
@@ -48,6 +48,8 @@ pub const MAX_NAMES: u32 = 262_144;
 pub const MAX_POLICIES: u32 = 131_072;
 /// Choices, index 0 unused (`CHOICES`).
 pub const MAX_CHOICES: u32 = 131_072;
+/// Choices whose flows are spread over several domains (`SHARES`).
+pub const MAX_SHARES: u32 = 4_096;
 /// Domain indices, 0 unused (`DOMAINS`). A [`DomainSet`] has one bit for each.
 pub const MAX_DOMAINS: u32 = 256;
 /// Pairs of domain and source address (`SOURCES`).

@@ -91,8 +91,35 @@ pub struct ChoiceEntry {
     /// Index into `DOMAINS`. With [`verdict::BLOCK`] the domain whose mark new sockets get all the
     /// same (its table is empty, and the rules refuse), or 0. Of several members the first.
     pub domain: u32,
-    /// Number of the members that flows are spread over; 0: `domain` has them all.
+    /// How flows are spread over the members in `SHARES`, one of [`share`]; [`share::NONE`]: `domain`
+    /// has them all.
     pub share: u32,
+}
+
+/// Values of [`ChoiceEntry::share`].
+pub mod share {
+    /// All flows are on one domain.
+    pub const NONE: u32 = 0;
+    /// Each flow by itself: its slot comes from the socket and the destination's address and port.
+    pub const FLOW: u32 = 1;
+    /// All flows to one destination address alike (RFC 4311).
+    pub const DESTINATION: u32 = 2;
+}
+
+/// Value of `SHARES` (hash; key: index into `CHOICES`, `u32`): the members that flows are spread over.
+///
+/// An element is replaced whole, so a reader sees the old members or the new ones.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct ShareEntry {
+    /// Index into `DOMAINS` of each slot; every slot has one. A member has slots by its weight, and
+    /// keeps them while it is one.
+    pub domains: [u8; Self::SLOTS],
+}
+
+impl ShareEntry {
+    /// Slots of a share; a power of two.
+    pub const SLOTS: usize = 1_024;
 }
 
 /// Values of [`ChoiceEntry::verdict`].
@@ -291,6 +318,7 @@ const _: () = {
     assert!(size_of::<NameKey>() == 260);
     assert!(size_of::<PolicyEntry>() == 12);
     assert!(size_of::<ChoiceEntry>() == 12);
+    assert!(size_of::<ShareEntry>() == ShareEntry::SLOTS);
     assert!(size_of::<IngressEntry>() == 8);
     assert!(size_of::<DomainEntry>() == 48);
     assert!(size_of::<DomainSlots>() == 196);

@@ -50,3 +50,7 @@ number!(
     /// A routing table.
     TableId(u32)
 );
+number!(
+    /// A compiled set of rules in the kernel's `RULESETS`, from 1.
+    RulesetId(u32)
+);

@@ -114,7 +114,7 @@ pub mod share {
 pub struct ShareEntry {
     /// Index into `DOMAINS` of each slot; every slot has one. A member has slots by its weight, and
     /// keeps them while it is one.
-    pub domains: [u8; Self::SLOTS],
+    pub domains: [u8; ShareEntry::SLOTS],
 }
 
 impl ShareEntry {

@@ -2,7 +2,7 @@
 //! that binds an address has chosen for itself and loses our mark.
 
 use aya_ebpf::{bindings::bpf_sock_addr, macros::cgroup_sock_addr, programs::SockAddrContext};
-use steer_common::verdict;
+use steer_common::{MAX_DOMAINS, verdict};
 
 use crate::{
     address::Address,
@@ -70,6 +70,14 @@ fn bind(ctx: *mut bpf_sock_addr, address: Address) -> i32 {
     let choice = owner.choice();
     let allowed = address.is_loopback()
         || !address.is_v4() && address.is_link_local()
-        || choice.verdict == verdict::STEER && address.belongs_to(choice.domain);
+        || choice.verdict == verdict::STEER && address.belongs_to(choice.domain)
+        // Of which rule or member a flow will be is known when it has a destination.
+        || owner.divides(&choice) && belongs_to_any(address);
     if allowed { ALLOW } else { refuse_not_allowed() }
+}
+
+/// Whether any domain has the address.
+#[inline(always)]
+fn belongs_to_any(address: Address) -> bool {
+    (1..MAX_DOMAINS).any(|domain| address.belongs_to(domain))
 }

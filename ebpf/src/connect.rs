@@ -14,7 +14,7 @@ use crate::{
     decision::{ALLOW, Decision, Domain, decide, refuse_no_domain, refuse_not_allowed},
     flow,
     owner::{self, Owner},
-    sock::{self, AF_INET6, bind6, field, is_ours, our_mark, set_mark},
+    sock::{self, bind6, field, is_ours, our_mark, set_mark},
     tuple::Tuple,
 };
 
@@ -58,21 +58,54 @@ fn connect(ctx: *mut bpf_sock_addr, destination: Address) -> i32 {
             return refuse_no_domain();
         }
     }
+    match ask(ctx, socket, flow.as_deref(), &owner, &destination) {
+        PASS => pass(ctx, socket, flow, &owner),
+        NO_DOMAIN => refuse_no_domain(),
+        NOT_ALLOWED => refuse_not_allowed(),
+        steer_to => steer(ctx, socket, flow, &owner, steer_to),
+    }
+}
+
+/// What [`ask`] gives: left to the host's routing.
+const PASS: u64 = 0;
+/// Refused: no domain fits.
+const NO_DOMAIN: u64 = 1;
+/// Refused: the policy does not allow it.
+const NOT_ALLOWED: u64 = 2;
+/// Put on a domain: its index is in the lower half, the choice in the upper, beside these.
+const STEER: u64 = 1 << 31;
+/// The flow is IPv4.
+const IS_V4: u64 = 1 << 30;
+
+/// Decides. A function of its own, as [`steer`] and [`pass`] are, so that what each needs of the stack is free
+/// again for the others.
+#[inline(never)]
+fn ask(
+    ctx: *mut bpf_sock_addr,
+    socket: *mut bpf_sock,
+    flow: Option<&FlowState>,
+    owner: &Owner,
+    destination: &Address,
+) -> u64 {
     let [source4, source6] = sock::sources(socket);
-    let source = if destination.is_v4() {
+    let v4 = destination.is_v4();
+    let source = if flow::is_hook_bound(ctx, socket, flow, source6) {
+        Address([0; 4])
+    } else if v4 {
         source4
     } else {
         source6
     };
-    let tuple = Tuple::of_socket(ctx, source, destination);
-    match decide(&owner, &tuple, field!(socket, bound_dev_if)) {
-        Decision::Pass(_) => pass(ctx, socket, flow, &owner),
+    let tuple = Tuple::of_socket(ctx, owner, source, *destination);
+    let device = field!(socket, bound_dev_if);
+    match decide(owner, &tuple, device, None, || sock::cookie(ctx)) {
+        Decision::Pass(_) | Decision::Free => PASS,
+        Decision::NoDomain => NO_DOMAIN,
+        Decision::NotAllowed => NOT_ALLOWED,
         Decision::Steer(domain, choice) => {
-            let v4 = destination.is_v4();
-            steer(ctx, socket, flow, &owner, choice, domain, v4)
+            let family = if v4 { IS_V4 } else { 0 };
+            u64::from(choice) << 32 | STEER | family | u64::from(domain)
         }
-        Decision::NoDomain => refuse_no_domain(),
-        Decision::NotAllowed => refuse_not_allowed(),
     }
 }
 
@@ -87,7 +120,7 @@ fn bears_domains_mark(socket: *mut bpf_sock) -> bool {
 }
 
 /// Leaves the flow to the host's routing: without our mark and without a source of ours.
-#[inline(always)]
+#[inline(never)]
 fn pass(
     ctx: *mut bpf_sock_addr,
     socket: *mut bpf_sock,
@@ -117,16 +150,19 @@ fn pass(
     ALLOW
 }
 
-#[inline(always)]
+/// Puts the flow on a domain, as [`STEER`] says.
+#[inline(never)]
 fn steer(
     ctx: *mut bpf_sock_addr,
     socket: *mut bpf_sock,
     flow: Option<&mut FlowState>,
     owner: &Owner,
-    choice: u32,
-    domain: Domain,
-    v4: bool,
+    to: u64,
 ) -> i32 {
+    let (choice, v4) = ((to >> 32) as u32, to & IS_V4 != 0);
+    let Some(domain) = Domain::get((to & !(STEER | IS_V4)) as u32) else {
+        return refuse_no_domain();
+    };
     let [source4, source6] = sock::sources(socket);
     let source = if unbind(ctx, socket, flow.as_deref(), source6) {
         Address([0; 4])
@@ -167,10 +203,16 @@ fn steer(
             // The socket has a port: the mark gives the right source too.
         }
     } else if !source.belongs_to(domain.index) {
-        // A datagram socket keeps the source of its first `connect` until it is disconnected.
         if owner.is_strict() {
-            return refuse_no_domain();
+            // `bind` let pass what may be another rule's.
+            return if has(flow.as_deref(), flow_flags::APP_BOUND) && owner.divides(&owner.choice())
+            {
+                refuse_not_allowed()
+            } else {
+                refuse_no_domain()
+            };
         }
+        // A datagram socket keeps the source of its first `connect` until it is disconnected.
         let earlier = sock::marked_domain(socket);
         if source.belongs_to(earlier) && Domain::get(earlier).is_some() {
             record(flow, owner.policy, choice, earlier);
@@ -197,10 +239,7 @@ fn unbind(
     flow: Option<&FlowState>,
     source6: Address,
 ) -> bool {
-    field!(ctx, family) == AF_INET6
-        && !source6.is_unspecified()
-        && (our_mark(socket) != 0 || has(flow, flow_flags::HOOK_BOUND))
-        && !has(flow, flow_flags::APP_BOUND)
+    flow::is_hook_bound(ctx, socket, flow, source6)
         // Fails where the socket has a port, that is while it is connected: then it keeps its source.
         && bind6(ctx, Address([0; 4])).is_ok()
 }

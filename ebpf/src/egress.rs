@@ -4,10 +4,11 @@
 //! The guard proper sees more (packet sockets, and what leaves below a bridge or tunnel), so where it
 //! is attached this leaves the packet to it.
 
-use aya_ebpf::{macros::cgroup_skb, programs::SkBuffContext};
+use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
 
 use crate::{
-    judge::{Verdict, judge},
+    divided,
+    judge::{Judgement, UNASKED, Verdict, judge},
     maps::GUARDED,
     sock::{field, is_ours},
 };
@@ -29,9 +30,33 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
         return PASS;
     }
     // Another namespace's interface of a guarded one's number has passed already, which is right.
-    if is_ours(skb.cast()) && judge::<false>(skb).verdict == Verdict::Drop {
+    if !is_ours(skb.cast()) {
+        return PASS;
+    }
+    let mut judgement = Judgement::LEAVE;
+    judgement_of_egress(skb, &raw mut judgement, UNASKED);
+    if judgement.verdict == Verdict::Ask as u32 {
+        let expected = divided::expected(skb, &judgement);
+        judgement_of_egress(skb, &raw mut judgement, expected);
+    }
+    if judgement.verdict == Verdict::Drop as u32 {
         DROP
     } else {
         PASS
     }
+}
+
+/// As in `guard`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judgement_of_egress(
+    skb: *mut __sk_buff,
+    judgement: *mut Judgement,
+    expected: u64,
+) -> u32 {
+    // SAFETY: null, or room that nobody else uses.
+    if let Some(judgement) = unsafe { judgement.as_mut() } {
+        *judgement = judge::<false>(skb, expected);
+    }
+    0
 }

@@ -3,7 +3,7 @@
 use core::ptr::from_ref;
 
 use aya_ebpf::bindings::__sk_buff;
-use steer_common::{DomainEntry, DomainSlots};
+use steer_common::{DomainEntry, DomainSlots, domain_flags};
 
 use crate::{address::Address, maps::DOMAINS, sock::field};
 
@@ -51,16 +51,34 @@ pub fn fit(index: u32, skb: *mut __sk_buff, source: Option<Address>) -> Fit {
     }
 }
 
+/// Whether domain `index` has an interface, and a source and a table for the family.
+#[inline(always)]
+pub fn serves(index: u32, v4: bool) -> bool {
+    let flag = if v4 {
+        domain_flags::IPV4
+    } else {
+        domain_flags::IPV6
+    };
+    entry(index).is_some_and(|entry| word(&entry.ifindex) != 0 && word(&entry.flags) & flag != 0)
+}
+
+/// The interface of domain `index`; 0: it has none.
+#[inline(always)]
+pub fn interface(index: u32) -> u32 {
+    entry(index).map_or(0, |entry| word(&entry.ifindex))
+}
+
 /// Whether packets with these bits of the mark go by the table of domain `index`.
 #[inline(always)]
 pub fn bears_mark_of(index: u32, bits: u32) -> bool {
-    match DOMAINS.get(index) {
-        Some(slots) => match slots.entries.get(DomainSlots::slot(word(&slots.changes))) {
-            Some(entry) => word(&entry.mark) == bits,
-            None => false,
-        },
-        None => false,
-    }
+    entry(index).is_some_and(|entry| word(&entry.mark) == bits)
+}
+
+/// The entry of domain `index` that is in use now; index 0 has one that is never written.
+#[inline(always)]
+fn entry(index: u32) -> Option<&'static DomainEntry> {
+    let slots = DOMAINS.get(index)?;
+    slots.entries.get(DomainSlots::slot(word(&slots.changes)))
 }
 
 /// Whether `source` is one that packets of the domain may have; every address of one has been found not

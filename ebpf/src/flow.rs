@@ -1,12 +1,17 @@
 //! Socket storage.
 
 use aya_ebpf::{
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock},
+    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr},
     helpers::generated::{bpf_ktime_get_coarse_ns, bpf_sk_storage_get},
 };
 use steer_common::{FlowState, counter, flow_flags};
 
-use crate::{count::count, maps::FLOWS3};
+use crate::{
+    address::Address,
+    count::count,
+    maps::FLOWS3,
+    sock::{AF_INET6, field, our_mark},
+};
 
 /// What `socket` remembers, if anything.
 #[inline(always)]
@@ -40,6 +45,21 @@ pub fn get_or_create(
         count(counter::STORAGE_FAILED);
     }
     state
+}
+
+/// Whether the IPv6 source that the socket has is one that `connect` bound.
+#[inline(always)]
+pub fn is_hook_bound(
+    ctx: *mut bpf_sock_addr,
+    socket: *mut bpf_sock,
+    flow: Option<&FlowState>,
+    source6: Address,
+) -> bool {
+    let flags = flow.map_or(0, |flow| flow.flags);
+    field!(ctx, family) == AF_INET6
+        && !source6.is_unspecified()
+        && (our_mark(socket) != 0 || flags & flow_flags::HOOK_BOUND != 0)
+        && flags & flow_flags::APP_BOUND == 0
 }
 
 /// Notes what was decided for a flow, and when.

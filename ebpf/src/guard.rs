@@ -12,8 +12,8 @@ use aya_ebpf::{
 };
 
 use crate::{
-    judge::{Verdict, judge},
-    owner::Owner,
+    divided,
+    judge::{Judgement, UNASKED, Verdict, judge},
     repair,
 };
 
@@ -25,22 +25,46 @@ const DROP: i32 = TC_ACT_SHOT as i32;
 #[classifier]
 pub fn guard(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let mut owner = Owner::NONE;
-    if !may_leave(skb, &mut owner) {
-        return DROP;
+    match judged(skb) {
+        DROPPED => DROP,
+        0 => NEXT,
+        policy => repair::outbound(skb, policy).unwrap_or(NEXT),
     }
-    if owner.repairs()
-        && let Some(verdict) = repair::outbound(skb, &owner)
-    {
-        return verdict;
-    }
-    NEXT
 }
 
-/// A function of its own, so that what it needs of the stack is free again when a packet is repaired.
+/// What [`judged`] gives: the packet is dropped.
+const DROPPED: u32 = u32::MAX;
+
+/// Judges the packet: the policy whose packets are repaired, or 0. A function of its own, so that what it needs
+/// of the stack is free again for repair.
 #[inline(never)]
-fn may_leave(skb: *mut __sk_buff, owner: &mut Owner) -> bool {
-    let judgement = judge::<true>(skb);
-    *owner = judgement.owner;
-    judgement.verdict != Verdict::Drop
+fn judged(skb: *mut __sk_buff) -> u32 {
+    let mut judgement = Judgement::LEAVE;
+    judgement_of_guard(skb, &raw mut judgement, UNASKED);
+    if judgement.verdict == Verdict::Ask as u32 {
+        let expected = divided::expected(skb, &judgement);
+        judgement_of_guard(skb, &raw mut judgement, expected);
+    }
+    if judgement.verdict == Verdict::Drop as u32 {
+        DROPPED
+    } else if judgement.owner.repairs() {
+        judgement.owner.policy
+    } else {
+        0
+    }
+}
+
+/// A global function to the verifier, as those of `rules` are.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judgement_of_guard(
+    skb: *mut __sk_buff,
+    judgement: *mut Judgement,
+    expected: u64,
+) -> u32 {
+    // SAFETY: null, or room that nobody else uses.
+    if let Some(judgement) = unsafe { judgement.as_mut() } {
+        *judgement = judge::<true>(skb, expected);
+    }
+    0
 }

@@ -19,6 +19,7 @@ use crate::{
     address::Address,
     count::count,
     decision::contains,
+    divided::NAMED,
     fit::{self, Fit, fit},
     flow, globals,
     maps::EVENTS,
@@ -31,6 +32,7 @@ use crate::{
 };
 
 /// What becomes of a packet.
+#[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// It leaves.
@@ -39,32 +41,46 @@ pub enum Verdict {
     Drop,
     /// It leaves, but its policy would have had it elsewhere.
     Wrong,
+    /// Where it must be is to be asked of [`crate::divided`] first, which takes more stack than is left here.
+    Ask,
 }
 
-/// A verdict, and whom it is about. All fields are always set: see [`Owner`].
+/// A verdict, and whom it is about. Words alone, as in [`crate::tuple::Tuple`].
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Judgement {
-    /// What becomes of it.
-    pub verdict: Verdict,
+    /// What becomes of it, a [`Verdict`].
+    pub verdict: u32,
     /// Whose it is, as far as there is something to say about it.
     pub owner: Owner,
-    /// The domain that it must use, or 0.
-    pub domain: u32,
+    /// What its socket remembers, with [`Verdict::Ask`].
+    pub memory: Memory,
 }
 
 impl Judgement {
-    const LEAVE: Self = Self {
-        verdict: Verdict::Leave,
+    /// Nothing is to be said about it.
+    pub const LEAVE: Self = Self {
+        verdict: Verdict::Leave as u32,
         owner: Owner::NONE,
-        domain: 0,
+        memory: Memory::NONE,
     };
+
+    #[inline(always)]
+    fn ask(owner: &Owner, memory: &Memory) -> Self {
+        Self {
+            verdict: Verdict::Ask as u32,
+            owner: *owner,
+            memory: *memory,
+        }
+    }
 }
 
 /// Judges a packet, counts it for its policy, and tells of drops.
 ///
-/// `TC`: at tc egress, where a packet that was judged can be told to the interfaces below.
+/// `TC`: at tc egress, where a packet that was judged can be told to the interfaces below. `expected`: what
+/// [`crate::divided::expected`] said when it was [`Verdict::Ask`], and else [`UNASKED`].
 #[inline(always)]
-pub fn judge<const TC: bool>(skb: *mut __sk_buff) -> Judgement {
+pub fn judge<const TC: bool>(skb: *mut __sk_buff, expected: u64) -> Judgement {
     let socket: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
     if socket.is_null() {
         return Judgement::LEAVE;
@@ -72,10 +88,7 @@ pub fn judge<const TC: bool>(skb: *mut __sk_buff) -> Judgement {
     // SAFETY: not null.
     let full = unsafe { bpf_sk_fullsock(socket) };
     let mut owner = Owner::NONE;
-    let mut memory = Memory {
-        domain: 0,
-        passed: false,
-    };
+    let mut memory = Memory::NONE;
     if is_light(full) {
         owner = of_cgroup(skb);
         let mark = our_mark(full);
@@ -83,7 +96,7 @@ pub fn judge<const TC: bool>(skb: *mut __sk_buff) -> Judgement {
             return Judgement::LEAVE;
         }
         let choice = owner.choice();
-        if mark != 0 && fit::bears_mark_of(choice.domain, mark) {
+        if mark != 0 && !owner.divides(&choice) && fit::bears_mark_of(choice.domain, mark) {
             memory.domain = choice.domain;
         }
     }
@@ -94,18 +107,39 @@ pub fn judge<const TC: bool>(skb: *mut __sk_buff) -> Judgement {
         }
     }
     if owner.is_strict() {
-        strict::<TC>(skb, full, &owner, memory.domain)
+        strict::<TC>(skb, full, &owner, &memory, expected)
     } else {
-        others::<TC>(skb, full, &owner, memory)
+        others::<TC>(skb, full, &owner, &memory, expected)
     }
 }
 
-/// What a socket remembers of its flow.
-struct Memory {
+/// Nobody was asked where the packet must be.
+pub const UNASKED: u64 = 1 << 62;
+
+/// What a socket remembers of its flow. Words alone, as in [`crate::tuple::Tuple`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Memory {
     /// The domain that it was put on; 0: none.
-    domain: u32,
+    pub domain: u32,
+    /// The choice that said so; 0: none, or the mark alone says the domain.
+    pub choice: u32,
+    /// Of [`flow_flags`].
+    pub flags: u32,
+}
+
+impl Memory {
+    const NONE: Self = Self {
+        domain: 0,
+        choice: 0,
+        flags: 0,
+    };
+
     /// It was left to the host, or the application bound an address.
-    passed: bool,
+    #[inline(always)]
+    fn passed(&self) -> bool {
+        self.flags & (flow_flags::DECIDED | flow_flags::APP_BOUND) != 0
+    }
 }
 
 /// Whose the packet is.
@@ -114,19 +148,17 @@ struct Memory {
 /// dropped for that, but goes by rule and mark.
 #[inline(always)]
 fn whose(skb: *mut __sk_buff, full: *mut bpf_sock) -> (Owner, Memory) {
-    let mut memory = Memory {
-        domain: 0,
-        passed: false,
-    };
+    let mut memory = Memory::NONE;
     if !full.is_null()
         && let Some(flow) = flow::get(full)
     {
         if flow.flags & flow_flags::FOREIGN != 0 {
             return (Owner::NONE, memory);
         }
-        memory.passed = flow.flags & (flow_flags::DECIDED | flow_flags::APP_BOUND) != 0;
+        memory.flags = flow.flags;
         if flow.flags & flow_flags::DECIDED != 0 {
             memory.domain = flow.domain;
+            memory.choice = flow.choice;
             return (Owner::of_policy(flow.policy), memory);
         }
         if flow.creator != 0 {
@@ -158,18 +190,24 @@ fn of_cgroup(skb: *mut __sk_buff) -> Owner {
     }
 }
 
-/// A strict policy's packet leaves by its domain or not at all. `decided`: the domain that its flow was put
-/// on; 0: as the policy chooses now.
+/// A strict policy's packet leaves by its domain or not at all: the one that its flow was put on, or as the
+/// policy chooses now.
 #[inline(always)]
 fn strict<const TC: bool>(
     skb: *mut __sk_buff,
     full: *mut bpf_sock,
     owner: &Owner,
-    decided: u32,
+    memory: &Memory,
+    expected: u64,
 ) -> Judgement {
     let choice = owner.choice();
-    let index = if decided != 0 {
-        decided
+    let index = if owner.divides(&choice) {
+        if expected == UNASKED {
+            return Judgement::ask(owner, memory);
+        }
+        expected as u32
+    } else if memory.domain != 0 {
+        memory.domain
     } else if choice.verdict == verdict::STEER {
         choice.domain
     } else {
@@ -201,7 +239,7 @@ fn strict<const TC: bool>(
         }
         Fit::Interface | Fit::Gone => match &headers {
             Some(headers) => {
-                is_passed_local(owner, headers, index)
+                expected & NAMED == 0 && is_passed_local(owner, headers, index)
                     || fit == Fit::Interface && packet::wraps(skb, full, headers)
             }
             None => false,
@@ -222,9 +260,9 @@ fn strict<const TC: bool>(
     };
     tell(skb, owner, reason, headers.as_ref());
     Judgement {
-        verdict: Verdict::Drop,
+        verdict: Verdict::Drop as u32,
         owner: *owner,
-        domain: index,
+        memory: Memory::NONE,
     }
 }
 
@@ -234,7 +272,8 @@ fn others<const TC: bool>(
     skb: *mut __sk_buff,
     full: *mut bpf_sock,
     owner: &Owner,
-    memory: Memory,
+    memory: &Memory,
+    expected: u64,
 ) -> Judgement {
     if field!(skb, tc_index) & TAG_MASK == TAG {
         // Judged at an interface of which this one is a part or carrier.
@@ -254,9 +293,23 @@ fn others<const TC: bool>(
             Err(_) => 0,
         }
     };
-    let index = if decided != 0 {
+    let index = if owner.divides(&choice) {
+        // The mark is that of a connection, or only what the socket was made with.
+        let memory = Memory {
+            domain: decided,
+            ..*memory
+        };
+        if decided == 0 && (memory.passed() || chose_itself(full)) {
+            0
+        } else {
+            if expected == UNASKED {
+                return Judgement::ask(owner, &memory);
+            }
+            expected as u32
+        }
+    } else if decided != 0 {
         decided
-    } else if memory.passed || choice.verdict != verdict::STEER || chose_itself(full) {
+    } else if memory.passed() || choice.verdict != verdict::STEER || chose_itself(full) {
         0
     } else {
         choice.domain
@@ -269,9 +322,9 @@ fn others<const TC: bool>(
         traffic::add::<TC>(skb, owner.policy, index, Kind::Sent);
         // Repair may have put its flow elsewhere.
         return Judgement {
-            verdict: Verdict::Leave,
+            verdict: Verdict::Leave as u32,
             owner: *owner,
-            domain: index,
+            memory: Memory::NONE,
         };
     }
     let headers = packet::headers(skb);
@@ -292,7 +345,7 @@ fn others<const TC: bool>(
         let elsewhere = decided != 0 && fit != Fit::Source && !headers.source.belongs_to(index);
         if !elsewhere
             && !headers.destination.is_never_steered()
-            && !is_passed_local(owner, headers, index)
+            && (expected & NAMED != 0 || !is_passed_local(owner, headers, index))
         {
             by = index;
             kind = Kind::Wrong;
@@ -309,9 +362,9 @@ fn others<const TC: bool>(
         Verdict::Wrong
     };
     Judgement {
-        verdict,
+        verdict: verdict as u32,
         owner: *owner,
-        domain: index,
+        memory: Memory::NONE,
     }
 }
 
@@ -333,7 +386,7 @@ fn is_at<const KIND: u32>(index: u32, skb: *mut __sk_buff, full: *mut bpf_sock) 
 
 /// Whether the packet is at the interface of domain `index` and bears an address of it.
 #[inline(always)]
-fn has_source_of(index: u32, skb: *mut __sk_buff) -> bool {
+pub fn has_source_of(index: u32, skb: *mut __sk_buff) -> bool {
     match packet::source(skb) {
         Some(source) => fit(index, skb, Some(source)) == Fit::Right,
         None => false,

@@ -1,16 +1,20 @@
 //! The maps. What they hold is described by the types of `steer-common`.
 
 use aya_ebpf::{
-    bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE},
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    bindings::{
+        BPF_F_CLONE, BPF_F_INNER_MAP, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
+    },
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     macros::btf_map,
 };
 use steer_common::{
     CgroupEntry, CgroupEvent, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, FragmentKey,
     FragmentLease, HostCounts, HostKey, IngressEntry, LocalEntry, MAX_CGROUPS, MAX_CHOICES,
     MAX_DOMAINS, MAX_FRAGMENTS, MAX_GUARDED, MAX_HOSTS, MAX_INGRESS, MAX_LOCALS, MAX_NAMES,
-    MAX_POLICIES, MAX_REPAIRED, MAX_SOURCES, MAX_TRAFFIC, NameKey, PolicyEntry, RepairKey,
-    RepairLease, ReturnKey, ReturnLease, SourceKey, Traffic, TrafficKey, counter,
+    MAX_POLICIES, MAX_REPAIRED, MAX_SHARES, MAX_SOURCES, MAX_TRAFFIC, NameKey, PolicyEntry,
+    RepairKey, RepairLease, ReturnKey, ReturnLease, ShareEntry, SourceKey, Traffic, TrafficKey,
+    counter,
+    rules::{MAX_RULESETS, RulePage},
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -30,6 +34,17 @@ pub static POLICIES: Array<PolicyEntry, { MAX_POLICIES as usize }> = Array::new(
 /// Choice -> domain.
 #[btf_map]
 pub static CHOICES: Array<ChoiceEntry, { MAX_CHOICES as usize }> = Array::new();
+
+/// Choice whose flows are spread -> the domains of its slots.
+#[btf_map]
+pub static SHARES: HashMap<u32, ShareEntry, { MAX_SHARES as usize }, ON_DEMAND> = HashMap::new();
+
+/// The pages of a compiled set of rules. Sets differ in size, which `BPF_F_INNER_MAP` allows.
+pub type RuleSet = Array<RulePage, 1, { BPF_F_INNER_MAP as usize }>;
+
+/// Number of a policy's rules -> the set.
+#[btf_map]
+pub static RULESETS: ArrayOfMaps<RuleSet, { MAX_RULESETS as usize }> = ArrayOfMaps::new();
 
 /// Domain -> mark, interface and sources.
 #[btf_map]

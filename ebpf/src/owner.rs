@@ -6,7 +6,7 @@
 
 use aya_ebpf::helpers::generated::bpf_get_current_cgroup_id;
 use steer_common::{
-    CgroupEntry, ChoiceEntry, FlowState, PolicyEntry, cgroup_flags, flow_flags, policy_flags,
+    CgroupEntry, ChoiceEntry, FlowState, PolicyEntry, cgroup_flags, flow_flags, policy_flags, share,
     verdict,
 };
 
@@ -16,12 +16,15 @@ use crate::maps::{CGROUPS, CHOICES, POLICIES};
 ///
 /// Not an `Option`: the compiler may copy the payload of `None`, which the verifier takes for a read
 /// of a register that was never written ("!read_ok"). Every field is always set.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Owner {
     /// Index into `POLICIES`; 0: none, or an undecided cgroup.
     pub policy: u32,
     /// Index into `CHOICES`; 0: none.
     pub choice: u32,
+    /// Number of its rules; 0: none.
+    pub rules: u32,
     /// Of [`policy_flags`], and [`CONFLICT`].
     flags: u32,
 }
@@ -34,17 +37,20 @@ impl Owner {
     pub const NONE: Self = Self {
         policy: 0,
         choice: 0,
+        rules: 0,
         flags: 0,
     };
     /// An undecided cgroup is closed: strict, and no choice.
     const UNDECIDED: Self = Self {
         policy: 0,
         choice: 0,
+        rules: 0,
         flags: policy_flags::STRICT,
     };
     const CONFLICT: Self = Self {
         policy: 0,
         choice: 0,
+        rules: 0,
         flags: CONFLICT,
     };
 
@@ -57,13 +63,18 @@ impl Owner {
         let Some(entry) = POLICIES.get(index) else {
             return Self::NONE;
         };
-        let PolicyEntry { choice, flags, .. } = *entry;
-        if choice == 0 && flags & policy_flags::STRICT == 0 {
+        let PolicyEntry {
+            choice,
+            flags,
+            rules,
+        } = *entry;
+        if choice | rules == 0 && flags & policy_flags::STRICT == 0 {
             return Self::NONE;
         }
         Self {
             policy: index,
             choice,
+            rules,
             flags,
         }
     }
@@ -141,11 +152,29 @@ impl Owner {
         self.flags & policy_flags::LOCAL_PASS != 0
     }
 
-    /// What was chosen for it. A strict policy never passes: no choice means closed.
+    /// Each datagram goes by the decision of the moment.
+    #[inline(always)]
+    pub fn rebinds(&self) -> bool {
+        self.flags & policy_flags::REBIND_DATAGRAM != 0
+    }
+
+    /// Whether its flows go more than one way: by rules, or spread over the members of its own `choice`.
+    #[inline(always)]
+    pub fn divides(&self, choice: &ChoiceEntry) -> bool {
+        self.rules != 0 || choice.share != share::NONE
+    }
+
+    /// What was chosen for it, as far as no rule says otherwise.
     #[inline(always)]
     pub fn choice(&self) -> ChoiceEntry {
-        let choice = match CHOICES.get(self.choice) {
-            Some(choice) if self.choice != 0 => *choice,
+        self.choice_at(self.choice)
+    }
+
+    /// What was chosen at an index into `CHOICES`. A strict policy never passes: no choice means closed.
+    #[inline(always)]
+    pub fn choice_at(&self, index: u32) -> ChoiceEntry {
+        let choice = match CHOICES.get(index) {
+            Some(choice) if index != 0 => *choice,
             _ => ChoiceEntry {
                 verdict: verdict::PASS,
                 domain: 0,

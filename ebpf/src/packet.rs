@@ -8,9 +8,11 @@ use aya_ebpf::{
     helpers::generated::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative},
 };
 
+use steer_common::rules::has_ports;
+
 use crate::{
     address::Address,
-    sock::{AF_PACKET, field},
+    sock::{AF_PACKET, SOCK_RAW, field},
 };
 
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
@@ -30,7 +32,6 @@ const HOP_BY_HOP: u32 = 0;
 const ROUTING: u32 = 43;
 const FRAGMENT: u32 = 44;
 const DESTINATION: u32 = 60;
-const SOCK_RAW: u32 = 3;
 
 /// Headers between IP and transport that are walked; a packet with more is [`shape::OPAQUE`].
 ///
@@ -54,6 +55,15 @@ pub struct Headers {
     pub end: u32,
     /// The first two words, network byte order: version, length; IPv4 also identification and fragment.
     start: [u32; 2],
+}
+
+/// Whether a protocol is a header of IPv6 that is walked: as that of a [`Transport`] it says nothing.
+#[inline(always)]
+pub fn is_extension(protocol: u32) -> bool {
+    protocol == HOP_BY_HOP
+        || protocol == ROUTING
+        || protocol == DESTINATION
+        || protocol == FRAGMENT
 }
 
 /// Whether it is an IPv4 packet.
@@ -148,7 +158,8 @@ pub mod fragment {
     pub const LATER: u32 = 2;
 }
 
-/// What follows the IP header. Only with [`shape::WHOLE`] are `offset`, ports and `detail` meant.
+/// What follows the IP header. Only with [`shape::WHOLE`] are `offset` and `detail` meant, and
+/// ports also with [`shape::OPAQUE`].
 #[derive(Clone, Copy)]
 pub struct Transport {
     /// One of [`shape`].
@@ -157,9 +168,9 @@ pub struct Transport {
     pub protocol: u32,
     /// Where its header begins, from the IP header on.
     pub offset: u32,
-    /// Port of TCP and UDP, or identifier of an ICMP echo.
+    /// Port of a protocol that has some, or identifier of an ICMP echo.
     pub source_port: u32,
-    /// Port of TCP and UDP, or 0.
+    /// Port of a protocol that has some, or 0.
     pub destination_port: u32,
     /// Flags of TCP, type of ICMP.
     pub detail: u32,
@@ -242,7 +253,7 @@ fn walk<const BORNE: bool>(
         let mut walked = 0;
         loop {
             let next = transport.protocol;
-            if next != HOP_BY_HOP && next != ROUTING && next != DESTINATION && next != FRAGMENT {
+            if !is_extension(next) {
                 break;
             }
             if walked == MAX_EXTENSIONS {
@@ -329,7 +340,7 @@ fn walk<const BORNE: bool>(
         }
         _ => shape::OPAQUE,
     };
-    if transport.protocol == TCP || transport.protocol == UDP {
+    if has_ports(transport.protocol as u8) {
         transport.source_port = first >> 16;
         transport.destination_port = first & 0xffff;
     }

@@ -8,14 +8,14 @@ use aya_ebpf::{
     macros::cgroup_sock_addr,
     programs::SockAddrContext,
 };
-use steer_common::{FlowState, LocalEntry, flow_flags};
+use steer_common::{FlowState, flow_flags};
 
 use crate::{
     address::Address,
     decision::{ALLOW, Decision, Domain, decide, refuse_no_domain, refuse_not_allowed},
     flow,
     owner::{self, Owner},
-    sock::{self, field, is_ours, our_mark, set_field, set_mark},
+    sock::{self, CONNECTED, field, is_ours, our_mark, set_field, set_mark},
     tuple::Tuple,
 };
 
@@ -23,7 +23,7 @@ use crate::{
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
     let ctx = ctx.sock_addr;
-    sendmsg(ctx, Address::v4(field!(ctx, user_ip4)), true)
+    sendmsg::<true>(ctx, Address::v4(field!(ctx, user_ip4)))
 }
 
 /// Entry for IPv6 destinations.
@@ -31,15 +31,11 @@ pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
     let ctx = ctx.sock_addr;
     // SAFETY: only the address is taken.
-    sendmsg(
-        ctx,
-        sock::words(unsafe { &raw const (*ctx).user_ip6 }),
-        false,
-    )
+    sendmsg::<false>(ctx, sock::words(unsafe { &raw const (*ctx).user_ip6 }))
 }
 
 #[inline(always)]
-fn sendmsg(ctx: *mut bpf_sock_addr, destination: Address, v4: bool) -> i32 {
+fn sendmsg<const V4: bool>(ctx: *mut bpf_sock_addr, destination: Address) -> i32 {
     let socket = sock::of(ctx);
     let caller = Owner::caller();
     if caller.is_none() && our_mark(socket) == 0 {
@@ -58,37 +54,101 @@ fn sendmsg(ctx: *mut bpf_sock_addr, destination: Address, v4: bool) -> i32 {
     if owner.is_conflict() {
         return refuse_not_allowed();
     }
-    let tuple = Tuple::of_socket(ctx, message_source(ctx, v4), destination);
-    match decide(&owner, &tuple, field!(socket, bound_dev_if)) {
-        Decision::Pass(local) => {
-            if let Some(local) = local {
-                lead_to_local(ctx, socket, local, v4);
+    match ask::<V4>(ctx, flow.as_deref(), &owner, &destination) {
+        PASS => ALLOW,
+        PASS_LOCAL => lead_to_local::<V4>(ctx, &destination),
+        FREE => {
+            // The mark would lead it to a domain, and counts from the next datagram on; those to domains go
+            // by their source.
+            let source = open_source::<V4>(ctx, flow.as_deref());
+            if !is_connected(socket) && source.is_unspecified() && our_mark(socket) != 0 {
+                set_mark(ctx, socket, 0);
             }
             ALLOW
         }
-        Decision::Steer(domain, choice) => steer(ctx, flow, &owner, choice, domain, &tuple, v4),
-        Decision::NoDomain => refuse_no_domain(),
-        Decision::NotAllowed => refuse_not_allowed(),
+        NO_DOMAIN => refuse_no_domain(),
+        NOT_ALLOWED => refuse_not_allowed(),
+        steer_to => steer::<V4>(ctx, flow, &owner, steer_to),
     }
 }
 
+/// What [`ask`] gives: left to the host's routing.
+const PASS: u64 = 0;
+/// Likewise, because the destination is on-link at another interface.
+const PASS_LOCAL: u64 = 1;
+/// Likewise, because nothing else was chosen.
+const FREE: u64 = 2;
+/// Refused: no domain fits.
+const NO_DOMAIN: u64 = 3;
+/// Refused: the policy does not allow it.
+const NOT_ALLOWED: u64 = 4;
+/// Put on a domain: its index is in the lower half, the choice in the upper, beside this.
+const STEER: u64 = 1 << 31;
+
+/// Decides. A function of its own for the reason that `connect` gives.
+#[inline(never)]
+fn ask<const V4: bool>(
+    ctx: *mut bpf_sock_addr,
+    flow: Option<&FlowState>,
+    owner: &Owner,
+    destination: &Address,
+) -> u64 {
+    let socket = sock::of(ctx);
+    let tuple = Tuple::of_socket(ctx, owner, open_source::<V4>(ctx, flow), *destination);
+    let device = field!(socket, bound_dev_if);
+    let memory = if is_connected(socket) { None } else { flow };
+    match decide(owner, &tuple, device, memory, || sock::cookie(ctx)) {
+        Decision::Pass(None) => PASS,
+        Decision::Pass(Some(_)) => PASS_LOCAL,
+        Decision::Free => FREE,
+        Decision::NoDomain => NO_DOMAIN,
+        Decision::NotAllowed => NOT_ALLOWED,
+        Decision::Steer(domain, choice) => u64::from(choice) << 32 | STEER | u64::from(domain),
+    }
+}
+
+/// What a connected socket remembers is its connection, which a datagram with a destination of its own does
+/// not go by.
 #[inline(always)]
-fn steer(
+fn is_connected(socket: *mut bpf_sock) -> bool {
+    field!(socket, state) == CONNECTED
+}
+
+/// The source of the datagram as far as the application has to do with it: not one that is left from a
+/// connection that is no more.
+#[inline(always)]
+fn open_source<const V4: bool>(ctx: *mut bpf_sock_addr, flow: Option<&FlowState>) -> Address {
+    let source = message_source(ctx, V4);
+    if V4 {
+        return source;
+    }
+    let socket = sock::of(ctx);
+    let [_, source6] = sock::sources(socket);
+    if source.equals(source6) && flow::is_hook_bound(ctx, socket, flow, source6) {
+        Address([0; 4])
+    } else {
+        source
+    }
+}
+
+#[inline(never)]
+fn steer<const V4: bool>(
     ctx: *mut bpf_sock_addr,
     flow: Option<&'static mut FlowState>,
     owner: &Owner,
-    choice: u32,
-    domain: Domain,
-    tuple: &Tuple,
-    v4: bool,
+    to: u64,
 ) -> i32 {
-    let source = tuple.source;
+    let choice = (to >> 32) as u32;
+    let Some(domain) = Domain::get((to & !STEER) as u32) else {
+        return refuse_no_domain();
+    };
+    let socket = sock::of(ctx);
+    let source = open_source::<V4>(ctx, flow.as_deref());
     if !source.is_unspecified() {
         if !owner.is_strict() {
             // Bound by the application, told by IP_PKTINFO, or kept from an earlier `connect`.
-            let socket = sock::of(ctx);
             let [source4, source6] = sock::sources(socket);
-            let own = if v4 { source4 } else { source6 };
+            let own = if V4 { source4 } else { source6 };
             if flow.is_none() && our_mark(socket) == 0 && own.equals(source) {
                 // Bound without a port, which `post_bind` does not see: the guard is to know.
                 let bound = FlowState {
@@ -103,30 +163,23 @@ fn steer(
             return refuse_not_allowed();
         }
     }
-    if !domain.serves(v4) {
+    if !domain.serves(V4) {
         return refuse_no_domain();
     }
-    let flow = match flow {
-        Some(flow) => flow,
-        None => match flow::get_or_create(sock::of(ctx), FlowState::default()) {
-            Some(flow) => flow,
-            None if owner.is_strict() => return refuse_no_domain(),
-            None => return ALLOW,
-        },
-    };
-    if flow.policy != owner.policy
-        || flow.choice != choice
-        || flow.domain != domain.index
-        || flow.flags & flow_flags::DECIDED == 0
-    {
-        flow::decided(flow, owner.policy, choice, domain.index);
+    let connected = is_connected(socket);
+    if !connected && !remember(ctx, flow, owner, choice, domain.index) && owner.is_strict() {
+        return refuse_no_domain();
     }
     if source.is_unspecified() {
-        if v4 && domain.shares_address() && our_mark(sock::of(ctx)) != domain.entry.mark {
+        if V4
+            && !connected
+            && domain.shares_address()
+            && our_mark(socket) != domain.entry.mark
+        {
             // The source would lead nowhere, and the mark counts from the next datagram on. This one
             // goes as the socket's mark says, with a source that fits.
-            set_mark(ctx, sock::of(ctx), domain.entry.mark);
-        } else if v4 {
+            set_mark(ctx, socket, domain.entry.mark);
+        } else if V4 {
             set_field!(domain.source4(), ctx, msg_src_ip4);
         } else {
             set_source6(ctx, domain.source6());
@@ -135,22 +188,52 @@ fn steer(
     ALLOW
 }
 
+/// Notes what was decided, for the datagrams to come and for the guard. False: there is no memory for it.
+#[inline(always)]
+fn remember(
+    ctx: *mut bpf_sock_addr,
+    flow: Option<&'static mut FlowState>,
+    owner: &Owner,
+    choice: u32,
+    domain: u32,
+) -> bool {
+    let flow = match flow {
+        Some(flow) => flow,
+        None => match flow::get_or_create(sock::of(ctx), FlowState::default()) {
+            Some(flow) => flow,
+            None => return false,
+        },
+    };
+    if flow.policy != owner.policy
+        || flow.choice != choice
+        || flow.domain != domain
+        || flow.flags & flow_flags::DECIDED == 0
+    {
+        flow::decided(flow, owner.policy, choice, domain);
+    }
+    true
+}
+
 /// A datagram to another interface's link from a socket with our mark: the mark would lead it to the
 /// domain, so it gets that interface's source, which a rule leads round the mark.
-#[inline(always)]
-fn lead_to_local(ctx: *mut bpf_sock_addr, socket: *mut bpf_sock, local: &LocalEntry, v4: bool) {
-    if our_mark(socket) == 0 || !message_source(ctx, v4).is_unspecified() {
-        return;
+#[inline(never)]
+fn lead_to_local<const V4: bool>(ctx: *mut bpf_sock_addr, destination: &Address) -> i32 {
+    if our_mark(sock::of(ctx)) == 0 || !message_source(ctx, V4).is_unspecified() {
+        return ALLOW;
     }
+    let Some(local) = destination.local() else {
+        return ALLOW;
+    };
     // SAFETY: same size; the field is aligned to four bytes.
     let source = Address(unsafe { *(&raw const local.source).cast::<[u32; 4]>() });
-    if v4 {
+    if V4 {
         if source.0[0] != 0 {
             set_field!(source.0[0], ctx, msg_src_ip4);
         }
     } else if !source.is_unspecified() {
         set_source6(ctx, source);
     }
+    ALLOW
 }
 
 /// The source that the datagram would have so far; unspecified if the route decides.

@@ -7,7 +7,9 @@ use core::{
 
 use aya_ebpf::{
     bindings::{SO_MARK, SOL_SOCKET, bpf_sock, bpf_sock_addr, sockaddr},
-    helpers::generated::{bpf_bind, bpf_get_netns_cookie, bpf_setsockopt},
+    helpers::generated::{
+        bpf_bind, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_getsockopt, bpf_setsockopt,
+    },
 };
 
 use steer_common::MarkMask;
@@ -25,6 +27,10 @@ pub const AF_PACKET: u32 = 17;
 pub const SOCK_STREAM: u32 = 1;
 /// `SOCK_DGRAM`
 pub const SOCK_DGRAM: u32 = 2;
+/// `SOCK_RAW`
+pub const SOCK_RAW: u32 = 3;
+/// `TCP_ESTABLISHED`, which a connected datagram socket is too.
+pub const CONNECTED: u32 = 1;
 
 /// Reads one context or socket field by itself: the verifier refuses merged loads.
 macro_rules! field {
@@ -53,6 +59,13 @@ pub fn is_ours(context: *mut c_void) -> bool {
 #[inline(always)]
 pub fn of(context: *mut bpf_sock_addr) -> *mut bpf_sock {
     field!(context, __bindgen_anon_1.sk)
+}
+
+/// The cookie of the socket of an address program, which the packets of a socket have too.
+#[inline(always)]
+pub fn cookie(context: *mut bpf_sock_addr) -> u64 {
+    // SAFETY: the program's own context.
+    unsafe { bpf_get_socket_cookie(context.cast()) }
 }
 
 /// Four words one by one.
@@ -115,6 +128,34 @@ pub fn set_mark(context: *mut bpf_sock_addr, socket: *mut bpf_sock, bits: u32) -
         )
     };
     result == 0
+}
+
+/// The class that the application gave the socket for packets of a family; 0 where it gave none.
+///
+/// Also 0 for IPv4 packets of an IPv6 socket, about which the kernel says nothing (`sol_ip_sockopt`).
+#[inline(always)]
+pub fn dscp(context: *mut bpf_sock_addr, v4: bool) -> u32 {
+    const IPPROTO_IP: i32 = 0;
+    const IP_TOS: i32 = 1;
+    const IPPROTO_IPV6: i32 = 41;
+    const IPV6_TCLASS: i32 = 67;
+    let (level, option) = if v4 {
+        (IPPROTO_IP, IP_TOS)
+    } else {
+        (IPPROTO_IPV6, IPV6_TCLASS)
+    };
+    let mut class = 0_u32;
+    // SAFETY: `class` outlives the call and has the length that is told.
+    let result = unsafe {
+        bpf_getsockopt(
+            context.cast(),
+            level,
+            option,
+            (&raw mut class).cast(),
+            4,
+        )
+    };
+    if result == 0 { class >> 2 & 0x3f } else { 0 }
 }
 
 #[repr(C)]

@@ -13,13 +13,15 @@ use steer_common::{
     CgroupEntry, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, FragmentKey, FragmentLease,
     HostCounts, HostKey, IngressEntry, LocalEntry, LocalKey4, LocalKey6, MAX_CGROUPS, MAX_CHOICES,
     MAX_DOMAINS, MAX_FRAGMENTS, MAX_GUARDED, MAX_HOSTS, MAX_INGRESS, MAX_LOCALS, MAX_NAMES,
-    MAX_POLICIES, MAX_REPAIRED, MAX_SOURCES, MAX_TRAFFIC, NameKey, PolicyEntry, RepairKey,
-    RepairLease, ReturnKey, ReturnLease, SourceKey, Traffic, TrafficKey, counter,
+    MAX_POLICIES, MAX_REPAIRED, MAX_SHARES, MAX_SOURCES, MAX_TRAFFIC, NameKey, PolicyEntry,
+    RepairKey, RepairLease, ReturnKey, ReturnLease, ShareEntry, SourceKey, Traffic, TrafficKey,
+    counter, rules::MAX_RULESETS,
 };
 
 use super::{
     domains::Domains,
     error::{Error, Result},
+    rulesets::Rulesets,
     sys,
 };
 
@@ -36,7 +38,7 @@ impl MapSpec {
     /// Entries of a map that only has to be there; `None`: as many as ever.
     pub(super) const fn least_entries(&self) -> Option<u32> {
         match self.kind {
-            HASH | ARRAY | PERCPU_HASH | LPM_TRIE => Some(1),
+            HASH | ARRAY | PERCPU_HASH | LPM_TRIE | ARRAY_OF_MAPS => Some(1),
             LRU_HASH => Some(64),
             // One page.
             RINGBUF => Some(4096),
@@ -51,6 +53,7 @@ const PERCPU_HASH: u32 = 5;
 const PERCPU_ARRAY: u32 = 6;
 const LRU_HASH: u32 = 9;
 const LPM_TRIE: u32 = 11;
+const ARRAY_OF_MAPS: u32 = 12;
 const SK_STORAGE: u32 = 24;
 const RINGBUF: u32 = 27;
 
@@ -68,6 +71,9 @@ const CGROUPS: MapSpec = spec::<u64, CgroupEntry>("CGROUPS", HASH, MAX_CGROUPS);
 const NAMES: MapSpec = spec::<NameKey, CgroupEntry>("NAMES", HASH, MAX_NAMES);
 const POLICIES: MapSpec = spec::<u32, PolicyEntry>("POLICIES", ARRAY, MAX_POLICIES);
 const CHOICES: MapSpec = spec::<u32, ChoiceEntry>("CHOICES", ARRAY, MAX_CHOICES);
+const SHARES: MapSpec = spec::<u32, ShareEntry>("SHARES", HASH, MAX_SHARES);
+/// Its values are maps.
+pub(super) const RULESETS: MapSpec = spec::<u32, u32>("RULESETS", ARRAY_OF_MAPS, MAX_RULESETS);
 const DOMAINS: MapSpec = spec::<u32, DomainSlots>("DOMAINS", ARRAY, MAX_DOMAINS);
 const SOURCES: MapSpec = spec::<SourceKey, u8>("SOURCES", HASH, MAX_SOURCES);
 const LOCALS4: MapSpec = spec::<LocalKey4, LocalEntry>("LOCALS4", LPM_TRIE, MAX_LOCALS);
@@ -88,11 +94,13 @@ pub(super) const FLOWS: MapSpec = spec::<i32, FlowState>("FLOWS3", SK_STORAGE, 0
 pub(super) const EVENTS: MapSpec = spec::<(), ()>("EVENTS", RINGBUF, EVENT_RING_BYTES);
 
 /// Every map there is.
-pub(super) const MAPS: [MapSpec; 19] = [
+pub(super) const MAPS: [MapSpec; 21] = [
     CGROUPS,
     NAMES,
     POLICIES,
     CHOICES,
+    SHARES,
+    RULESETS,
     DOMAINS,
     SOURCES,
     LOCALS4,
@@ -153,7 +161,7 @@ impl MapSpec {
         Ok(Some(map))
     }
 
-    fn open_existing(&self, directory: &Path) -> Result<OwnedFd> {
+    pub(super) fn open_existing(&self, directory: &Path) -> Result<OwnedFd> {
         self.open(directory)?.ok_or_else(|| Error::File {
             operation: "open pinned map",
             path: directory.join(self.name),
@@ -411,6 +419,10 @@ pub struct Tables {
     pub policies: Array<PolicyEntry>,
     /// Choice -> domain.
     pub choices: Array<ChoiceEntry>,
+    /// Choice -> the members that its flows are spread over.
+    pub shares: Table<u32, ShareEntry>,
+    /// Number of a policy's rules -> the compiled set.
+    pub rulesets: Rulesets,
     /// Domain -> mark, interface, sources.
     pub domains: Domains,
     /// All addresses of every domain.
@@ -437,6 +449,8 @@ impl Tables {
             names: Table::open(&NAMES, directory)?,
             policies: Array::open(&POLICIES, directory)?,
             choices: Array::open(&CHOICES, directory)?,
+            shares: Table::open(&SHARES, directory)?,
+            rulesets: Rulesets::open(directory)?,
             domains: Domains::new(Array::open(&DOMAINS, directory)?),
             sources: Table::open(&SOURCES, directory)?,
             locals4: Table::open(&LOCALS4, directory)?,

@@ -17,6 +17,7 @@ mod maps;
 mod pins;
 mod probe;
 mod program;
+mod rulesets;
 mod survey;
 mod sys;
 
@@ -38,6 +39,7 @@ pub use flow_counts::FlowCounts;
 pub use maps::{Array, Counters, Table, Tables};
 pub use pins::{PinsFound, Removed, ensure_bpffs, find_pins, is_bpffs};
 pub use probe::{Loaded, Refused, probe};
+pub use rulesets::Rulesets;
 pub use steer_core::plan::Hook;
 pub use survey::{AtCgroup, AtInterface, Direction, ForeignProgram, Sharing, Survey};
 

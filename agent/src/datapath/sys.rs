@@ -4,7 +4,7 @@
 //! a shorter argument than its own as if the rest were zero.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     io,
     os::{
         fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
@@ -15,15 +15,18 @@ use std::{
 
 use bytemuck::{Pod, Zeroable};
 
+const MAP_CREATE: u32 = 0;
 const MAP_LOOKUP: u32 = 1;
 const MAP_UPDATE: u32 = 2;
 const MAP_DELETE: u32 = 3;
 const OBJECT_PIN: u32 = 6;
 const OBJECT_GET: u32 = 7;
 const PROGRAM_BY_ID: u32 = 13;
+const MAP_BY_ID: u32 = 14;
 const INFO: u32 = 15;
 const PROGRAM_QUERY: u32 = 16;
 const RAW_TRACEPOINT_OPEN: u32 = 17;
+const MAP_FREEZE: u32 = 22;
 const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
 const LINK_CREATE: u32 = 28;
@@ -60,7 +63,8 @@ fn bpf_fd<T: Pod>(command: u32, argument: &mut T) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn number(fd: BorrowedFd<'_>) -> u32 {
+/// A descriptor as a number.
+pub(super) fn number(fd: BorrowedFd<'_>) -> u32 {
     // An open descriptor is never negative.
     fd.as_raw_fd().unsigned_abs()
 }
@@ -124,6 +128,59 @@ pub(super) fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct MapCreate {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner_map: u32,
+    numa_node: u32,
+    name: [u8; 16],
+}
+
+/// Makes an array for a map of maps whose arrays may have different lengths (`BPF_F_INNER_MAP`). Of the name
+/// the kernel keeps 15 bytes.
+pub(super) fn make_inner_array(
+    name: &CStr,
+    value_size: u32,
+    max_entries: u32,
+) -> io::Result<OwnedFd> {
+    const ARRAY: u32 = 2;
+    const INNER_MAP: u32 = 1 << 12;
+    let mut argument = MapCreate {
+        kind: ARRAY,
+        key_size: 4,
+        value_size,
+        max_entries,
+        flags: INNER_MAP,
+        ..MapCreate::zeroed()
+    };
+    let (to, from) = (&mut argument.name, name.to_bytes());
+    for (to, from) in to.iter_mut().take(15).zip(from) {
+        *to = *from;
+    }
+    bpf_fd(MAP_CREATE, &mut argument)
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Map {
+    map: u32,
+}
+
+/// From now on, no system call writes the map.
+pub(super) fn freeze(map: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(MAP_FREEZE, &mut Map { map: number(map) }).map(drop)
+}
+
+/// The map with an id.
+pub(super) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    bpf_fd(MAP_BY_ID, &mut ById { id, next: 0 })
 }
 
 #[repr(C)]

@@ -17,6 +17,7 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 use steer::datapath::{Datapath, Hook, Options, Tables, ensure_bpffs};
+use steer_core::rules::{Rule, compile::compile};
 use steer_common::{
     CgroupEntry, ChoiceEntry, DomainEntry, IngressEntry, LAYOUT_VERSION, MarkMask, PolicyEntry,
     SourceKey, domain_flags, policy_flags, verdict,
@@ -347,6 +348,31 @@ impl Lab {
                 },
             )
             .unwrap();
+    }
+
+    /// Sets policy `index` with the rules of set `rules` before its own choice.
+    pub(crate) fn policy_with_rules(&self, index: u32, choice: u32, flags: u32, rules: u32) {
+        self.policy(index, choice, flags);
+        let entry = PolicyEntry {
+            choice,
+            flags,
+            rules,
+        };
+        self.maps().policies.set(index, &entry).unwrap();
+    }
+
+    /// Puts a set of rules, each with its choice, at `index`; `otherwise` is what no rule fits.
+    pub(crate) fn rules(&self, index: u32, rules: &[(Rule, u32)], otherwise: u32) {
+        let rules: Vec<(&Rule, u32)> = rules.iter().map(|(rule, choice)| (rule, *choice)).collect();
+        let image = compile(&rules, otherwise).unwrap();
+        self.maps().rulesets.set(index, image.pages()).unwrap();
+    }
+
+    /// Attaches a guard to both uplinks.
+    pub(crate) fn guard_uplinks(&mut self) {
+        for interface in ["h1", "h2"] {
+            self.datapath().set_guard(ifindex(interface), true).unwrap();
+        }
     }
 
     /// Makes a cgroup below the root and gives it a policy (0: none).

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, bpf_sock_tuple},
     helpers::generated::{
-        bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+        bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
     },
 };
 use steer_common::{
@@ -18,6 +18,7 @@ use crate::{
     address::Address,
     count::count,
     decision::{Decision, Domain, decide},
+    fit,
     maps::{REPAIRED, RETURNS},
     owner::Owner,
     packet::{self, TCP, UDP},
@@ -27,7 +28,7 @@ use crate::{
 
 const SECOND: u64 = 1_000_000_000;
 /// A lease that was looked at so long ago is looked at again, in nanoseconds.
-pub const RECHECK: u64 = SECOND;
+const RECHECK: u64 = SECOND;
 /// A lease without a socket (ICMP) that was not used for so long may be taken by another flow.
 const IDLE: u64 = 30 * SECOND;
 
@@ -100,13 +101,24 @@ pub fn of_return(key: &ReturnKey, lease: &mut FragmentLease) -> bool {
     }
 }
 
+/// Whether a lease is to be looked at again.
+#[inline(always)]
+pub fn is_stale(lease: &RepairLease) -> bool {
+    now().wrapping_sub(lease.checked) > RECHECK
+}
+
 /// Makes the lease of a packet's flow, or looks whether it still holds. False: there is none.
 #[inline(always)]
-pub fn renew(packet: &Packet, owner: &Owner, lease: &mut RepairLease, now: u64) -> bool {
-    if !choose(packet, owner, lease) {
+pub fn renew(packet: &Packet, policy: u32, lease: &mut RepairLease) -> bool {
+    let wanted = if sender::begins(packet) {
+        wanted(packet, policy)
+    } else {
+        0
+    };
+    if !choose(packet, wanted, lease) {
         return false;
     }
-    lease.checked = now;
+    lease.checked = now();
     if keep_return(packet, lease) {
         remember(packet, lease)
     } else {
@@ -120,9 +132,9 @@ fn remember(packet: &Packet, lease: &RepairLease) -> bool {
     REPAIRED.insert(&key(packet), lease, BPF_ANY.into()).is_ok()
 }
 
-/// What the packet's flow is repaired to. False: it is not.
+/// What the packet's flow is repaired to, where domain `wanted` is right for it. False: it is not.
 #[inline(never)]
-fn choose(packet: &Packet, owner: &Owner, lease: &mut RepairLease) -> bool {
+fn choose(packet: &Packet, wanted: u32, lease: &mut RepairLease) -> bool {
     let protocol = packet.transport.protocol;
     let kept = lease.domain != 0 && holds(lease);
     // A connection stays where its SYN went. Datagrams stay too unless they are to move; echo requests
@@ -130,10 +142,7 @@ fn choose(packet: &Packet, owner: &Owner, lease: &mut RepairLease) -> bool {
     if kept && (protocol == TCP || protocol == UDP && packet.sender != MOVES) {
         return true;
     }
-    if !sender::begins(packet) {
-        return false;
-    }
-    let Some(domain) = wanted(packet, owner) else {
+    let Some(domain) = Domain::get(wanted) else {
         return false;
     };
     if domain.entry.ifindex == field!(packet.skb, ifindex)
@@ -163,20 +172,32 @@ fn choose(packet: &Packet, owner: &Owner, lease: &mut RepairLease) -> bool {
     true
 }
 
-/// The domain that a packet's flow should be on, if it can be there.
-#[inline(always)]
-fn wanted(packet: &Packet, owner: &Owner) -> Option<Domain> {
+/// The domain that a packet's flow should be on, if it can be there; else 0.
+#[inline(never)]
+fn wanted(packet: &Packet, policy: u32) -> u32 {
+    let owner = Owner::of_policy(policy);
+    let transport = &packet.transport;
+    let ports = transport.protocol == TCP || transport.protocol == UDP;
     let tuple = Tuple {
-        source: packet.headers.source,
+        // The host chose it, as it would not have if the flow had been decided.
+        source: if packet.sender == NOBODY {
+            packet.headers.source
+        } else {
+            Address([0; 4])
+        },
         destination: packet.headers.destination,
-        protocol: packet.transport.protocol,
-        source_port: packet.transport.source_port,
-        destination_port: packet.transport.destination_port,
+        protocol: transport.protocol,
+        source_port: if ports { transport.source_port } else { 0 },
+        destination_port: transport.destination_port,
         dscp: packet.headers.dscp(),
+        without_ports: 0,
     };
-    match decide(owner, &tuple, 0) {
-        Decision::Steer(domain, _) if domain.serves(packet.is_v4()) => Some(domain),
-        _ => None,
+    let skb = packet.skb.cast();
+    // SAFETY: the program's own packet.
+    let cookie = || unsafe { bpf_get_socket_cookie(skb) };
+    match decide(&owner, &tuple, 0, None, cookie) {
+        Decision::Steer(domain, _) if fit::serves(domain, packet.is_v4()) => domain,
+        _ => 0,
     }
 }
 

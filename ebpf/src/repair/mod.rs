@@ -75,19 +75,19 @@ impl Packet {
     }
 }
 
-/// Puts a packet of `owner`'s flow on the domain that is right for it. The verdict; `None`: it is right as
+/// Puts a packet of a flow of policy `policy` on the domain that is right for it. The verdict; `None`: it is right as
 /// it is, or is none that is repaired.
 #[inline(always)]
-pub fn outbound(skb: *mut __sk_buff, owner: &Owner) -> Option<i32> {
-    let verdict = out(skb, owner);
+pub fn outbound(skb: *mut __sk_buff, policy: u32) -> Option<i32> {
+    let verdict = out(skb, policy);
     (verdict != LEAVE).then_some(verdict)
 }
 
 // Each step is a function of its own, so that the stack of one is free again for the next.
 #[inline(never)]
-fn out(skb: *mut __sk_buff, owner: &Owner) -> i32 {
+fn out(skb: *mut __sk_buff, policy: u32) -> i32 {
     let mut place = MaybeUninit::uninit();
-    if !read_outbound(skb, owner, &mut place) {
+    if !read_outbound(skb, policy, &mut place) {
         return LEAVE;
     }
     // SAFETY: written where `read_outbound` says so.
@@ -99,10 +99,7 @@ fn out(skb: *mut __sk_buff, owner: &Owner) -> i32 {
         }
     } else {
         lease::find(packet, &mut lease);
-        let now = lease::now();
-        if now.wrapping_sub(lease.checked) > lease::RECHECK
-            && !lease::renew(packet, owner, &mut lease, now)
-        {
+        if lease::is_stale(&lease) && !lease::renew(packet, policy, &mut lease) {
             return LEAVE;
         }
         if packet.transport.fragment == fragment::FIRST {
@@ -119,14 +116,14 @@ fn out(skb: *mut __sk_buff, owner: &Owner) -> i32 {
 
 /// Reads a packet that leaves. False: it is none that is repaired, and `place` may not be written.
 #[inline(never)]
-fn read_outbound(skb: *mut __sk_buff, owner: &Owner, place: &mut MaybeUninit<Packet>) -> bool {
+fn read_outbound(skb: *mut __sk_buff, policy: u32, place: &mut MaybeUninit<Packet>) -> bool {
     let socket: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
     if socket.is_null() {
         return false;
     }
     // SAFETY: not null.
     let full = unsafe { bpf_sk_fullsock(socket) };
-    let sender = sender::of(skb, full, owner);
+    let sender = sender::of(skb, full, &Owner::of_policy(policy));
     if sender == sender::NOT_OURS || sender == sender::DECIDED && !sender::asks_for_echo(full) {
         return false;
     }

@@ -10,7 +10,7 @@ use crate::{
     flow,
     owner::Owner,
     packet::{self, ICMP, ICMPV6, TCP, TCP_ACK, TCP_SYN, UDP},
-    sock::{self, AF_PACKET, field},
+    sock::{self, AF_PACKET, CONNECTED, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, field},
 };
 
 /// Nothing of it is repaired.
@@ -24,12 +24,6 @@ pub const MOVES: u32 = 3;
 /// No socket of this host: what the packet itself says is all there is. A socket's type is never 0 but
 /// where a packet has none of its own.
 pub const NOBODY: u32 = 4;
-
-const SOCK_STREAM: u32 = 1;
-const SOCK_DGRAM: u32 = 2;
-const SOCK_RAW: u32 = 3;
-/// `TCP_ESTABLISHED`, which a connected datagram socket is too.
-const CONNECTED: u32 = 1;
 
 /// What the socket of a packet is to repair.
 #[inline(always)]

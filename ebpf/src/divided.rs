@@ -1,0 +1,179 @@
+//! Where a packet must be whose owner's flows go more than one way: by rules, or spread over members.
+//!
+//! A connected flow is where it was put, whatever is chosen now. Any other packet is judged by what would be
+//! decided for just this one. Where that cannot be told, because it is a later fragment and its ports count,
+//! or because its headers make no sense, it must be where the socket's memory says; a strict owner's without
+//! memory is nowhere right.
+
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::{bpf_get_socket_cookie, bpf_sk_fullsock},
+};
+use steer_common::{flow_flags, rules::has_ports, verdict};
+
+use crate::{
+    address::Address,
+    decision::{choose, chosen, stays},
+    judge::{Judgement, Memory, has_source_of},
+    owner::Owner,
+    packet::{self, Headers, Transport, shape},
+    sock::{AF_INET6, AF_PACKET, CONNECTED, SOCK_DGRAM, SOCK_STREAM, field},
+    tuple::Tuple,
+};
+
+/// Bit of what [`expected`] gives: the rule names destinations, so it holds for those at other interfaces.
+pub const NAMED: u64 = 1 << 32;
+
+/// The domain at which a packet must be about which is asked, or 0, and perhaps [`NAMED`].
+///
+/// What an application leaves open is decided without a source, and then has one: so what would be decided
+/// with the source that it has is right only if the other is not.
+#[inline(always)]
+pub fn expected(skb: *mut __sk_buff, asked: &Judgement) -> u64 {
+    let (owner, memory) = (&raw const asked.owner, &raw const asked.memory);
+    let domain = expected_of_rules(skb, owner, memory, WITHOUT_SOURCE);
+    if domain & SOURCE_KNOWN != 0 || has_source_of(domain as u32, skb) {
+        return domain & !SOURCE_KNOWN;
+    }
+    let by_source = expected_of_rules(skb, owner, memory, 0);
+    if has_source_of(by_source as u32, skb) {
+        by_source & !SOURCE_KNOWN
+    } else {
+        domain
+    }
+}
+
+/// The source of a packet is not to count where the application may have left it open.
+const WITHOUT_SOURCE: u32 = 1;
+/// It counted all the same.
+const SOURCE_KNOWN: u64 = 1 << 33;
+
+/// A global function to the verifier, as those of `rules` are.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn expected_of_rules(
+    skb: *mut __sk_buff,
+    owner: *const Owner,
+    memory: *const Memory,
+    source: u32,
+) -> u64 {
+    // SAFETY: null, or an owner.
+    let Some(owner) = (unsafe { owner.as_ref() }) else {
+        return 0;
+    };
+    // SAFETY: null, or a memory.
+    let Some(memory) = (unsafe { memory.as_ref() }) else {
+        return 0;
+    };
+    let mut tuple = Tuple::NONE;
+    let read = read_packet(skb, memory, &mut tuple);
+    if read & READ == 0 {
+        let choice = owner.choice();
+        let own = if memory.domain != 0 {
+            memory.domain
+        } else if read & UNKNOWN == 0 && choice.verdict == verdict::STEER {
+            choice.domain
+        } else {
+            0
+        };
+        return u64::from(own) | SOURCE_KNOWN;
+    }
+    let mut expected = SOURCE_KNOWN;
+    if source == WITHOUT_SOURCE && read & OPEN != 0 {
+        expected = 0;
+        tuple.source = Address([0; 4]);
+    }
+    // SAFETY: the program's own packet.
+    let found = choose(owner, &tuple, || unsafe { bpf_get_socket_cookie(skb.cast()) });
+    if found.is(chosen::UNKNOWN) {
+        return u64::from(memory.domain) | SOURCE_KNOWN;
+    }
+    if found.is(chosen::NAMED) {
+        expected |= NAMED;
+    }
+    let v4 = tuple.destination.is_v4();
+    if stays(owner, &found, memory.choice, memory.domain, v4) {
+        expected | u64::from(memory.domain)
+    } else if found.verdict == verdict::STEER {
+        expected | u64::from(found.domain)
+    } else {
+        expected
+    }
+}
+
+/// What [`read_packet`] gives: the packet was read, and goes by rules and shares.
+const READ: u32 = 1;
+/// Its headers make no sense.
+const UNKNOWN: u32 = 2;
+/// The application may have left its source open.
+const OPEN: u32 = 4;
+
+/// Reads what rules and shares look at. Not [`READ`]: the packet belongs to a connection, or is none that is
+/// steered by itself.
+#[inline(never)]
+fn read_packet(skb: *mut __sk_buff, memory: &Memory, tuple: &mut Tuple) -> u32 {
+    let socket: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
+    if socket.is_null() {
+        return 0;
+    }
+    // SAFETY: not null.
+    let full = unsafe { bpf_sk_fullsock(socket) };
+    let Some(headers) = packet::headers(skb) else {
+        return 0;
+    };
+    if headers.destination.is_never_steered() {
+        return 0;
+    }
+    let transport = packet::transport(skb, &headers, 0);
+    if memory.domain != 0 && is_connected(full, &headers, &transport) {
+        return 0;
+    }
+    if transport.shape == shape::BROKEN || packet::is_extension(transport.protocol) {
+        return UNKNOWN;
+    }
+    let mut read = READ;
+    let mut mapped = false;
+    if !full.is_null() {
+        let family = field!(full, family);
+        mapped = headers.source.is_v4() && family == AF_INET6;
+        if memory.flags & flow_flags::APP_BOUND == 0
+            && field!(full, type_) == SOCK_DGRAM
+            && family != AF_PACKET
+        {
+            read |= OPEN;
+        }
+    }
+    let ports = has_ports(transport.protocol as u8);
+    tuple.source = headers.source;
+    tuple.destination = headers.destination;
+    tuple.protocol = transport.protocol;
+    if ports {
+        tuple.source_port = transport.source_port;
+        tuple.destination_port = transport.destination_port;
+        tuple.without_ports = (transport.shape == shape::LATER).into();
+    }
+    if !mapped {
+        // Of such a socket, the socket programs are not told the class.
+        tuple.dscp = headers.dscp();
+    }
+    read
+}
+
+/// Whether a packet belongs to its socket's connection.
+#[inline(always)]
+fn is_connected(full: *mut bpf_sock, headers: &Headers, transport: &Transport) -> bool {
+    if full.is_null() {
+        return false;
+    }
+    let kind = field!(full, type_);
+    if kind != SOCK_DGRAM || field!(full, state) != CONNECTED {
+        return kind == SOCK_STREAM;
+    }
+    // Both are read, for the reason that `sock::sources` gives.
+    let (last4, last6) = (field!(full, dst_ip4), field!(full, dst_ip6[3]));
+    let last = if headers.source.is_v4() { last4 } else { last6 };
+    last == headers.destination.0[3]
+        && (transport.shape != shape::WHOLE
+            || transport.protocol != packet::UDP
+            || u32::from(u16::from_be(field!(full, dst_port))) == transport.destination_port)
+}

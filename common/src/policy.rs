@@ -122,6 +122,22 @@ impl ShareEntry {
     pub const SLOTS: usize = 1_024;
 }
 
+/// The slot of [`ShareEntry`] that flows to a destination have: its IPv6 or v4-mapped address as four
+/// words in network byte order. `seed` tells flows apart that go to one destination; it is 0 with
+/// [`share::DESTINATION`].
+pub const fn share_slot(destination: [u32; 4], seed: u64) -> usize {
+    // Odd, so that no bit is lost: 2^64 divided by the golden ratio.
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let [a, b, c, d] = destination;
+    let mut hash = seed;
+    hash = (hash ^ (a as u64 | (b as u64) << 32)).wrapping_mul(FACTOR);
+    hash ^= hash >> 32;
+    hash = (hash ^ (c as u64 | (d as u64) << 32)).wrapping_mul(FACTOR);
+    hash ^= hash >> 29;
+    hash = hash.wrapping_mul(FACTOR);
+    (hash >> (u64::BITS - ShareEntry::SLOTS.trailing_zeros())) as usize
+}
+
 /// Values of [`ChoiceEntry::verdict`].
 pub mod verdict {
     /// Left to the host's ordinary routing.

@@ -24,6 +24,7 @@ pub mod policy;
 pub mod rules;
 pub mod select;
 pub mod sessions;
+pub mod share;
 pub mod state;
 pub mod steps;
 pub mod suggest;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use steer_common::{MAX_CHOICES, MAX_NAMES, MAX_POLICIES};
+use steer_common::{MAX_CHOICES, MAX_NAMES, MAX_POLICIES, rules::MAX_RULESETS};
 
 use crate::ids::DomainIndex;
 use crate::name::Name;
@@ -25,6 +25,8 @@ pub struct Memory {
     pub choices: Numbers<Stage>,
     /// Cgroups below which strict policies name others, by the levels of their path.
     pub places: Numbers<String>,
+    /// Compiled rules, by the hash of their content: a set never changes once it is published.
+    pub rulesets: Numbers<u32>,
 }
 
 impl Default for Memory {
@@ -35,6 +37,7 @@ impl Default for Memory {
             policies: Numbers::new(MAX_POLICIES),
             choices: Numbers::new(MAX_CHOICES),
             places: Numbers::new(MAX_NAMES),
+            rulesets: Numbers::new(MAX_RULESETS),
         }
     }
 }
@@ -78,12 +81,13 @@ struct Saved<T> {
 
 impl Memory {
     /// Grows with every change of the numbers.
-    pub fn revision(&self) -> (u64, u64, u64) {
-        (
+    pub fn revision(&self) -> [u64; 4] {
+        [
             self.policies.revision,
             self.choices.revision,
             self.places.revision,
-        )
+            self.rulesets.revision,
+        ]
     }
 }
 

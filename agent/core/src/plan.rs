@@ -6,11 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use serde::Serialize;
 use steer_common::{
     CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, IFNAME_LEN, IngressEntry, PolicyEntry,
+    ShareEntry,
 };
 
 pub mod foreign;
@@ -21,8 +23,11 @@ pub(crate) mod network;
 pub mod rules;
 pub(crate) mod tables;
 
-use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PlaceId, PolicyId, TableId};
+use crate::ids::{
+    CgroupId, ChoiceId, DomainIndex, IfIndex, PlaceId, PolicyId, RulesetId, TableId,
+};
 use crate::name::Name;
+use crate::rules::image::Image;
 
 /// What should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,8 +47,12 @@ pub struct Plan {
     pub names: BTreeMap<Named, CgroupEntry>,
     /// Kernel policies.
     pub policies: BTreeMap<PolicyId, PolicyEntry>,
+    /// Compiled rules that policies lead to, and that lead to choices.
+    pub rulesets: BTreeMap<RulesetId, Image>,
     /// Choices.
     pub choices: BTreeMap<ChoiceId, ChoiceEntry>,
+    /// Slots of the choices whose flows are shared.
+    pub shares: BTreeMap<ChoiceId, Arc<ShareEntry>>,
     /// Domains.
     pub domains: BTreeMap<DomainIndex, DomainEntry>,
     /// Addresses of each domain.

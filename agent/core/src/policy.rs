@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::CgroupId;
 use crate::name::Name;
 use crate::pattern::{CgroupPattern, UnitName};
+use crate::rules::{Rule, Rules, RulesError};
 
 /// What is wanted for the flows of the cgroups it matches, and of everything below them.
 ///
@@ -57,6 +58,9 @@ pub struct Policy {
     /// How long flows may stay on a domain that is lost; none: as `[agent]` says.
     #[serde(default, skip_serializing_if = "is_default")]
     pub linger: Option<Duration>,
+    /// What comes before all this for some of its flows: the first rule that fits.
+    #[serde(default, skip_serializing_if = "Rules::is_none")]
+    pub rules: Rules,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -206,6 +210,14 @@ pub enum PolicyError {
         /// How many.
         len: usize,
     },
+    /// Something is wrong with its rules.
+    #[error("policy `{name}`: {error}")]
+    Rules {
+        /// The policy.
+        name: Name,
+        /// What.
+        error: RulesError,
+    },
 }
 
 impl Policy {
@@ -239,6 +251,7 @@ impl Policy {
             rebind: Rebind::default(),
             sessions: Sessions::default(),
             linger: None,
+            rules: Rules::default(),
         }
     }
 
@@ -257,18 +270,28 @@ impl Policy {
             strict: true,
             otherwise: Otherwise::Block,
             local_networks: LocalNetworks::Steer,
+            rules: Rules::default(),
             ..self.clone()
         }
     }
 
     /// Whether it lets nothing through.
     pub fn is_closed(&self) -> bool {
-        self.strict && self.use_.is_empty()
+        self.strict && self.names().next().is_none()
+    }
+
+    /// Every name in `use`, also of its rules.
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        let of_rules = self.rules.iter().flat_map(|rule| &rule.use_);
+        self.use_.iter().chain(of_rules)
     }
 
     /// Whether flows may get anything but the host's ordinary routing from it.
     pub fn acts(&self) -> bool {
-        !self.use_.is_empty() || self.otherwise == Otherwise::Block
+        let blocks = |rule: &Rule| rule.otherwise == Some(Otherwise::Block);
+        self.names().next().is_some()
+            || self.otherwise == Otherwise::Block
+            || self.rules.iter().any(blocks)
     }
 
     /// Whether flows that no socket program could decide are put right packet by packet. A strict policy's
@@ -303,7 +326,12 @@ impl Policy {
                 len,
             });
         }
-        Ok(())
+        self.rules
+            .check(self.strict)
+            .map_err(|error| PolicyError::Rules {
+                name: self.name.clone(),
+                error,
+            })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The difference between what is and what should be, in an order that leaks nothing on the way.
 //!
-//! What flows need is there before anything sends them to it: routes, rules and domains, then
-//! choices and policies, then cgroups, then programs, which so find all that they read from their first
+//! What flows need is there before anything sends them to it: routes, rules and domains, then shares,
+//! choices, compiled rules and policies, then cgroups, then programs, which so find all that they read from their first
 //! run on, also when they take the place of those that read other maps. What goes, goes in the reverse
 //! order. So a reconcile that is cut short at any step leaves every flow on its old decision or on its
 //! new one.
@@ -17,13 +17,17 @@ pub use held::held;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, IngressEntry, PolicyEntry};
+use steer_common::{
+    CgroupEntry, ChoiceEntry, DomainEntry, IngressEntry, PolicyEntry, ShareEntry,
+};
 
 use crate::engine::Changes;
-use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
+use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId, RulesetId};
 use crate::plan::{Hook, Local, Named, Plan, Rule, TableRoute};
+use crate::rules::image::Image;
 
 /// One idempotent change of one object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -56,10 +60,18 @@ pub enum Step {
     SetDomain(DomainIndex, DomainEntry),
     /// Clears a domain.
     ClearDomain(DomainIndex),
+    /// Writes the slots of a choice whose flows are shared.
+    SetShare(ChoiceId, Arc<ShareEntry>),
+    /// Clears them.
+    ClearShare(ChoiceId),
     /// Writes a choice.
     SetChoice(ChoiceId, ChoiceEntry),
     /// Clears a choice.
     ClearChoice(ChoiceId),
+    /// Publishes compiled rules.
+    SetRuleset(RulesetId, Image),
+    /// Takes them away.
+    ClearRuleset(RulesetId),
     /// Writes a policy.
     SetPolicy(PolicyId, PolicyEntry),
     /// Clears a policy.
@@ -95,7 +107,9 @@ impl Step {
                 | Self::AddHost(..)
                 | Self::SetLocal(..)
                 | Self::SetDomain(..)
+                | Self::SetShare(..)
                 | Self::SetChoice(..)
+                | Self::SetRuleset(..)
                 | Self::SetPolicy(..)
                 | Self::SetName(..)
                 | Self::SetCgroup(..)
@@ -146,6 +160,10 @@ impl fmt::Display for Step {
             Self::ClearDomain(domain) => write!(f, "to clear the entry of domain {domain}"),
             Self::SetChoice(choice, _) => write!(f, "the entry of choice {choice}"),
             Self::ClearChoice(choice) => write!(f, "to clear the entry of choice {choice}"),
+            Self::SetShare(choice, _) => write!(f, "the slots of choice {choice}"),
+            Self::ClearShare(choice) => write!(f, "to clear the slots of choice {choice}"),
+            Self::SetRuleset(set, _) => write!(f, "the rules with number {set}"),
+            Self::ClearRuleset(set) => write!(f, "to remove the rules with number {set}"),
             Self::SetPolicy(policy, _) => write!(f, "the entry of policy {policy}"),
             Self::ClearPolicy(policy) => write!(f, "to clear the entry of policy {policy}"),
             Self::Attach(hook) => write!(f, "to attach the program {hook}"),
@@ -245,6 +263,12 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Steps {
     }
 
     let (set, gone) = match scope {
+        Scope::All => compare_all(&is.shares, &wanted.shares),
+        Scope::Changed(c) => compare(&is.shares, &wanted.shares, &c.shares),
+    };
+    grow.extend(set.into_iter().map(|(id, slots)| Step::SetShare(id, slots)));
+    let gone_shares = gone;
+    let (set, gone) = match scope {
         Scope::All => compare_all(&is.choices, &wanted.choices),
         Scope::Changed(c) => compare(&is.choices, &wanted.choices, &c.choices),
     };
@@ -253,6 +277,15 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Steps {
             .map(|(id, entry)| Step::SetChoice(id, entry)),
     );
     let gone_choices = gone;
+    let (set, gone) = match scope {
+        Scope::All => compare_all(&is.rulesets, &wanted.rulesets),
+        Scope::Changed(c) => compare(&is.rulesets, &wanted.rulesets, &c.rulesets),
+    };
+    grow.extend(
+        set.into_iter()
+            .map(|(id, image)| Step::SetRuleset(id, image)),
+    );
+    let gone_rulesets = gone;
     let (set, gone) = match scope {
         Scope::All => compare_all(&is.policies, &wanted.policies),
         Scope::Changed(c) => compare(&is.policies, &wanted.policies, &c.policies),
@@ -322,7 +355,9 @@ pub fn steps(is: &Plan, wanted: &Plan, scope: Scope<'_>) -> Steps {
         }
     }
     shrink.extend(gone_policies.into_iter().map(Step::ClearPolicy));
+    shrink.extend(gone_rulesets.into_iter().map(Step::ClearRuleset));
     shrink.extend(gone_choices.into_iter().map(Step::ClearChoice));
+    shrink.extend(gone_shares.into_iter().map(Step::ClearShare));
     if network {
         for (&index, &entry) in changed(&is.domains, &wanted.domains).filter(|(_, e)| !leads(e)) {
             shrink.push(Step::SetDomain(index, entry));
@@ -410,6 +445,18 @@ impl Plan {
             Step::ClearChoice(id) => {
                 self.choices.remove(id);
             }
+            Step::SetShare(id, slots) => {
+                self.shares.insert(*id, Arc::clone(slots));
+            }
+            Step::ClearShare(id) => {
+                self.shares.remove(id);
+            }
+            Step::SetRuleset(id, image) => {
+                self.rulesets.insert(*id, image.clone());
+            }
+            Step::ClearRuleset(id) => {
+                self.rulesets.remove(id);
+            }
             Step::SetPolicy(id, entry) => {
                 self.policies.insert(*id, *entry);
             }
@@ -474,17 +521,17 @@ fn missing<'a, K: Ord, V>(
     is.keys().filter(|key| !wanted.contains_key(key))
 }
 
-fn compare_all<K: Ord + Clone, V: PartialEq + Copy>(
+fn compare_all<K: Ord + Clone, V: PartialEq + Clone>(
     is: &BTreeMap<K, V>,
     wanted: &BTreeMap<K, V>,
 ) -> (Vec<(K, V)>, Vec<K>) {
     (
-        changed(is, wanted).map(|(k, v)| (k.clone(), *v)).collect(),
+        changed(is, wanted).map(|(k, v)| (k.clone(), v.clone())).collect(),
         missing(is, wanted).cloned().collect(),
     )
 }
 
-fn compare<K: Ord + Clone, V: PartialEq + Copy>(
+fn compare<K: Ord + Clone, V: PartialEq + Clone>(
     is: &BTreeMap<K, V>,
     wanted: &BTreeMap<K, V>,
     keys: &BTreeSet<K>,
@@ -493,7 +540,7 @@ fn compare<K: Ord + Clone, V: PartialEq + Copy>(
     let mut gone = Vec::new();
     for key in keys {
         match (is.get(key), wanted.get(key)) {
-            (old, Some(new)) if old != Some(new) => set.push((key.clone(), *new)),
+            (old, Some(new)) if old != Some(new) => set.push((key.clone(), new.clone())),
             (Some(_), None) => gone.push(key.clone()),
             _ => {}
         }

@@ -10,18 +10,24 @@ mod prefer;
 pub mod ranking;
 mod rejected;
 mod report;
+mod ruled;
 mod settle;
+mod shares;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 pub use self::index::Conflict;
 use self::index::PolicyIndex;
 pub use self::rejected::Rejected;
 pub use self::report::{Effective, Warning};
+pub use self::ruled::{FlowDecision, RuleDecision, Unruled};
+use self::ruled::Compiled;
+use self::shares::Shares;
 use crate::cgroups::CgroupChange;
 use crate::config::Config;
 use crate::domains::Domains;
-use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId};
+use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId, RulesetId};
 use crate::name::Name;
 use crate::plan::{Named, Object, Plan};
 use crate::policy::{Match, Policy};
@@ -40,8 +46,16 @@ pub struct Engine {
     uses: BTreeMap<Name, usize>,
     /// Where each kernel policy is in force, or would be.
     policy_uses: HashMap<PolicyId, Uses>,
-    /// Kernel policies with each choice.
+    /// Rules of the kernel policies that have any.
+    compiled: BTreeMap<PolicyId, Arc<Compiled>>,
+    /// Kernel policies with each set of rules.
+    ruleset_uses: HashMap<RulesetId, usize>,
+    /// How often each choice is what a kernel policy leads to, by itself or by its rules.
     choice_uses: HashMap<ChoiceId, usize>,
+    /// Choices whose flows are shared.
+    shares: Shares,
+    /// There was no room for the slots of all choices.
+    shares_are_short: bool,
     /// Choices that a domain of this name or alias could change.
     choices_by_name: HashMap<Name, BTreeSet<ChoiceId>>,
     /// Domains that a policy in force can choose.
@@ -87,6 +101,8 @@ struct Dirty {
     all_choices: bool,
     /// These choices.
     choices: BTreeSet<ChoiceId>,
+    /// Sets of rules that lost a policy.
+    rulesets: BTreeSet<RulesetId>,
     /// Which domains policies can choose.
     wanted: bool,
     /// Answer to which indices sockets bear.
@@ -106,6 +122,10 @@ pub struct Changes {
     pub policies: BTreeSet<PolicyId>,
     /// Likewise of `choices`.
     pub choices: BTreeSet<ChoiceId>,
+    /// Likewise of `rulesets`.
+    pub rulesets: BTreeSet<RulesetId>,
+    /// Likewise of `shares`.
+    pub shares: BTreeSet<ChoiceId>,
     /// Anything else changed: hooks, guards, domains, sources, locals, rules, routes, sysctls.
     pub network: bool,
 }
@@ -122,6 +142,8 @@ impl Changes {
         self.names.extend(other.names);
         self.policies.extend(other.policies);
         self.choices.extend(other.choices);
+        self.rulesets.extend(other.rulesets);
+        self.shares.extend(other.shares);
         self.network |= other.network;
     }
 }
@@ -139,7 +161,11 @@ impl Engine {
             plan: Plan::default(),
             uses: BTreeMap::new(),
             policy_uses: HashMap::new(),
+            compiled: BTreeMap::new(),
+            ruleset_uses: HashMap::new(),
             choice_uses: HashMap::new(),
+            shares: Shares::default(),
+            shares_are_short: false,
             choices_by_name: HashMap::new(),
             installed: BTreeMap::new(),
             unmarked: BTreeSet::new(),
@@ -215,6 +241,9 @@ impl Engine {
             return Err(Rejected::InFile(name.clone()));
         }
         self.check_names(name, &policy.use_)?;
+        for rule in policy.rules.iter() {
+            self.check_names(name, &rule.use_)?;
+        }
         if let Some((other, path)) = self.index.rival(policy, &self.state.cgroups) {
             return Err(Rejected::Conflict {
                 name: name.clone(),
@@ -435,7 +464,7 @@ impl Engine {
     fn count_uses(&mut self) {
         self.uses.clear();
         for policy in self.state.policies() {
-            for name in &policy.use_ {
+            for name in policy.names() {
                 *self.uses.entry(name.clone()).or_default() += 1;
             }
         }
@@ -443,7 +472,7 @@ impl Engine {
     }
 
     fn count_use(&mut self, policy: &Policy, more: bool) {
-        for name in &policy.use_ {
+        for name in policy.names() {
             let count = self.uses.entry(name.clone()).or_default();
             *count = if more {
                 *count + 1

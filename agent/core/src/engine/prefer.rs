@@ -8,7 +8,7 @@ use crate::suggest::nearest;
 impl Engine {
     /// The domains that these names stand for: groups replaced by their domains, and aliases by the
     /// domains' own names, each once.
-    pub fn expand(&self, names: &[Name]) -> Vec<Name> {
+    pub fn expand<'n>(&self, names: impl IntoIterator<Item = &'n Name>) -> Vec<Name> {
         self.world().expand(names)
     }
 
@@ -27,7 +27,7 @@ impl Engine {
         };
         if let Some(domain) = domain {
             let world = self.world();
-            let usable = world.expand(&policy.use_);
+            let usable = world.expand(policy.names());
             if world.among(&usable, domain).is_none() {
                 return Err(Rejected::NotUsed {
                     policy: name.clone(),

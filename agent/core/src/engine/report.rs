@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Conflict, Engine};
+use super::{Conflict, Engine, Unruled};
 use crate::config::ConfigError;
 use crate::domains::Domain;
 use crate::ids::{CgroupId, PolicyId};
@@ -11,7 +11,7 @@ use crate::name::Name;
 use crate::network::ForeignRule;
 use crate::plan::Object;
 use crate::plan::{Family, foreign};
-use crate::select::{Decision, Verdict, select};
+use crate::select::{Decision, select};
 
 /// What holds for a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +42,17 @@ pub enum Warning {
     NoRoom(usize),
     /// No number was left for policies of this many cgroups.
     NoNumber(usize),
+    /// The rules of a policy, and of those behind it by `otherwise = "next"`, cannot be in force.
+    Unruled {
+        /// The policy.
+        policy: Name,
+        /// What it matches is blocked.
+        closed: bool,
+        /// Why.
+        why: Unruled,
+    },
+    /// The kernel map has no room for the slots of this many choices whose flows are to be shared.
+    NoShare(usize),
     /// A name in the files means nothing for now.
     Unknown(ConfigError),
     /// A policy of the files is bad in itself, and not in force.
@@ -168,6 +179,22 @@ impl Engine {
         if !self.unnumbered.is_empty() {
             warnings.push(Warning::NoNumber(self.unnumbered.len()));
         }
+        for (id, compiled) in &self.compiled {
+            let chain = state.memory.policies.key(id.0);
+            if let (Err(why), Some(chain)) = (compiled.ruleset(), chain)
+                && let Some(policy) = chain.first()
+            {
+                warnings.push(Warning::Unruled {
+                    policy: policy.clone(),
+                    closed: chain.iter().any(|name| self.is_strict(name)),
+                    why,
+                });
+            }
+        }
+        let unshared = self.shares.left_out();
+        if unshared > 0 {
+            warnings.push(Warning::NoShare(unshared));
+        }
         if !self.unplaced.is_empty() {
             warnings.push(Warning::NoRoom(self.unplaced.len()));
         }
@@ -217,20 +244,30 @@ impl Engine {
             })
     }
 
+    /// What is chosen for what no rule of a chain fits.
     pub(super) fn decide(&self, chain: &[Name]) -> Decision {
+        self.overruled(chain)
+            .unwrap_or_else(|| select(&self.inputs(chain), self.world()))
+    }
+
+    /// What a chain gets that cannot have what it wants.
+    pub(super) fn overruled(&self, chain: &[Name]) -> Option<Decision> {
+        let strict = || chain.iter().any(|name| self.is_strict(name));
         if let Some((object, words)) = self.unenforceable()
-            && chain.iter().any(|name| self.is_strict(name))
+            && strict()
         {
-            return Decision {
-                verdict: Verdict::Block,
-                reason: format!(
-                    "blocked, because a strict policy cannot be enforced: the kernel refused \
-                     {object}: {words}"
-                ),
-                candidates: Vec::new(),
-            };
+            return Some(Decision::blocked(format!(
+                "blocked, because a strict policy cannot be enforced: the kernel refused {object}: {words}"
+            )));
         }
-        select(&self.inputs(chain), self.world())
+        let why = self.unruled(chain)?;
+        Some(if strict() {
+            Decision::blocked(format!("blocked, because its rules cannot be in force: {why}"))
+        } else {
+            Decision::passed(format!(
+                "left to the host's routing, because its rules cannot be in force: {why}"
+            ))
+        })
     }
 }
 
@@ -283,6 +320,27 @@ impl fmt::Display for Warning {
                 f,
                 "the kernel map has no room for {names} cgroups that strict policies name: new cgroups beside \
                  them are closed until the agent has decided"
+            ),
+            Self::Unruled {
+                policy,
+                closed,
+                why,
+            } => {
+                let what = if *closed {
+                    "what it matches is blocked"
+                } else {
+                    "it does not apply"
+                };
+                write!(
+                    f,
+                    "the rules of policy `{policy}` cannot be in force together with those behind it, and {what}: \
+                     {why}"
+                )
+            }
+            Self::NoShare(choices) => write!(
+                f,
+                "the kernel map has no room for {choices} choices whose flows are to be shared: the first \
+                 domain that fits has them all"
             ),
             Self::Unknown(error) => error.fmt(f),
             Self::Quarantined {

@@ -4,18 +4,19 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use steer_common::{CgroupEntry, ChoiceEntry, PolicyEntry, cgroup_flags, policy_flags, verdict};
+use steer_common::{CgroupEntry, PolicyEntry, cgroup_flags, policy_flags};
 
 use super::awaited::split;
 use super::index::Found;
+use super::ruled::{Compiled, without_rules};
 use super::{Changes, Engine, Uses};
 use crate::domains::Domains;
 use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId};
 use crate::name::Name;
 use crate::pattern::Reach;
 use crate::plan::{Plan, inputs, network};
-use crate::policy::{LocalNetworks, Otherwise, Policy};
-use crate::select::{Inputs, Stage, Verdict, select};
+use crate::policy::{LocalNetworks, Otherwise, Policy, Rebind};
+use crate::select::Inputs;
 
 impl Engine {
     /// Brings the plan up to date and says what changed in it.
@@ -36,6 +37,7 @@ impl Engine {
         for policy in touched {
             self.settle_policy(policy, &mut changes);
         }
+        self.settle_rulesets(&mut changes);
         self.settle_any(&mut changes);
         if self.dirty.wanted {
             network |= self.settle_indices();
@@ -236,35 +238,6 @@ impl Engine {
         order
     }
 
-    /// Inputs to selection of a chain of policies.
-    pub(super) fn inputs(&self, chain: &[Name]) -> Inputs {
-        let mut stages: Vec<Stage> = chain
-            .iter()
-            .filter_map(|name| self.state.policy(name.as_str()))
-            .map(|policy| Stage::of(policy, self.state.preferred.get(&policy.name)))
-            .collect();
-        // Behind the last `next` is the host's routing: the same input as `pass`.
-        if let Some(last) = stages
-            .last_mut()
-            .filter(|last| last.otherwise == Otherwise::Next)
-        {
-            last.otherwise = Otherwise::Pass;
-        }
-        stages.into()
-    }
-
-    /// The same, but closed for a chain with a strict policy that cannot be enforced.
-    fn inputs_now(&self, chain: &[Name]) -> Inputs {
-        if self.unenforceable().is_some() && chain.iter().any(|name| self.is_strict(name)) {
-            return Arc::new([Stage {
-                use_: Vec::new(),
-                otherwise: Otherwise::Block,
-                preferred: None,
-            }]);
-        }
-        self.inputs(chain)
-    }
-
     fn settle_policy(&mut self, id: PolicyId, changes: &mut Changes) {
         let used = self.policy_uses.get(&id).is_some_and(Uses::any);
         let chain = self
@@ -274,7 +247,14 @@ impl Engine {
             .key(id.0)
             .filter(|_| used)
             .cloned();
-        let new = chain.as_ref().map(|chain| self.decide_policy(chain));
+        let had = self.compiled.remove(&id);
+        let now = chain
+            .as_ref()
+            .and_then(|chain| self.compile(chain, had.as_ref(), changes));
+        let new = chain
+            .as_ref()
+            .map(|chain| self.decide_policy(chain, now.as_deref()));
+        self.put_compiled(id, had.as_ref(), now);
         let old = match new {
             Some(entry) => self.plan.policies.insert(id, entry),
             None => {
@@ -304,7 +284,7 @@ impl Engine {
 
     /// Flags hold for the whole chain, since any of its policies may decide: strict if one is, and
     /// local networks passed if all pass them.
-    fn decide_policy(&mut self, chain: &Arc<[Name]>) -> PolicyEntry {
+    fn decide_policy(&mut self, chain: &Arc<[Name]>, rules: Option<&Compiled>) -> PolicyEntry {
         let policies = || {
             chain
                 .iter()
@@ -323,16 +303,21 @@ impl Engine {
         if policies().any(Policy::moves_datagrams) {
             flags |= policy_flags::MOVE;
         }
-        let inputs = self.inputs_now(chain);
-        let known = self.state.memory.choices.get(&inputs);
-        let choice = self.state.memory.choices.give(&inputs).unwrap_or(0);
-        if known.is_none() || !self.plan.choices.contains_key(&ChoiceId(choice)) {
-            self.dirty.choices.insert(ChoiceId(choice));
+        if policies().any(|policy| policy.rebind == Rebind::Datagram) {
+            flags |= policy_flags::REBIND_DATAGRAM;
         }
+        let strict = flags & policy_flags::STRICT != 0;
+        let (inputs, rules): (Inputs, u32) = match rules.map(Compiled::ruleset) {
+            // A strict policy that cannot be enforced is closed.
+            None if self.cannot_enforce(chain) => (without_rules(true), 0),
+            None => (self.inputs(chain), 0),
+            Some(Ok(ruleset)) => (self.inputs(chain), ruleset.0),
+            Some(Err(_)) => (without_rules(strict), 0),
+        };
         PolicyEntry {
-            choice,
+            choice: self.give_choice(&inputs).unwrap_or(0),
             flags,
-            rules: 0,
+            rules,
         }
     }
 
@@ -423,13 +408,13 @@ impl Engine {
             Vec::new()
         };
         choices.extend(given);
-        for id in choices {
+        for &id in &choices {
             let used = self.choice_uses.get(&id).is_some_and(|count| *count > 0);
             let inputs = self.state.memory.choices.key(id.0).cloned();
             let new = inputs
                 .as_ref()
                 .filter(|_| used)
-                .map(|inputs| self.decide_choice(inputs));
+                .map(|inputs| self.decide_choice(id, inputs));
             let old = match (new, inputs) {
                 (Some(entry), Some(inputs)) => {
                     self.name_choice(id, &inputs, true);
@@ -440,6 +425,7 @@ impl Engine {
                         self.name_choice(id, &inputs, false);
                     }
                     self.choice_uses.remove(&id);
+                    self.shares.remove(id);
                     self.state.memory.choices.free(id.0);
                     self.plan.choices.remove(&id)
                 }
@@ -448,38 +434,7 @@ impl Engine {
                 changes.choices.insert(id);
             }
         }
-    }
-
-    fn decide_choice(&self, inputs: &Inputs) -> ChoiceEntry {
-        let world = self.world();
-        let decision = select(inputs, world);
-        let index = |name: &Name| {
-            self.installed
-                .get(name)
-                .map_or(0, |index| u32::from(index.0))
-        };
-        match &decision.verdict {
-            Verdict::Steer(name) => ChoiceEntry {
-                verdict: verdict::STEER,
-                domain: index(name),
-                share: 0,
-            },
-            Verdict::Pass => ChoiceEntry {
-                verdict: verdict::PASS,
-                domain: 0,
-                share: 0,
-            },
-            Verdict::Block => ChoiceEntry {
-                verdict: verdict::BLOCK,
-                domain: decision
-                    .candidates
-                    .iter()
-                    .map(|candidate| index(&candidate.domain))
-                    .find(|index| *index != 0)
-                    .unwrap_or(0),
-                share: 0,
-            },
-        }
+        self.settle_shares(choices, changes);
     }
 
     /// Notes or forgets which names matter to a choice.
@@ -529,7 +484,9 @@ impl Engine {
             cgroups: std::mem::take(&mut self.plan.cgroups),
             names: std::mem::take(&mut self.plan.names),
             policies: std::mem::take(&mut self.plan.policies),
+            rulesets: std::mem::take(&mut self.plan.rulesets),
             choices: std::mem::take(&mut self.plan.choices),
+            shares: std::mem::take(&mut self.plan.shares),
             ..Plan::default()
         };
         let old = std::mem::take(&mut self.plan);
@@ -541,7 +498,7 @@ impl Engine {
 }
 
 /// One use less; returns whether none is left.
-fn release(count: Option<&mut usize>) -> bool {
+pub(super) fn release(count: Option<&mut usize>) -> bool {
     match count {
         Some(count) => {
             *count = count.saturating_sub(1);

@@ -17,12 +17,17 @@ use super::image::{ContentHash, Image};
 pub enum TooLarge {
     /// Too many rules, those of the policies behind `otherwise = "next"` among them.
     #[error(
-        "{0} rules, more than the {MAX_RULES} that one cgroup can have with all policies that count there"
+        "{0} rules or more, and one cgroup can have {MAX_RULES} with all policies that count there"
     )]
     Rules(usize),
     /// Too many addresses or ports.
     #[error("too many different addresses or ports in the rules of one cgroup")]
     Intervals,
+    /// Rules with `otherwise = "next"` and those behind them.
+    #[error(
+        "too many combinations of rules that go on by `next` with those behind them: use fewer or simpler ones"
+    )]
+    Pairs,
     /// They overlap so much that they need too much memory.
     #[error(
         "rules that overlap so much that they need more than {} MB of kernel memory: use fewer or simpler ones",

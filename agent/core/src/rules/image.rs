@@ -50,6 +50,18 @@ impl Image {
         }
     }
 
+    /// Whether more than its hash is known.
+    pub fn is_readable(&self) -> bool {
+        !self.words.is_empty()
+    }
+
+    /// Whether any rule of it looks at a dimension ([`steer_common::rules::dimension`]).
+    pub fn looks_at(&self, dimension: u32) -> bool {
+        let tables = self.header().tables;
+        let table = tables.get(dimension as usize);
+        table.is_some_and(|table| table.intervals != 0)
+    }
+
     /// Its content's hash.
     pub fn hash(&self) -> ContentHash {
         self.hash
@@ -84,9 +96,16 @@ impl Image {
         of_rules.chain(otherwise)
     }
 
-    /// What it says about a flow.
+    /// What it says about a flow; no choice, if only its hash is known.
     pub fn find(&self, flow: &Flow) -> Found {
         let header = self.header();
+        if !self.is_readable() {
+            return Found {
+                rule: None,
+                choice: 0,
+                names_destination: false,
+            };
+        }
         let rule = self.first(&header, flow);
         match rule {
             Some(rule) => {

@@ -1,7 +1,9 @@
 //! Rules of a policy: finer than the application. The first one that fits a flow says what becomes of
 //! it; what none fits gets what the policy itself says.
 
+mod both;
 pub mod compile;
+pub mod flatten;
 pub mod image;
 mod words;
 
@@ -99,6 +101,28 @@ pub enum RuleError {
     TooManyUses(usize),
 }
 
+/// Why the rules of a policy are refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RulesError {
+    /// One of them contradicts itself or the policy.
+    #[error("rule {number} {error}")]
+    Rule {
+        /// Which, from 1.
+        number: usize,
+        /// What is wrong with it.
+        error: RuleError,
+    },
+    /// There are too many.
+    #[error("has {0} rules, more than the limit of {limit}", limit = Rules::MAX)]
+    TooMany(usize),
+    /// Their lists are too long together.
+    #[error("has {0} items in the lists of its rules, more than the limit of {limit}", limit = Rules::MAX_ITEMS)]
+    TooManyItems(usize),
+    /// They do not fit the kernel's map.
+    #[error("has {0}")]
+    TooLarge(#[from] compile::TooLarge),
+}
+
 impl Rule {
     /// Most items in a list.
     pub const MAX_LIST: usize = 10_000;
@@ -117,11 +141,6 @@ impl Rule {
             && among(&self.ports, flow.port)
             && (self.protocol.is_empty() || self.protocol.contains(&Protocol(flow.protocol)))
             && (self.dscp.is_empty() || self.dscp.iter().any(|dscp| dscp.get() == flow.dscp))
-    }
-
-    /// What its `otherwise` means in `policy`.
-    pub fn otherwise(&self, policy: &Policy) -> Otherwise {
-        self.otherwise.unwrap_or(policy.otherwise)
     }
 
     /// How many items its lists have.
@@ -227,6 +246,31 @@ impl Rules {
     /// The first rule that fits a flow, and its place.
     pub fn first(&self, flow: &Flow) -> Option<(usize, &Rule)> {
         self.iter().enumerate().find(|(_, rule)| rule.fits(flow))
+    }
+
+    /// Checks that they are not too many, and that each contradicts neither itself nor a policy that is
+    /// `strict` or not.
+    ///
+    /// # Errors
+    /// The first mistake.
+    pub fn check(&self, strict: bool) -> Result<(), RulesError> {
+        if self.len() > Self::MAX {
+            return Err(RulesError::TooMany(self.len()));
+        }
+        for (number, rule) in (1..).zip(self.iter()) {
+            rule.check(strict)
+                .map_err(|error| RulesError::Rule { number, error })?;
+        }
+        let items: usize = self.iter().map(Rule::items).sum();
+        if items > Self::MAX_ITEMS {
+            return Err(RulesError::TooManyItems(items));
+        }
+        // Which choice is which does not matter to the size.
+        let rules: Vec<(&Rule, u32)> = self.iter().map(|rule| (rule, 0)).collect();
+        if !rules.is_empty() {
+            compile::compile(&rules, 0)?;
+        }
+        Ok(())
     }
 
     /// Whether there is none.

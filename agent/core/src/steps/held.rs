@@ -1,19 +1,21 @@
 //! What has to stay because the kernel refused what should have come in its place.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use steer_common::{policy_flags, verdict};
+use steer_common::{ChoiceEntry, policy_flags, share, verdict};
 
 use super::Step;
-use crate::ids::{DomainIndex, PolicyId, TableId};
+use crate::ids::{DomainIndex, PolicyId, RulesetId, TableId};
 use crate::plan::{Hook, Plan, Rule, RuleAction};
+use crate::rules::image::Image;
 
 /// Which of `removals`, all of one kind, have to wait, given what is now and the steps that the kernel
 /// refused:
 ///
 /// 1. What something that is still there leads to. Cgroups and names lead to policies and need the
-///    programs, policies to choices, strict ones to the guards too, choices to domains, and a domain
-///    that is not what it should be to its addresses, rules and routes.
+///    programs, policies to compiled rules and choices, strict ones to the guards too, compiled rules to
+///    choices, choices to shares and domains, shares to domains, and a domain that is not what it should
+///    be to its addresses, rules and routes.
 /// 2. What a refused step was to replace: the old route to a destination stays until the table has the
 ///    new one, an old rule until the new ones about the same packets are there.
 ///
@@ -43,15 +45,33 @@ pub fn held(is: &Plan, wanted: &Plan, refused: &[&Step], removals: &[Step]) -> V
             each(&|step| matches!(step, Step::ClearPolicy(id) if policies.contains(&id.0)))
         }
         Some(Step::ClearChoice(_)) => {
-            let choices: BTreeSet<u32> = is.policies.values().map(|policy| policy.choice).collect();
+            let sets = rulesets_in_force(is);
+            // Of a set that an earlier agent made nobody may know where it leads.
+            if sets.values().any(|set| !set.is_readable()) {
+                return vec![true; removals.len()];
+            }
+            let of_rules = sets.values().flat_map(|set| set.choices());
+            let of_policies = is.policies.values().map(|policy| policy.choice);
+            let choices: BTreeSet<u32> = of_policies.chain(of_rules).collect();
             each(&|step| matches!(step, Step::ClearChoice(id) if choices.contains(&id.0)))
         }
+        Some(Step::ClearRuleset(_)) => {
+            let sets = rulesets_in_force(is);
+            each(&|step| matches!(step, Step::ClearRuleset(id) if sets.contains_key(id)))
+        }
+        Some(Step::ClearShare(_)) => each(
+            &|step| matches!(step, Step::ClearShare(id) if is.choices.get(id).is_some_and(shares)),
+        ),
         Some(Step::SetDomain(..) | Step::ClearDomain(_)) => {
             let steering = is.choices.values();
-            let chosen: BTreeSet<u32> = steering
+            let chosen = steering
                 .filter(|choice| choice.verdict == verdict::STEER)
-                .map(|choice| choice.domain)
-                .collect();
+                .map(|choice| choice.domain);
+            let shared = is.shares.iter();
+            let shared = shared
+                .filter(|(id, _)| is.choices.get(id).is_some_and(shares))
+                .flat_map(|(_, slots)| slots.domains.map(u32::from));
+            let chosen: BTreeSet<u32> = chosen.chain(shared).collect();
             each(&|step| match step {
                 Step::SetDomain(index, _) | Step::ClearDomain(index) => {
                     chosen.contains(&u32::from(index.0))
@@ -111,6 +131,22 @@ fn policies_in_force(is: &Plan) -> BTreeSet<u32> {
         .map(|entry| entry.policy)
         .filter(|policy| *policy != 0)
         .collect()
+}
+
+/// Sets that a policy leads to.
+fn rulesets_in_force(is: &Plan) -> BTreeMap<RulesetId, &Image> {
+    let policies = is.policies.values();
+    policies
+        .filter_map(|policy| {
+            let id = RulesetId(policy.rules);
+            Some((id, is.rulesets.get(&id)?))
+        })
+        .collect()
+}
+
+/// Whether a choice's flows are found by its slots.
+fn shares(choice: &ChoiceEntry) -> bool {
+    choice.share != share::NONE
 }
 
 /// Domains that are not what they should be, and what they lead to.

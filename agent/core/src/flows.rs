@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use steer_common::{FlowState, MarkMask, flow_flags, policy_flags};
 
-use crate::explain::flow::{Fate, Never, Owner, fate};
+use crate::explain::flow::{Fate, Never, Owner, fate, members};
 use crate::ids::{CgroupId, DomainIndex, IfIndex, PolicyId};
 use crate::plan::Plan;
+use crate::rules::Flow;
 
 /// What is known of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,12 @@ pub struct Seen {
     pub source: Option<IpAddr>,
     /// Its peer's, if it has one.
     pub destination: Option<IpAddr>,
+    /// `IPPROTO_*`.
+    pub protocol: u8,
+    /// Its own port.
+    pub source_port: u16,
+    /// Its peer's; 0: none.
+    pub port: u16,
     /// The peer asked.
     pub accepted: bool,
     /// It is made of datagrams, which can be repaired at any time.
@@ -147,8 +154,16 @@ fn at(plan: &Plan, mask: MarkMask, seen: &Seen, owner: &Owner) -> At {
                 Some(index) => index,
                 None => return At::Host,
             },
-            (_, Some(to)) => match fate(plan, Some(owner), to) {
+            (_, Some(to)) => match fate(plan, Some(owner), &asked(seen, to)) {
                 Fate::Steer(index) => index,
+                // Which of them is nowhere written.
+                Fate::Shared(set) => {
+                    let here = |one: &DomainIndex| wrong(plan, seen, *one).is_none();
+                    match members(set).find(here).or_else(|| members(set).next()) {
+                        Some(index) => index,
+                        None => return At::Host,
+                    }
+                }
                 Fate::Never(_) | Fate::Local(_) | Fate::Pass(_) => return At::Host,
                 Fate::Refuse(_) if owner.strict => return At::Wrong(Wrong::NoDomain),
                 Fate::Refuse(_) => return by_source(plan, seen),
@@ -162,6 +177,18 @@ fn at(plan: &Plan, mask: MarkMask, seen: &Seen, owner: &Owner) -> At {
         // What it sends is on its way to the right interface, with the right source.
         Some(_) if repairs(plan, seen) => At::Domain(should),
         Some(wrong) => At::Wrong(wrong),
+    }
+}
+
+/// What rules look at, as far as a socket tells.
+fn asked(seen: &Seen, destination: IpAddr) -> Flow {
+    Flow {
+        source: seen.source.filter(|ip| !ip.is_unspecified()),
+        destination,
+        protocol: seen.protocol,
+        source_port: seen.source_port,
+        port: seen.port,
+        dscp: 0,
     }
 }
 

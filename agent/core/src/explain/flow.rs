@@ -1,15 +1,17 @@
-//! What the kernel programs make of a flow, by its cgroup's entry and its destination: the same
+//! What the kernel programs make of a flow, by its cgroup's entry and what rules look at: the same
 //! questions in the same order as the programs `connect` and `sendmsg` ask them, and then the guard.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use steer_common::{
-    CgroupEntry, ChoiceEntry, DomainEntry, cgroup_flags, domain_flags, policy_flags, verdict,
+    CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, cgroup_flags, domain_flags, policy_flags,
+    share, share_slot, verdict,
 };
 
-use crate::ids::{ChoiceId, DomainIndex, IfIndex, PolicyId};
+use crate::ids::{ChoiceId, DomainIndex, IfIndex, PolicyId, RulesetId};
 use crate::plan::{Family, Local, Plan};
+use crate::rules::Flow;
 
 /// Who decides about a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +22,27 @@ pub struct Owner {
     pub passes_locals: bool,
     /// The agent has not decided: everything is refused.
     pub closed: bool,
-    /// What was chosen.
+    /// What was chosen for what no rule fits.
+    pub choice: ChoiceId,
+    /// Its rules, which come before that; 0: none.
+    pub rules: RulesetId,
+    /// What is chosen for the one flow that is asked about, where the plan has no entry yet.
+    pub made: Option<Chosen>,
+}
+
+/// What was chosen for a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// The choice; 0: none.
+    pub id: ChoiceId,
+    /// Its entry, with the domain of this very flow.
     pub choice: ChoiceEntry,
+    /// The domains, of which each flow has one by itself: several only with [`share::FLOW`].
+    pub members: DomainSet,
+    /// The rule of the compiled set that fits, from 0; none: no rule does.
+    pub rule: Option<usize>,
+    /// The rule names destinations, so it holds for those at other interfaces too.
+    pub names_destination: bool,
 }
 
 /// What becomes of a flow.
@@ -36,6 +57,8 @@ pub enum Fate {
     Pass(Pass),
     /// Put on the domain.
     Steer(DomainIndex),
+    /// Put on one of these domains, which share flows one by one.
+    Shared(DomainSet),
     /// Refused at once with `ENETUNREACH`.
     Refuse(Refuse),
 }
@@ -91,35 +114,111 @@ impl Owner {
                 strict: true,
                 passes_locals: false,
                 closed: true,
-                choice: BLOCKED,
+                choice: ChoiceId(0),
+                rules: RulesetId(0),
+                made: None,
             });
         }
         let policy = plan.policies.get(&PolicyId(entry.policy))?;
         let strict = policy.flags & policy_flags::STRICT != 0;
-        let choice = plan.choices.get(&ChoiceId(policy.choice)).copied();
-        if choice.is_none() && !strict {
+        let choice = ChoiceId(policy.choice);
+        if !plan.choices.contains_key(&choice) && !strict {
             return None;
         }
         Some(Self {
             strict,
             passes_locals: policy.flags & policy_flags::LOCAL_PASS != 0,
             closed: false,
-            // A strict policy never passes.
-            choice: choice
-                .filter(|choice| !strict || choice.verdict != verdict::PASS)
-                .unwrap_or(BLOCKED),
+            choice,
+            rules: RulesetId(policy.rules),
+            made: None,
         })
     }
 
-    /// The domain that its new sockets are marked for, which is that of the flows it steers.
-    fn domain(&self) -> Option<DomainIndex> {
-        (self.choice.verdict == verdict::STEER)
-            .then(|| u16::try_from(self.choice.domain).ok().map(DomainIndex))?
+    /// What was chosen for a flow: by the first rule that fits, or for what none fits.
+    pub fn choose(&self, plan: &Plan, flow: &Flow) -> Chosen {
+        if let Some(made) = self.made {
+            return made;
+        }
+        let mut id = self.choice;
+        let (mut rule, mut names_destination) = (None, false);
+        if let Some(set) = plan.rulesets.get(&self.rules) {
+            let found = set.find(flow);
+            id = ChoiceId(found.choice);
+            (rule, names_destination) = (found.rule, found.names_destination);
+        }
+        // A strict policy never passes.
+        let mut choice = plan
+            .choices
+            .get(&id)
+            .copied()
+            .filter(|choice| !self.strict || choice.verdict != verdict::PASS)
+            .unwrap_or(if self.strict { BLOCKED } else { PASSED });
+        let mut members = DomainSet::default();
+        if choice.verdict == verdict::STEER {
+            let slots = plan.shares.get(&id).map(|slots| &slots.domains);
+            match slots.filter(|_| choice.share != share::NONE) {
+                Some(slots) if choice.share == share::FLOW => {
+                    slots
+                        .iter()
+                        .for_each(|index| members.insert(u16::from(*index)));
+                }
+                slots => {
+                    if let Some(slots) = slots {
+                        choice.domain = slots[slot(flow.destination)].into();
+                    }
+                    u16::try_from(choice.domain)
+                        .iter()
+                        .for_each(|index| members.insert(*index));
+                }
+            }
+        }
+        Chosen {
+            id,
+            choice,
+            members,
+            rule,
+            names_destination,
+        }
     }
+}
+
+/// The slot of a destination that all flows to it have.
+pub(crate) fn slot(destination: IpAddr) -> usize {
+    let bytes = match destination {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    };
+    let word = |at: usize| {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|byte| bytes[at * 4 + byte]);
+        u32::from_ne_bytes([a, b, c, d])
+    };
+    share_slot([word(0), word(1), word(2), word(3)], 0)
+}
+
+impl Chosen {
+    /// Its domains, in the order of their indices.
+    pub fn domains(&self) -> impl Iterator<Item = DomainIndex> + use<> {
+        members(self.members)
+    }
+}
+
+/// The domains of a set, in the order of their indices.
+pub fn members(set: DomainSet) -> impl Iterator<Item = DomainIndex> {
+    let indices = 1..u16::try_from(steer_common::MAX_DOMAINS).unwrap_or(u16::MAX);
+    indices
+        .filter(move |index| set.contains(*index))
+        .map(DomainIndex)
 }
 
 const BLOCKED: ChoiceEntry = ChoiceEntry {
     verdict: verdict::BLOCK,
+    domain: 0,
+    share: 0,
+};
+
+const PASSED: ChoiceEntry = ChoiceEntry {
+    verdict: verdict::PASS,
     domain: 0,
     share: 0,
 };
@@ -144,69 +243,89 @@ impl Never {
     }
 }
 
-/// What becomes of a flow to `destination` from a socket that is bound to nothing.
-pub fn fate(plan: &Plan, owner: Option<&Owner>, destination: IpAddr) -> Fate {
-    let destination = destination.to_canonical();
+/// What becomes of a flow from a socket that is bound to nothing.
+pub fn fate(plan: &Plan, owner: Option<&Owner>, flow: &Flow) -> Fate {
+    let destination = flow.destination.to_canonical();
+    let flow = &Flow {
+        destination,
+        ..*flow
+    };
     let Some(owner) = owner else {
         return Fate::Pass(Pass::NoPolicy);
     };
     if let Some(never) = Never::of(destination) {
         return Fate::Never(never);
     }
+    let chosen = owner.choose(plan, flow);
     if let Some((prefix, local)) = local(plan, destination) {
         if local.host {
             return Fate::Never(Never::Host);
         }
-        if owner.passes_locals && !contains(local, owner.choice.domain) {
+        if owner.passes_locals && !chosen.names_destination && !near(&chosen, local) {
             return Fate::Local(prefix);
         }
     }
-    match (owner.choice.verdict, owner.domain()) {
-        (verdict::PASS, _) => Fate::Pass(Pass::Policy),
-        (verdict::STEER, Some(index)) => {
-            let domain = plan
-                .domains
-                .get(&index)
-                .filter(|domain| domain.ifindex != 0);
-            match domain {
-                None => Fate::Refuse(Refuse::DomainGone(index)),
-                Some(domain) if !serves(domain, Family::of(destination)) => {
-                    Fate::Refuse(Refuse::Family(index))
-                }
-                Some(_) => Fate::Steer(index),
-            }
+    let choice = chosen.choice;
+    match choice.verdict {
+        verdict::PASS => Fate::Pass(Pass::Policy),
+        verdict::STEER if choice.share == share::FLOW && chosen.domains().nth(1).is_some() => {
+            Fate::Shared(chosen.members)
         }
+        verdict::STEER => match chosen.domains().next() {
+            Some(index) => on(plan, index, destination),
+            None => Fate::Refuse(Refuse::Blocked),
+        },
         _ if owner.closed => Fate::Refuse(Refuse::Closed),
         _ => Fate::Refuse(Refuse::Blocked),
     }
 }
 
+/// What becomes of a flow that is to be put on a domain.
+fn on(plan: &Plan, index: DomainIndex, destination: IpAddr) -> Fate {
+    let domain = plan.domains.get(&index);
+    match domain.filter(|domain| domain.ifindex != 0) {
+        None => Fate::Refuse(Refuse::DomainGone(index)),
+        Some(domain) if !serves(domain, Family::of(destination)) => {
+            Fate::Refuse(Refuse::Family(index))
+        }
+        Some(_) => Fate::Steer(index),
+    }
+}
+
+/// Whether a prefix is on the link of a domain that was chosen.
+fn near(chosen: &Chosen, local: &Local) -> bool {
+    let mut domains = chosen.domains();
+    domains.any(|index| local.domains.contains(index.0))
+}
+
 /// Whether the guard lets a packet of the owner's flow leave by an interface other than loopback, with
-/// this source.
-pub fn guard_lets(
-    plan: &Plan,
-    owner: &Owner,
-    interface: IfIndex,
-    source: Option<IpAddr>,
-    destination: IpAddr,
-) -> bool {
+/// the flow's source, if it has one yet.
+pub fn guard_lets(plan: &Plan, owner: &Owner, flow: &Flow, interface: IfIndex) -> bool {
     if !owner.strict || !plan.guards.contains(&interface) {
         return true;
     }
-    let index = owner.domain();
-    let domain = index.and_then(|index| Some((index, plan.domains.get(&index)?)));
-    if let Some((index, domain)) = domain
-        && domain.ifindex == interface.0
-    {
-        return source.is_none_or(|source| {
+    let destination = flow.destination.to_canonical();
+    let flow = &Flow {
+        destination,
+        ..*flow
+    };
+    let chosen = owner.choose(plan, flow);
+    let here = |index: &DomainIndex| {
+        let domain = plan.domains.get(index);
+        domain.is_some_and(|domain| domain.ifindex == interface.0)
+    };
+    let mut here = chosen.domains().filter(here).peekable();
+    if here.peek().is_some() {
+        return flow.source.is_none_or(|source| {
             source.is_unspecified()
                 || source.is_ipv6() && Never::of(source) == Some(Never::LinkLocal)
-                || plan.sources.contains(&(index, source))
+                || here.any(|index| plan.sources.contains(&(index, source)))
         });
     }
-    let index = index.map_or(0, |index| u32::from(index.0));
+    let local = local(plan, destination);
     owner.passes_locals
-        && local(plan, destination.to_canonical()).is_some_and(|(_, local)| !contains(local, index))
+        && !chosen.names_destination
+        && local.is_some_and(|(_, local)| !near(&chosen, local))
 }
 
 /// Whether a domain has a source and a table for the family.
@@ -223,8 +342,4 @@ fn local(plan: &Plan, ip: IpAddr) -> Option<(IpNet, &Local)> {
     let held = plan.locals.iter().filter(|(net, _)| net.contains(&ip));
     held.max_by_key(|(net, _)| net.prefix_len())
         .map(|(net, local)| (*net, local))
-}
-
-fn contains(local: &Local, domain: u32) -> bool {
-    u16::try_from(domain).is_ok_and(|index| local.domains.contains(index))
 }

@@ -12,14 +12,16 @@ pub mod path;
 mod rule;
 pub mod words;
 
-use steer_common::{CgroupEntry, ChoiceEntry, cgroup_flags, verdict};
+use steer_common::{CgroupEntry, ChoiceEntry, DomainSet, cgroup_flags, share, verdict};
 
-use self::flow::Owner;
-use crate::engine::Engine;
+use self::flow::{Chosen, Fate, Owner, fate, slot};
 use crate::engine::ranking::Ranking;
-use crate::ids::CgroupId;
-use crate::policy::LocalNetworks;
-use crate::select::Verdict;
+use crate::engine::{Engine, FlowDecision};
+use crate::ids::{CgroupId, ChoiceId, RulesetId};
+use crate::policy::{LocalNetworks, Share};
+use crate::rules::Flow;
+use crate::select::{Decision, Verdict};
+use crate::share::{Member, slots};
 
 /// Everything about a cgroup that does not depend on a destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,17 +119,28 @@ impl Explanation {
         engine.plan().cgroups.get(&self.id?).copied()
     }
 
-    /// Who decides about its flows, as the kernel programs see it; `None`: nobody.
-    pub fn owner(&self, engine: &Engine) -> Option<Owner> {
+    /// What is decided for a flow, and by which rules; `None`: no policy holds.
+    pub fn decision(&self, engine: &Engine, flow: &Flow) -> Option<FlowDecision> {
+        self.ranking.decision.as_ref()?;
+        Some(engine.decide_flow(&self.ranking.chain, flow))
+    }
+
+    /// What becomes of a flow from a socket that is bound to nothing.
+    pub fn fate(&self, engine: &Engine, flow: &Flow) -> Fate {
+        fate(engine.plan(), self.owner(engine, flow).as_ref(), flow)
+    }
+
+    /// Who decides about a flow of its, as the kernel programs see it; `None`: nobody.
+    pub fn owner(&self, engine: &Engine, flow: &Flow) -> Option<Owner> {
         match self.id {
             Some(_) => Owner::of(engine.plan(), self.entry(engine).as_ref()),
-            None => self.owner_when_made(engine),
+            None => self.owner_when_made(engine, flow),
         }
     }
 
-    /// Who will decide about the flows of a cgroup that does not exist yet.
-    fn owner_when_made(&self, engine: &Engine) -> Option<Owner> {
-        let decision = self.ranking.decision.as_ref()?;
+    /// Who will decide about a flow of a cgroup that does not exist yet.
+    fn owner_when_made(&self, engine: &Engine, flow: &Flow) -> Option<Owner> {
+        let FlowDecision { rules, decision } = self.decision(engine, flow)?;
         let state = engine.state();
         let policies = || {
             self.ranking
@@ -135,22 +148,65 @@ impl Explanation {
                 .iter()
                 .filter_map(|name| state.policy(name.as_str()))
         };
-        let index = decision
-            .domain()
-            .and_then(|name| state.memory.indices.get(name));
+        let names_destination = rules.iter().any(|at| {
+            let policy = state.policy(at.policy.as_str());
+            let rule = policy.and_then(|policy| policy.rules.get(at.number - 1));
+            rule.is_some_and(|rule| !rule.destination.is_empty())
+        });
         Some(Owner {
             strict: policies().any(|policy| policy.strict),
             passes_locals: policies().all(|policy| policy.local_networks == LocalNetworks::Pass),
             closed: false,
-            choice: ChoiceEntry {
-                verdict: match decision.verdict {
-                    Verdict::Steer(_) => verdict::STEER,
-                    Verdict::Block => verdict::BLOCK,
-                    Verdict::Pass => verdict::PASS,
-                },
-                domain: index.map_or(0, |index| u32::from(index.0)),
-                share: 0,
-            },
+            choice: ChoiceId(0),
+            rules: RulesetId(0),
+            made: Some(chosen(engine, &decision, flow, names_destination)),
         })
+    }
+}
+
+/// What the kernel would have for a decision.
+fn chosen(engine: &Engine, decision: &Decision, flow: &Flow, names_destination: bool) -> Chosen {
+    let indices = &engine.state().memory.indices;
+    let mut set = DomainSet::default();
+    let mut choice = ChoiceEntry {
+        verdict: match decision.verdict {
+            Verdict::Steer(_) => verdict::STEER,
+            Verdict::Block => verdict::BLOCK,
+            Verdict::Pass => verdict::PASS,
+        },
+        ..ChoiceEntry::default()
+    };
+    let members: Vec<Member> = decision
+        .members
+        .iter()
+        .filter_map(|(domain, weight)| {
+            Some(Member {
+                domain: domain.clone(),
+                weight: *weight,
+                index: *indices.get(domain)?,
+            })
+        })
+        .collect();
+    if decision.share == Some(Share::Flow) {
+        choice.share = share::FLOW;
+        members.iter().for_each(|member| set.insert(member.index.0));
+    } else {
+        let alone = decision.domain().and_then(|name| indices.get(name));
+        choice.domain = alone.map_or(0, |index| u32::from(index.0));
+        if decision.share.is_some() {
+            choice.share = share::DESTINATION;
+            let destination = flow.destination.to_canonical();
+            choice.domain = slots(&members).domains[slot(destination)].into();
+        }
+        u16::try_from(choice.domain)
+            .iter()
+            .for_each(|index| set.insert(*index));
+    }
+    Chosen {
+        id: ChoiceId(0),
+        choice,
+        members: set,
+        rule: None,
+        names_destination,
     }
 }

@@ -5,7 +5,9 @@ use super::{Closed, Explanation, Reach};
 use crate::engine::Engine;
 use crate::engine::ranking::{By, Contender, Precedence, Standing};
 use crate::ids::DomainIndex;
-use crate::policy::{Match, Origin, Policy};
+use crate::policy::{Match, Origin, Policy, Share};
+use crate::rules::Flow;
+use crate::rules::flatten::RuleAt;
 
 /// Why no policy holds at a cgroup; `None`: policies can hold there.
 pub fn unmanaged(explanation: &Explanation) -> Option<String> {
@@ -150,19 +152,43 @@ pub fn matched(engine: &Engine, policy: &Policy, path: &str) -> Vec<String> {
     fits.collect()
 }
 
-/// Why a flow fares so. `policy`: the one in force.
-pub fn fate(engine: &Engine, explanation: &Explanation, fate: &Fate) -> String {
+/// The rules that decide about a flow: the first that fits, and what is asked behind it. `None`: no rule
+/// fits.
+pub fn rules(engine: &Engine, asked: &[RuleAt]) -> Option<String> {
+    let words = asked.iter().map(|at| {
+        let policy = engine.state().policy(at.policy.as_str());
+        let rule = policy.and_then(|policy| policy.rules.get(at.number.checked_sub(1)?));
+        let says = rule.map_or_else(String::new, |rule| format!(": {rule}"));
+        format!("rule {} of `{}`{says}", at.number, at.policy)
+    });
+    let words: Vec<String> = words.collect();
+    (!words.is_empty()).then(|| words.join("; then "))
+}
+
+/// Why a flow fares so.
+pub fn fate(engine: &Engine, explanation: &Explanation, flow: &Flow, fate: &Fate) -> String {
     let policy = explanation.ranking.chain.first();
-    let because = policy.map_or_else(String::new, |policy| format!("policy `{policy}` holds"));
+    let decision = explanation.decision(engine, flow);
+    let rules = decision
+        .as_ref()
+        .and_then(|decision| rules(engine, &decision.rules));
+    let because = match (policy, rules) {
+        (Some(policy), Some(rules)) => format!("policy `{policy}` holds ({rules})"),
+        (Some(policy), None) => format!("policy `{policy}` holds"),
+        (None, _) => String::new(),
+    };
     let domain = |index: DomainIndex| {
         let mut indices = engine.state().memory.indices.iter();
         let name = indices.find(|(_, i)| **i == index);
         name.map_or_else(|| format!("domain {index}"), |(name, _)| name.to_string())
     };
     let decided = || {
-        let decision = explanation.ranking.decision.as_ref();
-        decision.map_or_else(String::new, |decision| decision.reason.clone())
+        let decision = decision.as_ref();
+        decision.map_or_else(String::new, |decided| decided.decision.reason.clone())
     };
+    let by_destination = decision
+        .as_ref()
+        .is_some_and(|decided| decided.decision.share == Some(Share::Destination));
     match fate {
         Fate::Never(never) => never_words(*never).to_owned(),
         Fate::Local(prefix) => format!(
@@ -173,7 +199,12 @@ pub fn fate(engine: &Engine, explanation: &Explanation, fate: &Fate) -> String {
             unmanaged(explanation).unwrap_or_else(|| "no policy matches".to_owned())
         }
         Fate::Pass(Pass::Policy) => format!("{because}: {}", decided()),
-        Fate::Steer(_) => format!("{because}: {}", decided()),
+        Fate::Steer(index) if by_destination => format!(
+            "{because}: {}, and this one is {}'s",
+            decided(),
+            domain(*index)
+        ),
+        Fate::Steer(_) | Fate::Shared(_) => format!("{because}: {}", decided()),
         Fate::Refuse(Refuse::Closed) => match explanation.reach {
             Reach::Closed(why) => closed(why).to_owned(),
             _ => "the cgroup is closed until the agent has decided".to_owned(),

@@ -44,7 +44,7 @@ pub struct Flat<'a> {
 /// A rule of a [`Flat`].
 #[derive(Clone, Debug)]
 pub struct FlatRule<'a> {
-    /// What it fits; what it does is in `inputs`.
+    /// What it fits; what it does is in `inputs`. It names destinations if any of `origins` does.
     pub condition: Cow<'a, Rule>,
     /// Inputs to selection.
     pub inputs: Inputs,

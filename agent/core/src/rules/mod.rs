@@ -72,6 +72,20 @@ pub struct Flow {
     pub dscp: u8,
 }
 
+impl Flow {
+    /// A flow of which no more is known than where it goes: TCP, and no port.
+    pub const fn to(destination: IpAddr) -> Self {
+        Self {
+            source: None,
+            destination,
+            protocol: 6,
+            source_port: 0,
+            port: 0,
+            dscp: 0,
+        }
+    }
+}
+
 /// Why a rule contradicts itself or its policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {

@@ -8,7 +8,12 @@
 //! that their policy would prefer another domain is nothing to them, since the peer chose. They are told
 //! by their own port, which is a listener's; one whose listener has gone is taken for a flow of the
 //! host's own.
+//!
+//! Rules of a policy may look at what a socket does not tell: the code point, and whether its source was
+//! chosen before the decision or by it. A flow that is where it would be by any answer is where it should
+//! be; else it would be ended again and again. And of domains that share flows each is right.
 
+mod asked;
 mod losses;
 mod place;
 
@@ -19,12 +24,14 @@ use std::time::Duration;
 use steer_common::{CgroupEntry, FlowState, flow_flags, policy_flags};
 
 pub use self::losses::{Loss, Losses};
+use self::asked::Asked;
 use self::place::Place;
 use crate::engine::Engine;
-use crate::explain::flow::{Fate, Owner, Pass, Refuse, fate};
+use crate::explain::flow::{Fate, Owner, Pass, Refuse};
 use crate::ids::{CgroupId, DomainIndex, IfIndex, PolicyId};
 use crate::name::Name;
 use crate::policy::{Policy, Session, Sessions};
+use crate::rules;
 
 /// `IPPROTO_TCP`
 const TCP: u8 = 6;
@@ -155,25 +162,26 @@ impl Engine {
         let holder = self.holder(flow);
         let owner = holder.as_ref().map(|holder| holder.owner);
         let strict = owner.is_some_and(|owner| owner.strict);
-        let fate = fate(plan, owner.as_ref(), flow.peer.ip());
-        let wanted = match fate {
-            Fate::Never(_) | Fate::Local(_) => return judged,
-            Fate::Steer(index) => Some(index),
-            Fate::Pass(_) | Fate::Refuse(_) => None,
-        };
+        let asked = Asked::new(plan, owner.as_ref(), flow);
+        let fate = asked.fate;
+        if let Fate::Never(_) | Fate::Local(_) = fate {
+            return judged;
+        }
+        let wanted = asked.wanted;
         let place = self.place_of(flow);
         // What nobody steers, and nobody steered.
         let steered = place.marked.is_some();
         let foreign = match fate {
             Fate::Pass(Pass::NoPolicy) => !steered || !self.bears_mark(flow),
-            Fate::Pass(Pass::Policy) => !steered,
-            _ => false,
+            _ => !steered && asked.may_pass,
         };
         if foreign || !strict && remembers(flow_flags::APP_BOUND) {
             return judged;
         }
-        let wanted_at = wanted.and_then(|index| plan.domains.get(&index));
-        let at_interface = |bound: IfIndex| wanted_at.is_some_and(|at| at.ifindex == bound.0);
+        let at_interface = |bound: IfIndex| {
+            let mut homes = asked.homes().filter_map(|index| plan.domains.get(&index));
+            homes.any(|at| at.ifindex == bound.0)
+        };
         if !strict && flow.bound.is_some_and(|bound| !at_interface(bound)) {
             return judged;
         }
@@ -181,16 +189,22 @@ impl Engine {
         judged.from = place.domain.cloned();
         judged.to = wanted.and_then(|index| self.name_of(index)).cloned();
         let disputed = holder.as_ref().is_some_and(|holder| holder.disputed);
-        if let Some(index) = wanted
+        let here = place.domain.and_then(|domain| self.index_of(domain));
+        if let Some(index) = here.filter(|index| asked.is_home(*index))
             && place.lost.is_none()
-            && place.domain == self.name_of(index)
-            && (!strict || !disputed && self.guard_lets(flow, index, &place))
+            && (!strict
+                || !disputed
+                    && self.guard_lets(flow, index, &place)
+                    // Where others are right too, only its memory tells the guard that this one is its own.
+                    && (fate == Fate::Steer(index) || self.is_decided(flow, &place)))
         {
             judged.verdict = Verdict::Home;
             return judged;
         }
         let chain = holder.as_ref().map_or(&[][..], |holder| holder.chain);
-        let among = place.domain.is_some_and(|domain| self.uses(chain, domain));
+        let among = place
+            .domain
+            .is_some_and(|domain| self.uses(chain, &asked.flow, domain));
         let sessions = self.policy_of(chain).map_or(NOBODYS, |p| p.sessions);
         // A strict policy's flow may be elsewhere only where its guard knows it to be.
         let known = among && !disputed && self.is_decided(flow, &place);
@@ -266,7 +280,9 @@ impl Engine {
             owner,
             chain: chain.map_or(&[], |chain| chain),
             disputed: other.is_some_and(|(other, _)| {
-                other.strict && owner.strict && other.choice != owner.choice
+                let plan = self.plan();
+                let chosen = |owner: Owner| owner.choose(plan, &asked::asked(flow)).choice;
+                other.strict && owner.strict && chosen(other) != chosen(owner)
             }),
         })
     }
@@ -275,11 +291,11 @@ impl Engine {
         self.state().policy(chain.first()?.as_str())
     }
 
-    /// Whether a domain is one that these policies can use.
-    fn uses(&self, chain: &[Name], domain: &Name) -> bool {
-        let policies = chain.iter();
-        let mut policies = policies.filter_map(|name| self.state().policy(name.as_str()));
-        policies.any(|policy| self.expand(&policy.use_).contains(domain))
+    /// Whether a domain is one that these policies can use for a flow.
+    fn uses(&self, chain: &[Name], flow: &rules::Flow, domain: &Name) -> bool {
+        let asked = self.ask(chain, flow);
+        let names = asked.inputs.iter().flat_map(|stage| &stage.use_);
+        self.expand(names).contains(domain)
     }
 
     /// Whether a flow's domain could be chosen, as far as the domain goes.
@@ -292,17 +308,14 @@ impl Engine {
     /// Whether a flow remembers that it was put on the domain where it is, which is what a guard goes by,
     /// and has that domain's source.
     fn is_decided(&self, flow: &Flow, place: &Place<'_>) -> bool {
-        let Some(index) = place
-            .domain
-            .and_then(|domain| self.state().memory.indices.get(domain))
-        else {
+        let Some(index) = place.domain.and_then(|domain| self.index_of(domain)) else {
             return false;
         };
         let decided = flow.memory.is_some_and(|memory| {
             memory.flags & flow_flags::DECIDED != 0 && memory.domain == u32::from(index.0)
         });
         // Of a domain that is lost the address may have gone too.
-        decided && (place.lost.is_some() || self.has_source(flow, *index))
+        decided && (place.lost.is_some() || self.has_source(flow, index))
     }
 
     fn has_source(&self, flow: &Flow, index: DomainIndex) -> bool {

@@ -28,6 +28,11 @@ impl Engine {
             .map(|(name, _)| name)
     }
 
+    /// The index of a domain.
+    pub(super) fn index_of(&self, domain: &Name) -> Option<DomainIndex> {
+        self.state().memory.indices.get(domain).copied()
+    }
+
     /// Whether a flow's mark is as the socket programs set it: a domain's, and nothing else.
     pub(super) fn bears_mark(&self, flow: &Flow) -> bool {
         let mask = self.state().config.agent.mark_mask;

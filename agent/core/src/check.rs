@@ -4,6 +4,7 @@
 mod host;
 mod names;
 mod policies;
+mod rules;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -60,14 +61,16 @@ pub struct Facts {
 pub struct Report {
     /// In the order of the files.
     pub findings: Vec<Finding>,
-    /// Whether all policies were compared with each other: of very many only the first are.
+    /// Whether all policies were compared with each other, and all rules of each: of very many only the first
+    /// are.
     pub complete: bool,
 }
 
 /// Looks at files in which nothing is wrong, or single policies only; `files` gives their order.
 pub fn check(parsed: &Parsed, files: &[&str], facts: &Facts) -> Report {
     let mut findings: Vec<Finding> = parsed.places.replaced.iter().map(replaced).collect();
-    let complete = policies::check(parsed, &mut findings);
+    let mut complete = policies::check(parsed, &mut findings);
+    complete &= rules::check(parsed, &mut findings);
     names::check(parsed, &mut findings);
     host::check(parsed, facts, &mut findings);
     let order = |finding: &Finding| {

@@ -23,9 +23,7 @@ pub(crate) mod network;
 pub mod rules;
 pub(crate) mod tables;
 
-use crate::ids::{
-    CgroupId, ChoiceId, DomainIndex, IfIndex, PlaceId, PolicyId, RulesetId, TableId,
-};
+use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PlaceId, PolicyId, RulesetId, TableId};
 use crate::name::Name;
 use crate::rules::image::Image;
 

@@ -20,9 +20,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use steer_common::{
-    CgroupEntry, ChoiceEntry, DomainEntry, IngressEntry, PolicyEntry, ShareEntry,
-};
+use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, IngressEntry, PolicyEntry, ShareEntry};
 
 use crate::engine::Changes;
 use crate::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId, RulesetId};
@@ -526,7 +524,9 @@ fn compare_all<K: Ord + Clone, V: PartialEq + Clone>(
     wanted: &BTreeMap<K, V>,
 ) -> (Vec<(K, V)>, Vec<K>) {
     (
-        changed(is, wanted).map(|(k, v)| (k.clone(), v.clone())).collect(),
+        changed(is, wanted)
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect(),
         missing(is, wanted).cloned().collect(),
     )
 }

@@ -17,6 +17,7 @@ use steer_core::ids::{CgroupId, DomainIndex, IfIndex, TableId};
 use steer_core::network::{ForeignRule, NetworkChange};
 use steer_core::plan::Family;
 use steer_core::policy::{LocalNetworks, Otherwise, Policy};
+use steer_core::rules::Flow;
 use steer_core::state::Event;
 use support::strategies::{events, start};
 use support::{
@@ -30,7 +31,7 @@ fn a_cgroup_that_nothing_steers_says_why() {
     let mut engine = engine_of(&[policy("p", "**", &["wlan0"])]);
     assert_eq!(reach(&engine, "a"), Reach::Managed);
     assert_eq!(reach(&engine, ""), Reach::Root);
-    assert_eq!(engine.explain("/").owner(&engine), None);
+    assert_eq!(engine.explain("/").owner(&engine, &to("192.0.2.1")), None);
     let root = CgroupId(10);
     let exempt = BTreeSet::from([CgroupId(11)]);
     apply(&mut engine, Event::Managed { root, exempt });
@@ -57,17 +58,20 @@ fn a_cgroup_too_deep_for_patterns_of_strict_policies_is_closed() {
     }
     let explanation = engine.explain(&path);
     assert_eq!(explanation.reach, Reach::Closed(Closed::TooDeep));
-    let owner = explanation.owner(&engine);
-    let to = fate(engine.plan(), owner.as_ref(), ip("198.51.100.1"));
-    assert_eq!(to, Fate::Refuse(Refuse::Closed));
+    let fate = explanation.fate(&engine, &to("198.51.100.1"));
+    assert_eq!(fate, Fate::Refuse(Refuse::Closed));
+}
+
+fn to(destination: &str) -> Flow {
+    Flow::to(ip(destination))
 }
 
 /// What becomes of flows from the cgroup `a` to these destinations.
 fn fates(engine: &Engine, destinations: &[&str]) -> Vec<Fate> {
-    let owner = engine.explain("a").owner(engine);
-    let destinations = destinations.iter().copied().map(ip);
+    let explanation = engine.explain("a");
+    let destinations = destinations.iter().copied().map(to);
     destinations
-        .map(|to| fate(engine.plan(), owner.as_ref(), to))
+        .map(|to| explanation.fate(engine, &to))
         .collect()
 }
 
@@ -149,10 +153,8 @@ fn destinations_are_judged_in_the_order_of_the_programs() {
         fates(&engine, &["198.51.100.1"]),
         [Fate::Pass(Pass::Policy)]
     );
-    let owner = engine.explain("c").owner(&engine);
-    let to = fate(engine.plan(), owner.as_ref(), ip("127.0.0.1"));
     assert_eq!(
-        to,
+        engine.explain("c").fate(&engine, &to("127.0.0.1")),
         Fate::Pass(Pass::NoPolicy),
         "nobody asks what is not anybody's"
     );
@@ -172,15 +174,16 @@ fn a_family_that_the_domain_lacks_is_refused() {
 #[test]
 fn the_guard_stops_what_a_strict_policy_sends_elsewhere() {
     let engine = engine_of(&[strict(policy("p", "a", &["wlan0"]))]);
-    let owner = engine.explain("a").owner(&engine).unwrap();
-    let lets = |owner: &Owner, interface, source: &str, to: &str| {
-        guard_lets(
-            engine.plan(),
-            owner,
-            IfIndex(interface),
-            Some(ip(source)),
-            ip(to),
-        )
+    let owner = engine
+        .explain("a")
+        .owner(&engine, &to("192.0.2.1"))
+        .unwrap();
+    let lets = |owner: &Owner, interface, source: &str, destination: &str| {
+        let flow = Flow {
+            source: Some(ip(source)),
+            ..to(destination)
+        };
+        guard_lets(engine.plan(), owner, &flow, IfIndex(interface))
     };
     assert!(lets(&owner, 2, "192.0.2.10", "224.0.0.251"));
     assert!(lets(&owner, 2, "fe80::2", "ff02::fb"));
@@ -412,13 +415,17 @@ fn a_cgroup_that_is_not_there_is_explained_as_it_will_be() {
     let mut engine = engine_of(&[policy("p", "a/later/*", &["lte0"])]);
     let before = engine.explain("a/later/x");
     assert_eq!(before.id, None);
-    let owner = before.owner(&engine);
+    let there = to("198.51.100.1");
+    let chosen = |owner: Option<Owner>, engine: &Engine| {
+        owner.map(|owner| owner.choose(engine.plan(), &there).choice)
+    };
+    let owner = chosen(before.owner(&engine, &there), &engine);
     apply(&mut engine, made(30, 10, "later"));
     apply(&mut engine, made(31, 30, "x"));
     let after = engine.explain("a/later/x");
     assert_eq!(after.id, Some(CgroupId(31)));
     assert_eq!(before.ranking, after.ranking);
-    assert_eq!(owner, after.owner(&engine));
+    assert_eq!(owner, chosen(after.owner(&engine, &there), &engine));
     assert!(owner.is_some());
     apply(&mut engine, removed(31));
     assert_eq!(engine.explain("a/later/x"), before);
@@ -438,7 +445,7 @@ proptest! {
         let plan = engine.plan();
         for (id, entry) in &plan.cgroups {
             let owner = Owner::of(plan, Some(entry));
-            let fate = fate(plan, owner.as_ref(), destination);
+            let fate = fate(plan, owner.as_ref(), &Flow::to(destination));
             let strict = owner.is_some_and(|owner| owner.strict);
             prop_assert!(!strict || !matches!(fate, Fate::Pass(_)), "{:?}", id);
             if let Fate::Steer(index) = fate {

@@ -6,11 +6,12 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use steer_common::{CgroupEntry, MarkMask, cgroup_flags, policy_flags, verdict};
+use steer_common::{CgroupEntry, MarkMask, cgroup_flags, policy_flags, share, verdict};
 use steer_core::cgroups::CgroupChange;
 use steer_core::domains::Domains;
 use steer_core::engine::{Engine, plan};
-use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, PlaceId, PolicyId, TableId};
+use steer_core::explain::flow::Owner;
+use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, PlaceId, PolicyId, RulesetId, TableId};
 use steer_core::name::Name;
 use steer_core::network::NetworkChange;
 use steer_core::plan::Object;
@@ -18,11 +19,11 @@ use steer_core::plan::rules::offset;
 use steer_core::plan::{Family, Named, Plan, RuleAction};
 use steer_core::policy::{Match, Otherwise, Policy};
 use steer_core::state::{Event, State};
-use support::strategies::{FILES, events, policies, start};
+use support::strategies::{FILES, events, kinds_of_flow, policies, start};
 use support::{config, name, two_uplinks};
 
 /// A plan in words that do not depend on which numbers were given out.
-fn meaning(engine: &Engine) -> BTreeMap<String, (u32, u32, u32, String)> {
+fn meaning(engine: &Engine) -> BTreeMap<String, (u32, u32, Vec<String>)> {
     let plan = engine.plan();
     let memory = &engine.state().memory;
     let names: BTreeMap<u32, String> = memory
@@ -38,14 +39,17 @@ fn meaning(engine: &Engine) -> BTreeMap<String, (u32, u32, u32, String)> {
                 .get(&PolicyId(entry.policy))
                 .copied()
                 .unwrap_or_default();
-            let choice = plan
-                .choices
-                .get(&ChoiceId(policy.choice))
-                .copied()
-                .unwrap_or_default();
-            let domain = names.get(&choice.domain).cloned().unwrap_or_default();
+            let owner = Owner::of(plan, Some(entry));
+            let fates = kinds_of_flow().into_iter().map(|flow| {
+                let chosen = owner.map(|owner| owner.choose(plan, &flow));
+                let domains = chosen.into_iter().flat_map(|chosen| chosen.domains());
+                let domains: Vec<_> = domains.map(|index| &names[&index.0.into()]).collect();
+                let verdict = chosen.map(|chosen| (chosen.choice.verdict, chosen.choice.share));
+                format!("{verdict:?} {domains:?}")
+            });
+            let fates = fates.collect();
             let path = engine.state().cgroups.path(*id).unwrap();
-            (path, (entry.flags, policy.flags, choice.verdict, domain))
+            (path, (entry.flags, policy.flags, fates))
         })
         .collect()
 }
@@ -78,12 +82,35 @@ fn check(plan: &Plan, state: &State) -> Result<(), TestCaseError> {
     for (id, entry) in &plan.policies {
         let any = *id == PolicyId(0) && entry.choice == 0;
         prop_assert!(any || plan.choices.contains_key(&ChoiceId(entry.choice)));
+        let set = plan.rulesets.get(&RulesetId(entry.rules));
+        prop_assert!(entry.rules == 0 || set.is_some());
+        for choice in set.into_iter().flat_map(|set| set.choices()) {
+            prop_assert!(plan.choices.contains_key(&ChoiceId(choice)));
+        }
         if entry.flags & policy_flags::STRICT != 0 {
             prop_assert!(
                 !plan.guards.is_empty() || state.network.links.values().all(|l| l.loopback)
             );
         }
     }
+    for id in plan.rulesets.keys() {
+        prop_assert!(
+            plan.policies.values().any(|entry| entry.rules == id.0),
+            "a set for nothing"
+        );
+    }
+    let mut led_to: BTreeSet<u32> = plan.policies.values().map(|entry| entry.choice).collect();
+    led_to.extend(plan.rulesets.values().flat_map(|set| set.choices()));
+    for (id, choice) in &plan.choices {
+        prop_assert!(led_to.contains(&id.0), "a choice for nothing");
+        let slots = plan.shares.get(id);
+        prop_assert_eq!(slots.is_some(), choice.share != share::NONE);
+        for index in slots.into_iter().flat_map(|slots| slots.domains) {
+            let domain = plan.domains.get(&DomainIndex(index.into()));
+            prop_assert!(domain.is_some_and(|domain| domain.ifindex != 0));
+        }
+    }
+    prop_assert!(plan.shares.keys().all(|id| plan.choices.contains_key(id)));
     for choice in plan.choices.values() {
         let domain = u16::try_from(choice.domain).ok().map(DomainIndex);
         let domain = domain.and_then(|index| plan.domains.get(&index));
@@ -258,10 +285,23 @@ proptest! {
                 prop_assert_ne!(patched.choices.remove(id), new);
                 patched.choices.extend(new.map(|new| (*id, new)));
             }
+            for id in &changes.rulesets {
+                let new = engine.plan().rulesets.get(id).cloned();
+                prop_assert_ne!(patched.rulesets.remove(id), new.clone());
+                patched.rulesets.extend(new.map(|new| (*id, new)));
+            }
+            for id in &changes.shares {
+                let new = engine.plan().shares.get(id).cloned();
+                prop_assert_ne!(patched.shares.remove(id), new.clone());
+                patched.shares.extend(new.map(|new| (*id, new)));
+            }
             if changes.network {
+                let (rulesets, shares) = (patched.rulesets, patched.shares);
                 let (cgroups, names) = (patched.cgroups, patched.names);
                 let (policies, choices) = (patched.policies, patched.choices);
-                patched = Plan { cgroups, names, policies, choices, ..engine.plan().clone() };
+                patched = Plan {
+                    cgroups, names, policies, rulesets, choices, shares, ..engine.plan().clone()
+                };
             }
             prop_assert_eq!(&patched, engine.plan());
         }

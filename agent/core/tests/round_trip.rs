@@ -22,6 +22,7 @@ use steer_core::permit::{Account, Permit};
 use steer_core::policy::{
     LocalNetworks, Match, Origin, Otherwise, Policy, Rebind, Session, Sessions, Share,
 };
+use steer_core::rules::{Dscp, Ports, Protocol, Rule, prefix};
 
 /// What a configuration says, without where.
 fn says(config: &Config) -> Config {
@@ -170,42 +171,97 @@ fn matches() -> impl Strategy<Value = Match> {
     ]
 }
 
-/// A policy but for its name and the names that it uses.
-fn policies() -> impl Strategy<Value = (Policy, Vec<Index>)> {
+/// A rule but for the names that it uses, as a file may have it.
+fn rules(strict: bool) -> impl Strategy<Value = (Rule, Vec<Index>)> {
+    // IPv4 addresses that are written as IPv6 are refused.
+    let nets = || {
+        let nets = nets().prop_map(|net| net.trunc());
+        nets.prop_filter("stands for IPv4", |net| prefix(&net.to_string()).is_ok())
+    };
+    let ports = || (1u16.., 1u16..).prop_map(|(a, b)| Ports::new(a.min(b), a.max(b)).unwrap());
+    let protocols = select(vec![6, 17, 33, 132, 136]).prop_map(Protocol);
+    let otherwise = if strict {
+        vec![Otherwise::Block]
+    } else {
+        vec![Otherwise::Block, Otherwise::Pass, Otherwise::Next]
+    };
+    let parts = (
+        (
+            vec(nets(), 0..3),
+            vec(ports(), 0..3),
+            vec(nets(), 0..3),
+            vec(ports(), 0..3),
+        )
+            .boxed(),
+        vec(protocols, 0..3),
+        vec((0u8..64).prop_map(|value| Dscp::new(value).unwrap()), 0..3),
+        vec(any::<Index>(), 0..3),
+        option::of(select(otherwise)),
+    );
+    parts.prop_map(
+        |((source, source_ports, destination, ports), protocol, dscp, uses, otherwise)| {
+            let nothing = uses.is_empty() && otherwise.is_none();
+            let otherwise = if nothing {
+                Some(Otherwise::Block)
+            } else {
+                otherwise
+            };
+            let rule = Rule {
+                source,
+                source_ports,
+                destination,
+                ports,
+                protocol,
+                dscp,
+                use_: Vec::new(),
+                otherwise,
+            };
+            (rule, uses)
+        },
+    )
+}
+
+/// A policy but for its name and the names that it uses; with those of its rules.
+fn policies() -> impl Strategy<Value = (Policy, Vec<Index>, Vec<Vec<Index>>)> {
     let otherwise = select(vec![Otherwise::Block, Otherwise::Pass, Otherwise::Next]);
+    let rules = any::<bool>().prop_flat_map(|strict| (Just(strict), vec(rules(strict), 0..4)));
     let parts = (
         vec(matches(), 1..4),
         vec(any::<Index>(), 0..4),
-        any::<bool>(),
+        rules.boxed(),
         otherwise,
         any::<bool>(),
         habits(),
     );
-    parts.prop_map(|(mut matches, uses, strict, otherwise, steer, habits)| {
-        // Files tell cgroups and units apart by key, not by order.
-        matches.sort_by_key(|wanted| matches!(wanted, Match::Unit(_)));
-        let policy = Policy {
-            otherwise: if strict { Otherwise::Block } else { otherwise },
-            local_networks: if steer {
-                LocalNetworks::Steer
-            } else {
-                LocalNetworks::Pass
-            },
-            repair: habits.repair,
-            share: habits.share,
-            rebind: habits.rebind,
-            sessions: habits.sessions,
-            linger: habits.linger,
-            ..Policy::new(
-                Name::default_policy(),
-                Origin::Admin,
-                matches,
-                Vec::new(),
-                strict,
-            )
-        };
-        (policy, uses)
-    })
+    parts.prop_map(
+        |(mut matches, uses, (strict, rules), otherwise, steer, habits)| {
+            let (rules, of_rules): (Vec<Rule>, _) = rules.into_iter().unzip();
+            // Files tell cgroups and units apart by key, not by order.
+            matches.sort_by_key(|wanted| matches!(wanted, Match::Unit(_)));
+            let policy = Policy {
+                otherwise: if strict { Otherwise::Block } else { otherwise },
+                local_networks: if steer {
+                    LocalNetworks::Steer
+                } else {
+                    LocalNetworks::Pass
+                },
+                repair: habits.repair,
+                share: habits.share,
+                rebind: habits.rebind,
+                sessions: habits.sessions,
+                linger: habits.linger,
+                rules: rules.into(),
+                ..Policy::new(
+                    Name::default_policy(),
+                    Origin::Admin,
+                    matches,
+                    Vec::new(),
+                    strict,
+                )
+            };
+            (policy, uses, of_rules)
+        },
+    )
 }
 
 fn accounts() -> impl Strategy<Value = Account> {
@@ -263,26 +319,37 @@ fn configs() -> BoxedStrategy<Config> {
                     config.groups.insert(name, pick(&domains, members));
                 }
             }
+            let filled = |policy: &Policy, all: &[Name], uses: Vec<Vec<Index>>| -> Vec<Rule> {
+                let rules = policy.rules.iter().cloned().zip(uses);
+                rules
+                    .map(|(rule, uses)| Rule {
+                        use_: pick(all, uses),
+                        ..rule
+                    })
+                    .collect()
+            };
             let all: Vec<Name> = domains
                 .iter()
                 .chain(config.groups.keys())
                 .cloned()
                 .collect();
-            for (at, (name, (policy, uses))) in policies.into_iter().enumerate() {
+            for (at, (name, (policy, uses, of_rules))) in policies.into_iter().enumerate() {
                 let policy = Policy {
                     name: name.clone(),
                     use_: pick(&all, uses),
+                    rules: filled(&policy, &all, of_rules).into(),
                     // No two have one priority on one cgroup.
                     priority: i32::MAX - i32::try_from(at).unwrap(),
                     ..policy
                 };
                 config.policies.insert(name, policy);
             }
-            if let Some((policy, uses)) = default {
+            if let Some((policy, uses, of_rules)) = default {
                 let policy = Policy {
                     origin: Origin::Default,
                     matches: Vec::new(),
                     use_: pick(&all, uses),
+                    rules: filled(&policy, &all, of_rules).into(),
                     ..policy
                 };
                 config.policies.insert(Name::default_policy(), policy);
@@ -324,6 +391,15 @@ fn every_key_of_the_schema_is_printed() {
         sessions = { on-better = "move", on-loss = "keep" }
         linger = "5s"
         priority = 1
+        [[policy.p.rule]]
+        source = "192.0.2.1"
+        source-ports = 1
+        destination = ["2001:db8::/32", "10.0.0.0/8"]
+        ports = [443, "8000-8100"]
+        protocol = ["tcp", 17]
+        dscp = [46, "AF11"]
+        use = "g"
+        otherwise = "block"
         [policy.default]
         use = "a"
         strict = true
@@ -342,7 +418,7 @@ fn every_key_of_the_schema_is_printed() {
     for table in &steer_core::config::keys::TABLES[1..] {
         for key in table
             .names()
-            .filter(|key| !["match", "sessions"].contains(key))
+            .filter(|key| !["match", "sessions", "rule"].contains(key))
         {
             let has = |line: &str| {
                 let printed = line.split(" = ").next().unwrap_or_default();

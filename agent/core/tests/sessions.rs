@@ -14,6 +14,7 @@ use steer_core::ids::{CgroupId, DomainIndex, IfIndex};
 use steer_core::network::NetworkChange;
 use steer_core::plan::Family;
 use steer_core::policy::{LocalNetworks, Otherwise, Policy, Session, Sessions};
+use steer_core::rules;
 use steer_core::sessions::{Flow, Judged, Losses, Means, Verdict, Why};
 use steer_core::state::Event;
 use support::strategies::{events, start};
@@ -542,7 +543,12 @@ proptest! {
         for flow in &flows {
             let owner = Owner::of(plan, plan.cgroups.get(&flow.cgroup));
             let Some(owner) = owner else { continue };
-            let fate = fate(plan, Some(&owner), flow.peer.ip());
+            let began = rules::Flow {
+                protocol: flow.protocol,
+                port: flow.peer.port(),
+                ..rules::Flow::to(flow.peer.ip())
+            };
+            let fate = fate(plan, Some(&owner), &began);
             let judged = engine.judge(flow, &mut Losses::default(), NOW);
             if owner.strict && !matches!(fate, Fate::Never(_) | Fate::Local(_))
                 && flow.memory.is_none_or(|memory| memory.flags & flow_flags::FOREIGN == 0)

@@ -5,17 +5,23 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 use steer_common::{
-    CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, IngressEntry, PolicyEntry, domain_flags,
-    verdict,
+    CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, IngressEntry, PolicyEntry, ShareEntry,
+    domain_flags, share, verdict,
 };
 use steer_core::config::Config;
 use steer_core::engine::Engine;
-use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PlaceId, PolicyId, TableId};
+use steer_core::ids::{
+    CgroupId, ChoiceId, DomainIndex, IfIndex, PlaceId, PolicyId, RulesetId, TableId,
+};
 use steer_core::plan::{Family, Hook, Local, Named, Plan, Rule, RuleAction, TableRoute};
+use steer_core::rules::Rule as FlowRule;
+use steer_core::rules::compile::compile;
+use steer_core::rules::image::Image;
 use steer_core::state::Event;
 use steer_core::steps::{Scope, Step, Steps, held, steps};
 use support::strategies::{events, start};
@@ -75,6 +81,29 @@ fn choices() -> impl Strategy<Value = BTreeMap<ChoiceId, ChoiceEntry>> {
         share,
     });
     few(1..4, ChoiceId, entry)
+}
+
+fn rulesets() -> impl Strategy<Value = BTreeMap<RulesetId, Image>> {
+    let image = (1u32..4, 1u32..4)
+        .prop_map(|(rule, otherwise)| compile(&[(&FlowRule::default(), rule)], otherwise).unwrap());
+    // Of what an earlier agent made only the hash is known.
+    let image = (image, any::<bool>()).prop_map(|(image, known)| {
+        if known {
+            image
+        } else {
+            Image::known(image.hash())
+        }
+    });
+    few(1..3, RulesetId, image)
+}
+
+fn shares() -> impl Strategy<Value = BTreeMap<ChoiceId, Arc<ShareEntry>>> {
+    let slots = (1u8..3).prop_map(|domain| {
+        Arc::new(ShareEntry {
+            domains: [domain; ShareEntry::SLOTS],
+        })
+    });
+    few(1..4, ChoiceId, slots)
 }
 
 fn domains() -> impl Strategy<Value = BTreeMap<DomainIndex, DomainEntry>> {
@@ -159,8 +188,8 @@ prop_compose! {
         guards in proptest::collection::btree_set((1u32..4).prop_map(IfIndex), 0..3),
         ingress in few(1..4, IfIndex, (1u32..3, 0u32..2).prop_map(|(mark, flags)| IngressEntry { mark, flags })),
         (cgroups, names) in (cgroups(), names()).boxed(),
-        policies in policies().boxed(),
-        choices in choices().boxed(),
+        (policies, rulesets) in (policies(), rulesets()).boxed(),
+        (choices, shares) in (choices(), shares()).boxed(),
         domains in domains().boxed(),
         (sources, hosts, locals) in (
             proptest::collection::btree_set((1u16..3).prop_map(|index| (DomainIndex(index), ip("10.0.0.1"))), 0..3),
@@ -173,8 +202,8 @@ prop_compose! {
     ) -> Plan {
         let hooks = hooks.into_iter().collect();
         Plan {
-            hooks, guards, ingress, hosts, cgroups, names, policies, choices, domains, sources, locals, rules,
-            routes, sysctls,
+            hooks, guards, ingress, hosts, cgroups, names, policies, rulesets, choices, shares, domains,
+            sources, locals, rules, routes, sysctls,
         }
     }
 }
@@ -255,30 +284,62 @@ fn with_old_cgroups(before: &Plan, at: &Plan) -> Plan {
     plan
 }
 
+/// What is now, without the policies that lead elsewhere than before.
+fn with_old_policies(before: &Plan, at: &Plan) -> Plan {
+    let mut plan = at.clone();
+    plan.policies
+        .retain(|id, entry| before.policies.get(id) == Some(entry));
+    plan.rulesets
+        .retain(|id, set| before.rulesets.get(id) == Some(set));
+    plan
+}
+
 /// What is now, without the choices that lead elsewhere than before.
 fn with_old_choices(before: &Plan, at: &Plan) -> Plan {
     let mut plan = at.clone();
     plan.choices.retain(|id, entry| {
-        let index = DomainIndex(u16::try_from(entry.domain).unwrap());
-        let now = at.domains.get(&index);
-        let leads = now.is_some_and(|domain| domain.ifindex != 0 && domain.flags != 0);
-        before.choices.get(id) == Some(entry) && (!leads || now == before.domains.get(&index))
+        let same = |index: u32| {
+            let index = DomainIndex(u16::try_from(index).unwrap());
+            let now = at.domains.get(&index);
+            let leads = now.is_some_and(|domain| domain.ifindex != 0 && domain.flags != 0);
+            !leads || now == before.domains.get(&index)
+        };
+        before.choices.get(id) == Some(entry)
+            && before.shares.get(id) == at.shares.get(id)
+            && domains_of(at, *id, entry).into_iter().all(same)
     });
     plan
 }
 
-/// Cgroups and policies that lead nowhere.
-fn dangling(plan: &Plan) -> BTreeSet<String> {
-    let cgroups = plan.cgroups.iter();
-    let cgroups = cgroups
-        .filter(|(_, entry)| entry.policy != 0)
-        .filter(|(_, entry)| {
-            let policy = plan.policies.get(&PolicyId(entry.policy));
-            policy.is_none_or(|policy| {
-                policy.choice != 0 && !plan.choices.contains_key(&ChoiceId(policy.choice))
-            })
-        });
-    cgroups.map(|(id, _)| format!("cgroup {id}")).collect()
+/// The domains that flows of a choice are put on.
+fn domains_of(plan: &Plan, id: ChoiceId, choice: &ChoiceEntry) -> BTreeSet<u32> {
+    let slots = plan.shares.get(&id).filter(|_| choice.share != share::NONE);
+    let slots = slots.into_iter().flat_map(|slots| slots.domains);
+    slots.map(u32::from).chain([choice.domain]).collect()
+}
+
+/// Policies that lead to a set which is not there, and sets and choices that lead nowhere.
+fn loose(plan: &Plan) -> BTreeSet<String> {
+    let mut loose = BTreeSet::new();
+    for (id, entry) in plan.policies.iter().filter(|(_, entry)| entry.rules != 0) {
+        match plan.rulesets.get(&RulesetId(entry.rules)) {
+            None => {
+                loose.insert(format!("policy {id}: no rules {}", entry.rules));
+            }
+            Some(set) => {
+                let missing = set
+                    .choices()
+                    .filter(|id| !plan.choices.contains_key(&ChoiceId(*id)));
+                loose.extend(missing.map(|choice| format!("policy {id}: no choice {choice}")));
+            }
+        }
+    }
+    for (id, choice) in &plan.choices {
+        if choice.share != share::NONE && !plan.shares.contains_key(id) {
+            loose.insert(format!("choice {id}: no slots"));
+        }
+    }
+    loose
 }
 
 /// What is missing of the domains that choices steer to.
@@ -286,33 +347,34 @@ fn gaps(plan: &Plan, config: &Config) -> BTreeSet<String> {
     let mut gaps = BTreeSet::new();
     let steering = plan.choices.iter();
     for (id, choice) in steering.filter(|(_, choice)| choice.verdict == verdict::STEER) {
-        let index = DomainIndex(u16::try_from(choice.domain).unwrap());
-        let entry = plan.domains.get(&index).copied().unwrap_or_default();
-        if entry.ifindex == 0 || entry.flags == 0 {
-            gaps.insert(format!("choice {id}: no domain {index}"));
-        }
-        let table = TableId(config.agent.table_base + choice.domain);
-        let families = [
-            (Family::Ipv4, domain_flags::IPV4),
-            (Family::Ipv6, domain_flags::IPV6),
-        ];
-        for (family, _) in families.iter().filter(|(_, flag)| entry.flags & flag != 0) {
-            let leads = plan.routes.iter().any(|route| {
-                route.table == table
-                    && route.interface.0 == entry.ifindex
-                    && Family::of_net(&route.destination) == *family
-            });
-            let lookup = RuleAction::Lookup {
-                table,
-                suppress_prefix_len: None,
-            };
-            let fwmark = Some((entry.mark, config.agent.mark_mask.bits()));
-            let ruled = plan
-                .rules
-                .iter()
-                .any(|rule| (rule.family, rule.fwmark, rule.action) == (*family, fwmark, lookup));
-            if !leads || !ruled {
-                gaps.insert(format!("choice {id}: {family:?} of domain {index}"));
+        for index in domains_of(plan, *id, choice) {
+            let table = TableId(config.agent.table_base + index);
+            let index = DomainIndex(u16::try_from(index).unwrap());
+            let entry = plan.domains.get(&index).copied().unwrap_or_default();
+            if entry.ifindex == 0 || entry.flags == 0 {
+                gaps.insert(format!("choice {id}: no domain {index}"));
+            }
+            let families = [
+                (Family::Ipv4, domain_flags::IPV4),
+                (Family::Ipv6, domain_flags::IPV6),
+            ];
+            for (family, _) in families.iter().filter(|(_, flag)| entry.flags & flag != 0) {
+                let leads = plan.routes.iter().any(|route| {
+                    route.table == table
+                        && route.interface.0 == entry.ifindex
+                        && Family::of_net(&route.destination) == *family
+                });
+                let lookup = RuleAction::Lookup {
+                    table,
+                    suppress_prefix_len: None,
+                };
+                let fwmark = Some((entry.mark, config.agent.mark_mask.bits()));
+                let ruled = plan.rules.iter().any(|rule| {
+                    (rule.family, rule.fwmark, rule.action) == (*family, fwmark, lookup)
+                });
+                if !leads || !ruled {
+                    gaps.insert(format!("choice {id}: {family:?} of domain {index}"));
+                }
             }
         }
     }
@@ -380,10 +442,12 @@ proptest! {
             let config = engine.state().config.clone();
             let gaps = |plan: &Plan| &gaps(plan, &config) & &gaps(plan, &before);
             prop_assert_eq!(dangling(engine.plan()), BTreeSet::new());
+            prop_assert_eq!(loose(engine.plan()), BTreeSet::new());
             prop_assert_eq!(gaps(engine.plan()), BTreeSet::new());
             for step in steps(&at, engine.plan(), Scope::All).iter() {
                 at.record(step);
                 prop_assert_eq!(dangling(&at), BTreeSet::new(), "after {:?}", step);
+                prop_assert_eq!(loose(&at), BTreeSet::new(), "after {:?}", step);
                 prop_assert_eq!(gaps(&at), BTreeSet::new(), "after {:?}", step);
             }
             before = config;
@@ -416,6 +480,8 @@ proptest! {
             let lost = &gaps(&with_old_choices(&before, &at)) - &gaps(&before);
             prop_assert_eq!(lost, BTreeSet::new());
             let lost = &dangling(&with_old_cgroups(&before, &at)) - &dangling(&before);
+            prop_assert_eq!(lost, BTreeSet::new());
+            let lost = &loose(&with_old_policies(&before, &with_old_choices(&before, &at))) - &loose(&before);
             prop_assert_eq!(lost, BTreeSet::new());
             config = new;
         }

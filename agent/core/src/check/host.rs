@@ -69,7 +69,8 @@ fn marks(parsed: &Parsed, findings: &mut Vec<Finding>) {
     let room = usize::from(config.agent.mark_mask.capacity());
     let mut marked: BTreeSet<&Name> = BTreeSet::new();
     for (policy, places) in good(parsed) {
-        for (name, place) in policy.use_.iter().zip(&places.uses) {
+        let of_rules = places.rules.iter().flat_map(|rule| &rule.uses);
+        for (name, place) in policy.names().zip(places.uses.iter().chain(of_rules)) {
             let domains = config.groups.get(name);
             marked.extend(domains.map_or(std::slice::from_ref(name), Vec::as_slice));
             if marked.len() > room {

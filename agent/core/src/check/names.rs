@@ -24,11 +24,17 @@ pub(super) fn check(parsed: &Parsed, findings: &mut Vec<Finding>) {
         let Some(says) = config.policies.get(policy) else {
             continue;
         };
-        let lists = says.use_.iter().map(|name| match config.groups.get(name) {
+        let list = |name| match config.groups.get(name) {
             Some(domains) => (name, domains.iter().map(&own).collect()),
             None => (name, vec![own(name)]),
-        });
+        };
+        let lists = says.use_.iter().map(list);
         late(&format!("[policy.{policy}]"), lists, &places.uses, findings);
+        for (number, (rule, places)) in (1..).zip(says.rules.iter().zip(&places.rules)) {
+            let title = format!("rule {number} of [policy.{policy}]");
+            let lists = rule.use_.iter().map(list);
+            late(&title, lists, &places.uses, findings);
+        }
     }
     unused(parsed, &own, findings);
 }
@@ -82,15 +88,13 @@ fn late<'a>(
 /// Domains and groups that no policy, group or permit names.
 fn unused(parsed: &Parsed, own: &impl Fn(&Name) -> Name, findings: &mut Vec<Finding>) {
     let config = &parsed.config;
-    let policies = config.policies.values().map(|policy| &policy.use_);
+    let policies = config.policies.values();
     // What a policy in quarantine names is to be used.
-    let bad = config.quarantined.values().map(|bad| &bad.policy.use_);
+    let bad = config.quarantined.values().map(|bad| &bad.policy);
+    let by_policies = policies.chain(bad).flat_map(|policy| policy.names());
     let permits = config.permits.values().map(|permit| &permit.domains);
-    let named = policies
-        .chain(bad)
-        .chain(permits)
-        .chain(config.groups.values());
-    let used: BTreeSet<Name> = named.flatten().map(own).collect();
+    let by_lists = permits.chain(config.groups.values()).flatten();
+    let used: BTreeSet<Name> = by_policies.chain(by_lists).map(own).collect();
     let domains = parsed
         .places
         .domains

@@ -70,7 +70,7 @@ const fn key(
 }
 
 /// All tables, the file itself first.
-pub const TABLES: [Keys; 10] = [
+pub const TABLES: [Keys; 11] = [
     FILE,
     AGENT,
     DOMAIN,
@@ -79,6 +79,7 @@ pub const TABLES: [Keys; 10] = [
     POLICY,
     POLICY_MATCH,
     SESSIONS,
+    RULE,
     DEFAULT_POLICY,
     PERMIT,
 ];
@@ -298,14 +299,14 @@ const SHARE_OF_POLICY: Key = key(
     "share",
     "`\"flow\"` or `\"destination\"`",
     "the first that fits has all flows",
-    "how flows are spread over the members of the first entry of `use`",
+    "how flows are spread over the domains of the first entry of `use` that has one which fits",
 );
 
 const REBIND_OF_POLICY: Key = key(
     "rebind",
     "`\"flow\"` or `\"datagram\"`",
     "`\"flow\"`",
-    "what a decision for an unconnected socket holds for",
+    "whether a decision for an unconnected socket holds for all its datagrams, or for one",
 );
 
 const SESSIONS_OF_POLICY: Key = key(
@@ -320,6 +321,68 @@ const LINGER_OF_POLICY: Key = key(
     TIME,
     "as `[agent]` says",
     "how long flows may stay on a domain that is lost",
+);
+
+const RULE_OF_POLICY: Key = key(
+    "rule",
+    "list of tables",
+    "none",
+    "what comes before all this for some of the flows: `[[policy.x.rule]]`",
+);
+
+/// A rule of a policy.
+pub(super) const RULE: Keys = Keys::new(
+    "[[policy.x.rule]]",
+    &[
+        key(
+            "source",
+            "list of addresses and prefixes",
+            "any or none",
+            "sources that the program chose itself",
+        ),
+        key(
+            "source-ports",
+            "list of ports and ranges such as `\"8000-8100\"`",
+            "any or none",
+            "source ports that the program chose itself",
+        ),
+        key(
+            "destination",
+            "list of addresses and prefixes",
+            "any",
+            "where flows go",
+        ),
+        key(
+            "ports",
+            "list of ports and ranges such as `\"8000-8100\"`",
+            "any or none",
+            "destination ports",
+        ),
+        key(
+            "protocol",
+            "list of names such as `\"tcp\"`, and numbers",
+            "any",
+            "protocols",
+        ),
+        key(
+            "dscp",
+            "list of names such as `\"EF\"`, and numbers from 0 to 63",
+            "any",
+            "code points that the program asked for",
+        ),
+        key(
+            "use",
+            "list of names",
+            "no domain: `otherwise` says all",
+            "domains and groups, first choice first",
+        ),
+        key(
+            "otherwise",
+            OTHERWISE,
+            "as the policy says",
+            "what to do with a flow when no domain of the rule fits; `\"next\"`: as if no rule had fitted",
+        ),
+    ],
 );
 
 /// `sessions` of a policy.
@@ -356,6 +419,7 @@ pub(super) const POLICY: Keys = Keys::new(
             "`0`",
             "which of two policies of one origin holds on one cgroup: the higher",
         ),
+        RULE_OF_POLICY,
     ],
 );
 
@@ -386,6 +450,7 @@ pub(super) const DEFAULT_POLICY: Keys = Keys::new(
         REBIND_OF_POLICY,
         SESSIONS_OF_POLICY,
         LINGER_OF_POLICY,
+        RULE_OF_POLICY,
     ],
 );
 

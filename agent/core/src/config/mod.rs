@@ -5,6 +5,7 @@ pub mod keys;
 mod parse;
 mod print;
 mod read;
+mod rules;
 mod sections;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use steer_common::MarkMask;
 
 pub use self::error::{ConfigError, MAX_FILE_BYTES, Place};
-pub use self::parse::{Parsed, Places, PolicyPlaces, Replaced, parse, parse_with_places};
+pub use self::parse::{
+    Parsed, Places, PolicyPlaces, Replaced, RulePlaces, parse, parse_with_places,
+};
 pub use self::print::{NotSavable, policy_to_toml, to_toml};
 use crate::name::Name;
 use crate::network::{LinkKind, Network};

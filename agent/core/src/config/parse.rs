@@ -44,6 +44,19 @@ pub struct PolicyPlaces {
     pub uses: Vec<Place>,
     /// Each match.
     pub matches: Vec<Place>,
+    /// Each rule.
+    pub rules: Vec<RulePlaces>,
+    /// How its flows are shared.
+    pub share: Option<Place>,
+}
+
+/// Where a file says what a rule is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RulePlaces {
+    /// Where it begins.
+    pub place: Place,
+    /// Each name in `use`.
+    pub uses: Vec<Place>,
 }
 
 /// A section that a later file replaced whole.
@@ -116,6 +129,8 @@ pub(super) struct Merged {
 pub(super) struct PolicyAt {
     pub(super) policy: Policy,
     pub(super) uses: Vec<Place>,
+    pub(super) rules: Vec<RulePlaces>,
+    pub(super) share: Option<Place>,
     pub(super) matches: Vec<Place>,
     pub(super) place: Place,
     /// What is wrong with it alone.
@@ -242,7 +257,8 @@ impl Merged {
         }
         let mut mistakes: BTreeMap<Name, Vec<ConfigError>> = BTreeMap::new();
         for (policy, at) in &self.policies {
-            for (name, place) in at.policy.use_.iter().zip(&at.uses) {
+            let of_rules = at.rules.iter().flat_map(|rule| &rule.uses);
+            for (name, place) in at.policy.names().zip(at.uses.iter().chain(of_rules)) {
                 if !self.groups.contains_key(name) {
                     let title = format!("[policy.{policy}]");
                     if let Some(error) = self.check_name(name, place, &title, &mut awaited) {
@@ -352,6 +368,8 @@ impl Merged {
                 name: at.place,
                 uses: at.uses,
                 matches: at.matches,
+                rules: at.rules,
+                share: at.share,
             };
             places.policies.insert(name.clone(), at_places);
             if at.mistakes.is_empty() {

@@ -13,6 +13,7 @@ use crate::permit::Permit;
 use crate::policy::{
     LocalNetworks, Match, Origin, Otherwise, Policy, Rebind, Session, Sessions, Share,
 };
+use crate::rules::Rule;
 
 /// A policy that no file can hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,12 +66,7 @@ pub fn policy_to_toml(policy: &Policy) -> Result<String, NotSavable> {
     if policy.strict {
         line("strict", Value::from(true));
     }
-    let otherwise = match policy.otherwise {
-        Otherwise::Block => "block",
-        Otherwise::Pass => "pass",
-        Otherwise::Next => "next",
-    };
-    line("otherwise", Value::from(otherwise));
+    line("otherwise", Value::from(otherwise(policy.otherwise)));
     let local = match policy.local_networks {
         LocalNetworks::Pass => "pass",
         LocalNetworks::Steer => "steer",
@@ -106,7 +102,35 @@ pub fn policy_to_toml(policy: &Policy) -> Result<String, NotSavable> {
     if policy.priority != 0 && policy.origin != Origin::Default {
         line("priority", Value::from(i64::from(policy.priority)));
     }
+    for says in policy.rules.iter() {
+        text.push('\n');
+        text.push_str(&rule(&policy.name, says));
+    }
     Ok(text)
+}
+
+fn rule(policy: &Name, says: &Rule) -> String {
+    let section = Section {
+        text: format!("[[policy.{}.rule]]\n", key(policy.as_str())),
+    };
+    section
+        .list("source", &says.source)
+        .list("source-ports", &says.source_ports)
+        .list("destination", &says.destination)
+        .list("ports", &says.ports)
+        .list("protocol", &says.protocol)
+        .list("dscp", &says.dscp)
+        .list("use", &says.use_)
+        .some("otherwise", says.otherwise.map(otherwise))
+        .text
+}
+
+fn otherwise(otherwise: Otherwise) -> &'static str {
+    match otherwise {
+        Otherwise::Block => "block",
+        Otherwise::Pass => "pass",
+        Otherwise::Next => "next",
+    }
 }
 
 /// All that `config` says as text of one file, every key of `[agent]` too. Read back it says the same; of

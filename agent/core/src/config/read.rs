@@ -189,16 +189,48 @@ impl Reader<'_> {
         key: &str,
         make: impl Fn(&str) -> Result<T, E>,
     ) -> Option<Vec<(T, Range<usize>)>> {
+        self.list(table, key, "strings", |reader, what, value| {
+            reader.parsed(what, value, &make)
+        })
+    }
+
+    /// As [`Reader::strings`], but numbers may stand there without quotes.
+    pub(super) fn words<T, E: Display>(
+        &mut self,
+        table: Table<'_>,
+        key: &str,
+        make: impl Fn(&str) -> Result<T, E>,
+    ) -> Option<Vec<(T, Range<usize>)>> {
+        self.list(table, key, "strings and numbers", |reader, what, value| {
+            let text = match value.get_ref() {
+                DeValue::Integer(integer) => {
+                    let number = i64::from_str_radix(integer.as_str(), integer.radix());
+                    number.map_or_else(|_| integer.as_str().to_owned(), |number| number.to_string())
+                }
+                DeValue::String(text) => text.to_string(),
+                _ => {
+                    reader.wrong_type(what, "a string or a number", value);
+                    return None;
+                }
+            };
+            make(&text)
+                .map_err(|error| reader.error(value.span(), error, None))
+                .ok()
+        })
+    }
+
+    /// A key with a list, or one item alone, each read by `read`; with their places.
+    fn list<T>(
+        &mut self,
+        table: Table<'_>,
+        key: &str,
+        kind: &str,
+        read: impl Fn(&mut Self, &str, &Value<'_>) -> Option<T>,
+    ) -> Option<Vec<(T, Range<usize>)>> {
         let value = table.entries.get(key)?;
         let what = format!("`{key}`");
         let mut made = Vec::new();
         match value.get_ref() {
-            DeValue::String(_) => {
-                made.extend(
-                    self.parsed(&what, value, make)
-                        .map(|one| (one, value.span())),
-                );
-            }
             DeValue::Array(values) if values.is_empty() => {
                 self.error(
                     value.span(),
@@ -209,11 +241,19 @@ impl Reader<'_> {
             DeValue::Array(values) => {
                 let what = format!("what is in `{key}`");
                 for value in values.iter() {
-                    let one = self.parsed(&what, value, &make);
+                    let one = read(self, &what, value);
                     made.extend(one.map(|one| (one, value.span())));
                 }
             }
-            _ => self.wrong_type(&what, "a list of strings", value),
+            DeValue::Table(_) | DeValue::Boolean(_) | DeValue::Float(_) | DeValue::Datetime(_) => {
+                self.wrong_type(&what, &format!("a list of {kind}"), value);
+            }
+            DeValue::Integer(_) if kind == "strings" => {
+                self.wrong_type(&what, "a list of strings", value);
+            }
+            DeValue::String(_) | DeValue::Integer(_) => {
+                made.extend(read(self, &what, value).map(|one| (one, value.span())));
+            }
         }
         Some(made)
     }

@@ -8,9 +8,9 @@ use ipnet::IpNet;
 use steer_common::MarkMask;
 use toml::de::DeValue;
 
-use super::parse::{Merged, PermitAt, PolicyAt, place};
+use super::parse::{Merged, PermitAt, PolicyAt, RulePlaces, place};
 use super::read::{Reader, Table, Value};
-use super::{Discover, DomainConfig, DomainMatch, HostModel, MAX_COST, MAX_WEIGHT, keys};
+use super::{Discover, DomainConfig, DomainMatch, HostModel, MAX_COST, MAX_WEIGHT, keys, rules};
 use crate::name::{Name, Shown, interface_name};
 use crate::network::LinkKind;
 use crate::pattern::{CgroupPattern, UnitName};
@@ -29,7 +29,7 @@ const KINDS: [(&str, LinkKind); 5] = [
     ("other", LinkKind::Other),
 ];
 
-const OTHERWISE: [(&str, Otherwise); 3] = [
+pub(super) const OTHERWISE: [(&str, Otherwise); 3] = [
     ("block", Otherwise::Block),
     ("pass", Otherwise::Pass),
     ("next", Otherwise::Next),
@@ -191,16 +191,27 @@ impl Merged {
         }
         let readable = reader.errors.len() == before;
         let (matches, spans): (Vec<_>, Vec<_>) = matches.into_iter().unzip();
-        let (policy, use_spans) = read_wishes(reader, name.clone(), matches, table);
+        let Wishes {
+            policy,
+            uses,
+            rules,
+        } = read_wishes(reader, name.clone(), matches, table);
         let mistakes = if readable {
             reader.errors.split_off(before)
         } else {
             Vec::new()
         };
         let places = |spans: Vec<Range<usize>>| spans.iter().map(|s| place(reader, s)).collect();
+        let rules = rules.into_iter().map(|(rule, uses)| RulePlaces {
+            place: place(reader, &rule),
+            uses: places(uses),
+        });
+        let share = table.entries.get("share");
         let at = PolicyAt {
             policy,
-            uses: places(use_spans),
+            uses: places(uses),
+            rules: rules.collect(),
+            share: share.map(|value| place(reader, &value.span())),
             matches: places(spans),
             place: place(reader, &table.span()),
             mistakes,
@@ -241,7 +252,14 @@ impl Merged {
     }
 }
 
-/// Reads all of a policy but its match; with the places of the names in `use`.
+/// A policy as it was read, with the places of the names in `use`, and of its rules and theirs.
+struct Wishes {
+    policy: Policy,
+    uses: Vec<Range<usize>>,
+    rules: Vec<(Range<usize>, Vec<Range<usize>>)>,
+}
+
+/// Reads all of a policy but its match.
 ///
 /// What cannot be read counts as what is safe: strict where that is not said clearly, and before all
 /// others where its priority is not.
@@ -250,7 +268,7 @@ fn read_wishes(
     name: Name,
     matches: Vec<Match>,
     table: Table<'_>,
-) -> (Policy, Vec<Range<usize>>) {
+) -> Wishes {
     let before = reader.errors.len();
     let default = name.as_str() == Name::DEFAULT_POLICY;
     let known = if default {
@@ -289,6 +307,7 @@ fn read_wishes(
         None
     };
     let (uses, use_spans): (Vec<_>, Vec<_>) = uses.unwrap_or_default().into_iter().unzip();
+    let rules = rules::read(reader, table, strict);
     let policy = Policy {
         origin: if default {
             Origin::Default
@@ -303,6 +322,7 @@ fn read_wishes(
         rebind: reader.word(table, "rebind", &REBINDS).unwrap_or_default(),
         sessions: read_sessions(reader, table),
         linger: reader.string(table, "linger", linger),
+        rules: rules.rules.into(),
         ..Policy::new(name, Origin::Admin, matches, uses, strict)
     };
     // Where nothing else is wrong with it: a match that could not be read is none.
@@ -311,6 +331,7 @@ fn read_wishes(
     {
         let key = match error {
             PolicyError::StrictOtherwise(_) => "otherwise",
+            PolicyError::Rules { .. } => "rule",
             _ => "use",
         };
         let value = table.entries.get(key);
@@ -321,7 +342,11 @@ fn read_wishes(
         };
         reader.labelled(&span, error, label, None);
     }
-    (policy, use_spans)
+    Wishes {
+        policy,
+        uses: use_spans,
+        rules: rules.spans,
+    }
 }
 
 fn read_sessions(reader: &mut Reader<'_>, policy: Table<'_>) -> Sessions {
@@ -359,7 +384,7 @@ fn net(text: &str) -> Result<IpNet, String> {
         .map_err(|_| format!("{} is neither an address nor a prefix", Shown::new(text)))
 }
 
-fn without_places<T>(values: Option<Vec<(T, Range<usize>)>>) -> Vec<T> {
+pub(super) fn without_places<T>(values: Option<Vec<(T, Range<usize>)>>) -> Vec<T> {
     values
         .unwrap_or_default()
         .into_iter()

@@ -262,7 +262,9 @@ impl Engine {
         }
         let why = self.unruled(chain)?;
         Some(if strict() {
-            Decision::blocked(format!("blocked, because its rules cannot be in force: {why}"))
+            Decision::blocked(format!(
+                "blocked, because its rules cannot be in force: {why}"
+            ))
         } else {
             Decision::passed(format!(
                 "left to the host's routing, because its rules cannot be in force: {why}"

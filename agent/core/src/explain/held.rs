@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, PolicyEntry, ShareEntry, share, verdict};
+use steer_common::{
+    CgroupEntry, ChoiceEntry, DomainEntry, PolicyEntry, ShareEntry, share, verdict,
+};
 
 use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId, RulesetId};
 use crate::plan::Plan;
@@ -69,15 +71,14 @@ impl Held {
             let [planned, held] = [self.cgroup, held.cgroup].map(cgroup);
             Some(differs("CGROUPS", planned, held))
         } else if self.policy != held.policy {
-            let [planned, held] = [self.policy, held.policy]
-                .map(|entry| {
-                    let PolicyEntry {
-                        choice,
-                        flags,
-                        rules,
-                    } = entry;
-                    format!("choice {choice}, flags {flags:#x}, rules {rules}")
-                });
+            let [planned, held] = [self.policy, held.policy].map(|entry| {
+                let PolicyEntry {
+                    choice,
+                    flags,
+                    rules,
+                } = entry;
+                format!("choice {choice}, flags {flags:#x}, rules {rules}")
+            });
             Some(differs("POLICIES", planned, held))
         } else if self.rules != held.rules {
             let [planned, held] = [self.rules, held.rules].map(|hash| {
@@ -88,7 +89,8 @@ impl Held {
             let [planned, held] = [self.choice, held.choice].map(choice);
             Some(differs("CHOICES", planned, held))
         } else if self.share != held.share {
-            let [planned, held] = [&self.share, &held.share].map(|slots| slots_in_words(slots.as_deref()));
+            let [planned, held] =
+                [&self.share, &held.share].map(|slots| slots_in_words(slots.as_deref()));
             Some(differs("SHARES", planned, held))
         } else if self.domain != held.domain {
             let [planned, held] = [self.domain, held.domain].map(domain);

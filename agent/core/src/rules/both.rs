@@ -43,11 +43,7 @@ impl Rule {
 }
 
 /// Items that are in both lists; an empty one has all. `None`: there are none.
-fn meet<T: Copy + Ord>(
-    one: &[T],
-    two: &[T],
-    both: impl Fn(T, T) -> Option<T>,
-) -> Option<Vec<T>> {
+fn meet<T: Copy + Ord>(one: &[T], two: &[T], both: impl Fn(T, T) -> Option<T>) -> Option<Vec<T>> {
     if one.is_empty() || two.is_empty() {
         return Some([one, two].concat());
     }
@@ -78,5 +74,8 @@ fn equal<T: PartialEq>(one: T, two: T) -> Option<T> {
 /// Whether every item of `other` is within one of `own`; an empty list has all.
 fn covers<T>(own: &[T], other: &[T], within: impl Fn(&T, &T) -> bool) -> bool {
     own.is_empty()
-        || !other.is_empty() && other.iter().all(|item| own.iter().any(|own| within(own, item)))
+        || !other.is_empty()
+            && other
+                .iter()
+                .all(|item| own.iter().any(|own| within(own, item)))
 }

@@ -118,12 +118,10 @@ fn all_like(
     }
     if set.looks_at(dimension::SOURCE_PORT) {
         widen(&mut all, |like, wide| {
-            wide.extend(
-                [0, flow.local.port()].map(|source_port| rules::Flow {
-                    source_port,
-                    ..like
-                }),
-            );
+            wide.extend([0, flow.local.port()].map(|source_port| rules::Flow {
+                source_port,
+                ..like
+            }));
         });
     }
     if set.looks_at(dimension::DSCP) {

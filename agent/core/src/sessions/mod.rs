@@ -23,8 +23,8 @@ use std::time::Duration;
 
 use steer_common::{CgroupEntry, FlowState, flow_flags, policy_flags};
 
-pub use self::losses::{Loss, Losses};
 use self::asked::Asked;
+pub use self::losses::{Loss, Losses};
 use self::place::Place;
 use crate::engine::Engine;
 use crate::explain::flow::{Fate, Owner, Pass, Refuse};

@@ -3,13 +3,15 @@
 use std::net::IpAddr;
 
 use proptest::prelude::*;
+use proptest::sample::select;
 use steer_core::cgroups::CgroupChange;
 use steer_core::engine::Engine;
 use steer_core::ids::{CgroupId, DomainIndex, IfIndex, TableId};
 use steer_core::network::{Address, ForeignRule, Link, LinkKind, NetworkChange, Route};
 use steer_core::pattern::{CgroupPattern, UnitName};
 use steer_core::plan::Object;
-use steer_core::policy::{LocalNetworks, Match, Origin, Otherwise, Policy};
+use steer_core::policy::{LocalNetworks, Match, Origin, Otherwise, Policy, Rebind, Share};
+use steer_core::rules::{Dscp, Flow, Ports, Protocol, Rule, Rules};
 use steer_core::state::{Event, State};
 
 use super::{config, ip, name, two_uplinks};
@@ -18,7 +20,7 @@ const INTERFACES: [&str; 5] = ["lo", "wlan0", "lte0", "eth0", "odd,name"];
 const CGROUPS: [&str; 4] = ["a", "b", "x.service", "y.scope"];
 
 /// Files to choose from: none, groups and strictness, a narrow mask, overlapping domains.
-pub(crate) const FILES: [&str; 5] = [
+pub(crate) const FILES: [&str; 6] = [
     "",
     "group.g.domains = [\"lte0\", \"wlan0\"]\npolicy.default.use = [\"g\"]\n",
     "agent.mark-mask = 1\n[policy.f]\nmatch.cgroup = \"a/**\"\nuse = \"wlan0\"\nstrict = true\n",
@@ -27,6 +29,10 @@ pub(crate) const FILES: [&str; 5] = [
      \"x.service\"\nuse = [\"two\", \"one\"]\nstrict = true\n[policy.default]\nuse = \"wlan0\"\n",
     "agent.discover = false\n[domain.lte0]\nmatch.kind = \"cellular\"\n[policy.p1]\nmatch.cgroup = \
      \"*\"\nuse = \"lte0\"\notherwise = \"next\"\n",
+    "group.g.domains = [\"lte0\", \"wlan0\", \"eth0\"]\n[domain.lte0]\nweight = 3\n[domain.eth0]\nweight = 0\n\
+     [policy.default]\nuse = \"g\"\nshare = \"destination\"\n[[policy.default.rule]]\nports = 443\nuse = \
+     \"wlan0\"\notherwise = \"next\"\n[policy.f]\nmatch.cgroup = \"a/*\"\nuse = \"g\"\nstrict = true\nshare = \
+     \"flow\"\n[[policy.f.rule]]\ndestination = \"10.0.0.0/8\"\nuse = \"g\"\n",
 ];
 
 fn ips() -> impl Strategy<Value = IpAddr> {
@@ -127,8 +133,106 @@ fn matches() -> impl Strategy<Value = Match> {
     ]
 }
 
+/// Rules as files can have them.
+fn rules(strict: bool) -> impl Strategy<Value = Vec<Rule>> {
+    let destinations = select(vec![
+        None,
+        Some("10.0.0.0/8"),
+        Some("10.0.1.0/24"),
+        Some("2001:db8::/32"),
+    ]);
+    let otherwise = if strict {
+        vec![None, Some(Otherwise::Block)]
+    } else {
+        vec![
+            None,
+            Some(Otherwise::Block),
+            Some(Otherwise::Pass),
+            Some(Otherwise::Next),
+        ]
+    };
+    let rule = (
+        destinations,
+        proptest::option::weighted(0.4, select(vec![443, 53])),
+        proptest::option::weighted(0.2, Just(Protocol(17))),
+        proptest::option::weighted(0.1, Just(Dscp::new(46).unwrap())),
+        proptest::option::weighted(0.1, Just("10.0.0.0/8")),
+        proptest::collection::vec(select(vec!["wlan0", "lte0", "eth0", "g", "two"]), 0..3),
+        select(otherwise),
+    );
+    let rule = rule.prop_map(|(to, port, protocol, dscp, from, use_, otherwise)| {
+        let nothing = use_.is_empty() && otherwise.is_none();
+        Rule {
+            source: from.map(|net| net.parse().unwrap()).into_iter().collect(),
+            destination: to.map(|net| net.parse().unwrap()).into_iter().collect(),
+            ports: port
+                .and_then(|port| Ports::new(port, port))
+                .into_iter()
+                .collect(),
+            protocol: protocol.into_iter().collect(),
+            dscp: dscp.into_iter().collect(),
+            use_: use_.into_iter().map(name).collect(),
+            otherwise: if nothing {
+                Some(Otherwise::Block)
+            } else {
+                otherwise
+            },
+            ..Rule::default()
+        }
+    });
+    prop_oneof![
+        2 => Just(Vec::new()),
+        1 => proptest::collection::vec(rule, 1..4),
+    ]
+}
+
+/// Flows that rules tell apart.
+pub(crate) fn kinds_of_flow() -> Vec<Flow> {
+    let destinations = [
+        "10.0.0.9",
+        "10.0.1.9",
+        "203.0.113.9",
+        "2001:db8:1::9",
+        "2a00::9",
+    ];
+    let kinds = [(6, 443), (6, 80), (17, 443), (17, 53)];
+    destinations
+        .iter()
+        .flat_map(|destination| {
+            kinds.map(|(protocol, port)| Flow {
+                protocol,
+                port,
+                ..Flow::to(ip(destination))
+            })
+        })
+        .collect()
+}
+
+prop_compose! {
+    /// What of a policy only files can say.
+    fn finer(strict: bool)(
+        rules in rules(strict),
+        share in proptest::option::weighted(0.3, select(vec![Share::Flow, Share::Destination])),
+        datagram in prop::bool::weighted(0.2),
+    ) -> (Rules, Option<Share>, Rebind) {
+        (rules.into(), share, if datagram { Rebind::Datagram } else { Rebind::Flow })
+    }
+}
+
 prop_compose! {
     pub(crate) fn policies()(
+        strict in prop::bool::weighted(0.3),
+    )(
+        finer in finer(strict).boxed(),
+        policy in coarse(strict).boxed(),
+    ) -> Policy {
+        let (rules, share, rebind) = finer;
+        Policy { rules, share, rebind, ..policy }
+    }
+}
+
+prop_compose! {
+    fn coarse(strict: bool)(
         at in 0..6,
         origin in prop_oneof![Just(Origin::App), Just(Origin::User), Just(Origin::Operator)],
         matches in proptest::collection::vec(matches(), 1..3),
@@ -136,7 +240,6 @@ prop_compose! {
             prop_oneof![Just("wlan0"), Just("lte0"), Just("eth0"), Just("g"), Just("one"), Just("two")],
             0..3,
         ),
-        strict in prop::bool::weighted(0.3),
         otherwise in prop_oneof![Just(Otherwise::Block), Just(Otherwise::Pass), Just(Otherwise::Next)],
         steer: bool,
         priority in 0..2,

@@ -382,24 +382,24 @@ fn maps_that_hold_something_else_are_named() {
         flags: cgroup_flags::UNDECIDED,
         ..entry
     };
-    let mut strict = planned;
+    let mut strict = planned.clone();
     strict.policy.flags |= policy_flags::STRICT;
-    let mut blocked = planned;
+    let mut blocked = planned.clone();
     blocked.choice.verdict = verdict::BLOCK;
-    let mut moved = planned;
+    let mut moved = planned.clone();
     moved.domain.ifindex = 3;
     let map = |held: Held| planned.difference(&held).unwrap().map;
     assert_eq!(
         map(Held {
             cgroup: None,
-            ..planned
+            ..planned.clone()
         }),
         "CGROUPS"
     );
     assert_eq!(
         map(Held {
             cgroup: Some(undecided),
-            ..planned
+            ..planned.clone()
         }),
         "CGROUPS"
     );

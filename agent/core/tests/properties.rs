@@ -43,7 +43,7 @@ fn meaning(engine: &Engine) -> BTreeMap<String, (u32, u32, Vec<String>)> {
             let fates = kinds_of_flow().into_iter().map(|flow| {
                 let chosen = owner.map(|owner| owner.choose(plan, &flow));
                 let domains = chosen.into_iter().flat_map(|chosen| chosen.domains());
-                let domains: Vec<_> = domains.map(|index| &names[&index.0.into()]).collect();
+                let domains: BTreeSet<_> = domains.map(|index| &names[&index.0.into()]).collect();
                 let verdict = chosen.map(|chosen| (chosen.choice.verdict, chosen.choice.share));
                 format!("{verdict:?} {domains:?}")
             });

@@ -304,8 +304,9 @@ fn with_old_choices(before: &Plan, at: &Plan) -> Plan {
             let leads = now.is_some_and(|domain| domain.ifindex != 0 && domain.flags != 0);
             !leads || now == before.domains.get(&index)
         };
+        let slots = at.shares.get(id);
         before.choices.get(id) == Some(entry)
-            && before.shares.get(id) == at.shares.get(id)
+            && (slots.is_none() || before.shares.get(id) == slots)
             && domains_of(at, *id, entry).into_iter().all(same)
     });
     plan
@@ -318,28 +319,46 @@ fn domains_of(plan: &Plan, id: ChoiceId, choice: &ChoiceEntry) -> BTreeSet<u32> 
     slots.map(u32::from).chain([choice.domain]).collect()
 }
 
-/// Policies that lead to a set which is not there, and sets and choices that lead nowhere.
-fn loose(plan: &Plan) -> BTreeSet<String> {
-    let mut loose = BTreeSet::new();
+/// Policies that lead to a set of rules which is not there, or whose choices are not.
+fn ruleless(plan: &Plan) -> BTreeSet<String> {
+    let mut ruleless = BTreeSet::new();
     for (id, entry) in plan.policies.iter().filter(|(_, entry)| entry.rules != 0) {
         match plan.rulesets.get(&RulesetId(entry.rules)) {
             None => {
-                loose.insert(format!("policy {id}: no rules {}", entry.rules));
+                ruleless.insert(format!("policy {id}: no rules {}", entry.rules));
             }
             Some(set) => {
-                let missing = set
-                    .choices()
-                    .filter(|id| !plan.choices.contains_key(&ChoiceId(*id)));
-                loose.extend(missing.map(|choice| format!("policy {id}: no choice {choice}")));
+                let choices = set.choices().map(ChoiceId);
+                let missing = choices.filter(|id| !plan.choices.contains_key(id));
+                ruleless.extend(missing.map(|choice| format!("policy {id}: no choice {choice}")));
             }
         }
     }
-    for (id, choice) in &plan.choices {
-        if choice.share != share::NONE && !plan.shares.contains_key(id) {
-            loose.insert(format!("choice {id}: no slots"));
-        }
-    }
-    loose
+    ruleless
+}
+
+/// Choices whose flows are shared, and that have no slots.
+fn slotless(plan: &Plan) -> BTreeSet<String> {
+    let choices = plan.choices.iter();
+    let slotless =
+        choices.filter(|(id, choice)| choice.share != share::NONE && !plan.shares.contains_key(id));
+    slotless
+        .map(|(id, _)| format!("choice {id}: no slots"))
+        .collect()
+}
+
+/// Cgroups and policies that lead nowhere.
+fn dangling(plan: &Plan) -> BTreeSet<String> {
+    let cgroups = plan.cgroups.iter();
+    let cgroups = cgroups
+        .filter(|(_, entry)| entry.policy != 0)
+        .filter(|(_, entry)| {
+            let policy = plan.policies.get(&PolicyId(entry.policy));
+            policy.is_none_or(|policy| {
+                policy.choice != 0 && !plan.choices.contains_key(&ChoiceId(policy.choice))
+            })
+        });
+    cgroups.map(|(id, _)| format!("cgroup {id}")).collect()
 }
 
 /// What is missing of the domains that choices steer to.
@@ -442,12 +461,14 @@ proptest! {
             let config = engine.state().config.clone();
             let gaps = |plan: &Plan| &gaps(plan, &config) & &gaps(plan, &before);
             prop_assert_eq!(dangling(engine.plan()), BTreeSet::new());
-            prop_assert_eq!(loose(engine.plan()), BTreeSet::new());
+            prop_assert_eq!(ruleless(engine.plan()), BTreeSet::new());
+            prop_assert_eq!(slotless(engine.plan()), BTreeSet::new());
             prop_assert_eq!(gaps(engine.plan()), BTreeSet::new());
             for step in steps(&at, engine.plan(), Scope::All).iter() {
                 at.record(step);
                 prop_assert_eq!(dangling(&at), BTreeSet::new(), "after {:?}", step);
-                prop_assert_eq!(loose(&at), BTreeSet::new(), "after {:?}", step);
+                prop_assert_eq!(ruleless(&at), BTreeSet::new(), "after {:?}", step);
+                prop_assert_eq!(slotless(&at), BTreeSet::new(), "after {:?}", step);
                 prop_assert_eq!(gaps(&at), BTreeSet::new(), "after {:?}", step);
             }
             before = config;
@@ -481,7 +502,9 @@ proptest! {
             prop_assert_eq!(lost, BTreeSet::new());
             let lost = &dangling(&with_old_cgroups(&before, &at)) - &dangling(&before);
             prop_assert_eq!(lost, BTreeSet::new());
-            let lost = &loose(&with_old_policies(&before, &with_old_choices(&before, &at))) - &loose(&before);
+            let lost = &ruleless(&with_old_policies(&before, &at)) - &ruleless(&before);
+            prop_assert_eq!(lost, BTreeSet::new());
+            let lost = &slotless(&with_old_choices(&before, &at)) - &slotless(&before);
             prop_assert_eq!(lost, BTreeSet::new());
             config = new;
         }

@@ -360,3 +360,62 @@ proptest! {
         }
     }
 }
+
+/// A policy with these rules, each in a line of its own.
+fn with_rules(rules: &[&str]) -> String {
+    let lines = rules.iter().map(|keys| format!("rule.{keys}"));
+    let rules: Vec<String> = lines
+        .map(|keys| {
+            keys.replace("rule.", "[[policy.a.rule]]\n")
+                .replace("; ", "\n")
+        })
+        .collect();
+    format!("{}{}\n", policy("a", "x", ""), rules.join("\n"))
+}
+
+#[test]
+fn a_rule_that_an_earlier_one_leaves_nothing_is_told_with_its_line() {
+    let rules = [
+        "destination = [\"10.0.0.0/8\", \"192.0.2.0/24\"]; ports = \"1-1000\"; use = \"eth0\"",
+        "destination = \"10.0.0.0/7\"; ports = 443; use = \"eth0\"",
+        "destination = \"10.1.0.0/16\"; ports = [80, \"400-500\"]; protocol = \"tcp\"; use = \"eth0\"",
+    ];
+    assert_eq!(
+        found(&with_rules(&rules)),
+        [
+            "f:13: unreachable: rule 3 of policy `a` never applies: rule 1 fits everything that it fits"
+        ]
+    );
+    let [first, second, third] = rules;
+    assert_eq!(found(&with_rules(&[third, second, first])), [""; 0]);
+}
+
+#[test]
+fn a_share_among_single_domains_is_told() {
+    let groups = "[group.one]\ndomains = \"eth0\"\n[group.two]\ndomains = [\"eth0\", \"eth1\"]\n";
+    let shared = |names: &str| {
+        format!("{groups}[policy.a]\nmatch.cgroup = \"x\"\nuse = [{names}]\nshare = \"flow\"\n")
+    };
+    let lonely = |text: &str| -> Vec<String> {
+        let found = found(text).into_iter();
+        found.filter(|finding| finding.contains("share")).collect()
+    };
+    assert_eq!(
+        lonely(&shared("\"one\", \"eth1\"")),
+        ["f:8: unreachable: policy `a` has nothing to share: each name in its `use` is one domain"]
+    );
+    assert_eq!(lonely(&shared("\"eth1\", \"two\"")), [""; 0]);
+    let by_rule = format!(
+        "{}[[policy.a.rule]]\nports = 1\nuse = \"two\"\n",
+        shared("\"one\"")
+    );
+    assert_eq!(lonely(&by_rule), [""; 0]);
+}
+
+#[test]
+fn what_only_a_rule_names_is_used() {
+    let domain = "[domain.vpn]\nmatch.interface = \"wg0\"\n";
+    let with = format!("{domain}{}", with_rules(&["ports = 1; use = \"vpn\""]));
+    assert_eq!(found(&with), [""; 0]);
+    assert_eq!(found(&format!("{domain}{}", with_rules(&[]))).len(), 1);
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use steer_common::{FlowState, flow_flags};
 use steer_core::engine::Engine;
-use steer_core::explain::flow::{Fate, Owner, fate};
+use steer_core::explain::flow::{Fate, Owner, fate, members};
 use steer_core::ids::{CgroupId, DomainIndex, IfIndex};
 use steer_core::network::NetworkChange;
 use steer_core::plan::Family;
@@ -543,14 +543,19 @@ proptest! {
         for flow in &flows {
             let owner = Owner::of(plan, plan.cgroups.get(&flow.cgroup));
             let Some(owner) = owner else { continue };
-            let began = rules::Flow {
-                protocol: flow.protocol,
-                port: flow.peer.port(),
-                ..rules::Flow::to(flow.peer.ip())
-            };
-            let fate = fate(plan, Some(&owner), &began);
+            // Also by a code point that a rule names, which the socket does not tell.
+            let fates = [0, 46].map(|dscp| {
+                let began = rules::Flow {
+                    protocol: flow.protocol,
+                    port: flow.peer.port(),
+                    dscp,
+                    ..rules::Flow::to(flow.peer.ip())
+                };
+                fate(plan, Some(&owner), &began)
+            });
+            let may = |what: fn(&Fate) -> bool| fates.iter().any(what);
             let judged = engine.judge(flow, &mut Losses::default(), NOW);
-            if owner.strict && !matches!(fate, Fate::Never(_) | Fate::Local(_))
+            if owner.strict && !may(|fate| matches!(fate, Fate::Never(_) | Fate::Local(_)))
                 && flow.memory.is_none_or(|memory| memory.flags & flow_flags::FOREIGN == 0)
             {
                 let stays = match judged.verdict {
@@ -567,7 +572,12 @@ proptest! {
                 prop_assert!(stays, "{judged:?}");
             }
             // As a socket program would start it.
-            let Fate::Steer(index) = fate else { continue };
+            let started = fates.into_iter().flat_map(|fate| match fate {
+                Fate::Steer(index) => vec![index],
+                Fate::Shared(set) => members(set).collect(),
+                _ => Vec::new(),
+            });
+            for index in started {
             let domain = plan.domains[&index];
             let source = match flow.peer.ip() {
                 IpAddr::V4(_) => IpAddr::from(domain.source4),
@@ -597,6 +607,7 @@ proptest! {
             if holders.count() == 1 {
                 let judged = engine.judge(&new, &mut Losses::default(), NOW);
                 prop_assert_eq!(&judged.verdict, &Verdict::Home, "{:?}", &judged);
+            }
             }
         }
     }

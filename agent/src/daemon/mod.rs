@@ -111,7 +111,7 @@ struct Saved {
 #[derive(Debug, PartialEq, Eq)]
 struct Kept {
     policies: u64,
-    numbers: (u64, u64, u64),
+    numbers: [u64; 4],
     indices: BTreeMap<Name, DomainIndex>,
     sysctls: BTreeMap<String, String>,
 }

@@ -44,6 +44,8 @@ enum Refusal {
     Netlink(#[from] netlink::Error),
     #[error(transparent)]
     Sysctl(#[from] sysctl::Error),
+    #[error("there are no maps for rules and shares")]
+    NoMapsForRules,
 }
 
 /// What is could not be read.
@@ -458,6 +460,10 @@ impl Reconciler {
                 self.datapath.set_ingress(interface.0, Some(*entry))?;
             }
             Step::ClearIngress(interface) => self.datapath.set_ingress(interface.0, None)?,
+            Step::SetShare(..)
+            | Step::ClearShare(_)
+            | Step::SetRuleset(..)
+            | Step::ClearRuleset(_) => return Err(Refusal::NoMapsForRules),
         }
         Ok(())
     }
@@ -475,7 +481,9 @@ impl Reconciler {
         Ok(Held {
             cgroup,
             policy,
+            rules: None,
             choice,
+            share: None,
             domain,
         })
     }
@@ -511,7 +519,9 @@ impl Reconciler {
                 .filter_map(|(key, entry)| Some((named(key)?, *entry)))
                 .collect(),
             policies: keyed(maps.policies.entries()?, PolicyId),
+            rulesets: BTreeMap::new(),
             choices: keyed(maps.choices.entries()?, ChoiceId),
+            shares: BTreeMap::new(),
             domains: maps
                 .domains
                 .entries()?

@@ -119,6 +119,21 @@ impl Explanation {
         engine.plan().cgroups.get(&self.id?).copied()
     }
 
+    /// Whether its flows leave by its policy's domains or not at all, as the kernel programs see it.
+    pub fn is_strict(&self, engine: &Engine) -> bool {
+        match self.id {
+            Some(_) => Owner::of(engine.plan(), self.entry(engine).as_ref())
+                .is_some_and(|owner| owner.strict),
+            None => {
+                let mut chain = self.ranking.chain.iter();
+                chain.any(|name| {
+                    let policy = engine.state().policy(name.as_str());
+                    policy.is_some_and(|policy| policy.strict)
+                })
+            }
+        }
+    }
+
     /// What is decided for a flow, and by which rules; `None`: no policy holds.
     pub fn decision(&self, engine: &Engine, flow: &Flow) -> Option<FlowDecision> {
         self.ranking.decision.as_ref()?;

@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 
 use steer_core::explain::compare::{Answer, Differs, KernelRoute};
-use steer_core::explain::flow::{Fate, Owner, fate, guard_lets};
+use steer_core::explain::flow::{Fate, Owner, fate, guard_lets, members};
 use steer_core::explain::path::{Leaves, Planned, TCP, planned};
 use steer_core::explain::{Explanation, words};
 use steer_core::ids::{DomainIndex, IfIndex};
 use steer_core::plan::{Rule, TableRoute};
+use steer_core::rules::Flow;
 
 use super::super::Daemon;
 use super::Destination;
@@ -30,13 +31,17 @@ impl Daemon {
         findings: &mut Findings,
     ) -> Result<FlowView, ApiError> {
         let plan = self.engine.plan();
-        let owner = explanation.owner(&self.engine);
-        let fate = fate(plan, owner.as_ref(), destination.ip);
+        let asked = Flow {
+            port: destination.port.unwrap_or_default(),
+            ..Flow::to(destination.ip)
+        };
+        let owner = explanation.owner(&self.engine, &asked);
+        let fate = fate(plan, owner.as_ref(), &asked);
         let mut view = FlowView {
             destination: destination.ip.to_string(),
             port: destination.port.map(u32::from),
             outcome: outcome(&fate),
-            reason: words::fate(&self.engine, explanation, &fate),
+            reason: words::fate(&self.engine, explanation, &asked, &fate),
             error: None,
             interface: None,
             source: None,
@@ -58,6 +63,12 @@ impl Daemon {
         match fate {
             Fate::Refuse(_) => view.error = Some(REFUSED.to_owned()),
             Fate::Steer(index) => self.steered(index, &question, &mut view, findings).await?,
+            // The way of one of them: a flow has its own.
+            Fate::Shared(set) => {
+                if let Some(index) = members(set).next() {
+                    self.steered(index, &question, &mut view, findings).await?;
+                }
+            }
             Fate::Never(_) | Fate::Local(_) | Fate::Pass(_) => {
                 let answer = ask(&question).await?;
                 view.kernel = Some(self.kernel_view(&question, &answer, None));
@@ -151,7 +162,15 @@ impl Daemon {
         };
         let plan = self.engine.plan();
         let lets = owner.is_none_or(|owner| {
-            guard_lets(plan, owner, route.interface, route.source, destination)
+            let flow = Flow {
+                source: route.source,
+                port: view
+                    .port
+                    .and_then(|port| u16::try_from(port).ok())
+                    .unwrap_or_default(),
+                ..Flow::to(destination)
+            };
+            guard_lets(plan, owner, &flow, route.interface)
         });
         if !lets {
             view.outcome = FlowOutcome::Dropped;
@@ -251,7 +270,7 @@ fn outcome(fate: &Fate) -> FlowOutcome {
         Fate::Never(_) => FlowOutcome::Never,
         Fate::Local(_) => FlowOutcome::Local,
         Fate::Pass(_) => FlowOutcome::Passed,
-        Fate::Steer(_) => FlowOutcome::Steered,
+        Fate::Steer(_) | Fate::Shared(_) => FlowOutcome::Steered,
         Fate::Refuse(_) => FlowOutcome::Refused,
     }
 }

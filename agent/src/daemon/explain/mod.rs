@@ -52,7 +52,8 @@ impl Daemon {
                     let planned = Held::planned(self.engine.plan(), id);
                     let difference = planned.difference(&held);
                     findings.warnings.extend(difference.map(|d| d.to_string()));
-                    Some((held, held == planned))
+                    let same = held == planned;
+                    Some((held, same))
                 }
                 Err(error) => {
                     findings.warnings.push(chain(&error));
@@ -166,9 +167,7 @@ impl Daemon {
         };
         let numbers = self.engine.numbers(policy);
         findings.warnings.extend(self.refused_of(policy, &numbers));
-        let strict = explanation
-            .owner(&self.engine)
-            .is_some_and(|owner| owner.strict);
+        let strict = explanation.is_strict(&self.engine);
         notes.push(
             if strict {
                 "sockets that were open before the policy or its decision came: the guard drops what they \

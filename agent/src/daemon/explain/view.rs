@@ -51,8 +51,7 @@ impl Daemon {
         families: &[Family],
     ) -> ExplanationView {
         let ranking = &explanation.ranking;
-        let owner = explanation.owner(&self.engine);
-        let strict = owner.is_some_and(|owner| owner.strict);
+        let strict = explanation.is_strict(&self.engine);
         let decision = ranking.decision.as_ref();
         let number = explanation.entry(&self.engine);
         let number = number.map(|entry| PolicyId(entry.policy));

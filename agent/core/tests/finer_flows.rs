@@ -123,7 +123,8 @@ fn a_rule_that_names_destinations_reaches_them_at_other_interfaces() {
 #[test]
 fn flows_that_are_shared_one_by_one_may_have_any_member() {
     let engine = engine_with(SHARED);
-    let both = [index(&engine, "wlan0"), index(&engine, "lte0")];
+    let mut both = [index(&engine, "wlan0"), index(&engine, "lte0")];
+    both.sort();
     for cgroup in ["a", "later"] {
         let Fate::Shared(set) = fate(&engine, cgroup, &to("198.51.100.1", 6, 443)) else {
             panic!("not shared")

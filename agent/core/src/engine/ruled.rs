@@ -250,7 +250,7 @@ impl Engine {
 
     /// What is asked for a flow of a chain.
     pub(crate) fn ask(&self, chain: &[Name], flow: &Flow) -> Asked {
-        ask(&self.links(chain), flow)
+        ask(&self.links(chain), &flow.canonical())
     }
 
     /// What is decided for a flow in a cgroup with these policies, the one in force and those behind it by

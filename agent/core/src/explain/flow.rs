@@ -245,11 +245,8 @@ impl Never {
 
 /// What becomes of a flow from a socket that is bound to nothing.
 pub fn fate(plan: &Plan, owner: Option<&Owner>, flow: &Flow) -> Fate {
-    let destination = flow.destination.to_canonical();
-    let flow = &Flow {
-        destination,
-        ..*flow
-    };
+    let flow = &flow.canonical();
+    let destination = flow.destination;
     let Some(owner) = owner else {
         return Fate::Pass(Pass::NoPolicy);
     };
@@ -304,11 +301,8 @@ pub fn guard_lets(plan: &Plan, owner: &Owner, flow: &Flow, interface: IfIndex) -
     if !owner.strict || !plan.guards.contains(&interface) {
         return true;
     }
-    let destination = flow.destination.to_canonical();
-    let flow = &Flow {
-        destination,
-        ..*flow
-    };
+    let flow = &flow.canonical();
+    let destination = flow.destination;
     let chosen = owner.choose(plan, flow);
     let here = |index: &DomainIndex| {
         let domain = plan.domains.get(index);

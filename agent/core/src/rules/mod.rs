@@ -84,6 +84,16 @@ impl Flow {
             dscp: 0,
         }
     }
+
+    /// With addresses of IPv4 as such, where they are written as addresses of IPv6.
+    #[must_use]
+    pub fn canonical(&self) -> Self {
+        Self {
+            source: self.source.map(|source| source.to_canonical()),
+            destination: self.destination.to_canonical(),
+            ..*self
+        }
+    }
 }
 
 /// Why a rule contradicts itself or its policy.

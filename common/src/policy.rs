@@ -125,6 +125,10 @@ impl ShareEntry {
 /// The slot of [`ShareEntry`] that flows to a destination have: its IPv6 or v4-mapped address as four
 /// words in network byte order. `seed` tells flows apart that go to one destination; it is 0 with
 /// [`share::DESTINATION`].
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "so few bits are left that any number holds them"
+)]
 pub const fn share_slot(destination: [u32; 4], seed: u64) -> usize {
     // Odd, so that no bit is lost: 2^64 divided by the golden ratio.
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;

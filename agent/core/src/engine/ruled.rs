@@ -96,14 +96,10 @@ impl Engine {
         had: Option<&Arc<Compiled>>,
         changes: &mut Changes,
     ) -> Option<Arc<Compiled>> {
-        let has_rules = |name: &Name| {
-            let policy = self.state.policy(name.as_str());
-            policy.is_some_and(|policy| !policy.rules.is_none())
-        };
-        if !chain.iter().any(has_rules) || self.cannot_enforce(chain) {
+        let links = self.links(chain);
+        if links.iter().all(|link| link.policy.rules.is_none()) || self.cannot_enforce(chain) {
             return None;
         }
-        let links = self.links(chain);
         let made_of: Vec<(Rules, Stage)> = links
             .iter()
             .map(|link| {

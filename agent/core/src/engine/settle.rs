@@ -285,11 +285,10 @@ impl Engine {
     /// Flags hold for the whole chain, since any of its policies may decide: strict if one is, and
     /// local networks passed if all pass them.
     fn decide_policy(&mut self, chain: &Arc<[Name]>, rules: Option<&Compiled>) -> PolicyEntry {
-        let policies = || {
-            chain
-                .iter()
-                .filter_map(|name| self.state.policy(name.as_str()))
-        };
+        let found = chain.iter();
+        let found = found.filter_map(|name| self.state.policy(name.as_str()));
+        let found: Vec<&Policy> = found.collect();
+        let policies = || found.iter().copied();
         let mut flags = 0;
         if policies().any(|policy| policy.strict) {
             flags |= policy_flags::STRICT;

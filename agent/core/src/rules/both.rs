@@ -67,7 +67,7 @@ fn common(one: Ports, two: Ports) -> Option<Ports> {
     Ports::new(one.first().max(two.first()), one.last().min(two.last()))
 }
 
-fn equal<T: PartialEq>(one: T, two: T) -> Option<T> {
+fn equal<T: Copy + PartialEq>(one: T, two: T) -> Option<T> {
     (one == two).then_some(one)
 }
 

@@ -219,11 +219,12 @@ impl<'a> Part<'a> {
                 After::Own => &own,
                 After::Behind => &behind,
             };
-            part.put_before(Some((rule, link.at(at))), &stages, behind, pairs)?;
+            let at = link.at(at);
+            part.put_before(Some((rule, &at)), &stages, behind, pairs)?;
             part.put(PartRule {
                 condition: Cow::Borrowed(rule),
                 stages: [&stages[..], &behind.otherwise].concat(),
-                origins: vec![link.at(at)],
+                origins: vec![at],
             })?;
         }
         for rule in own.rules {
@@ -236,13 +237,13 @@ impl<'a> Part<'a> {
     /// Adds the rules that are asked behind `stages`, each limited to what `rule` fits.
     fn put_before(
         &mut self,
-        rule: Option<(&'a Rule, RuleAt)>,
+        rule: Option<(&'a Rule, &RuleAt)>,
         stages: &[Stage],
         behind: &Self,
         pairs: &mut usize,
     ) -> Result<(), TooLarge> {
         for next in &behind.rules {
-            let (condition, origins) = match &rule {
+            let (condition, origins) = match rule {
                 None => (Some(next.condition.clone()), next.origins.clone()),
                 Some((rule, at)) => {
                     *pairs += rule.effort(&next.condition);

@@ -62,6 +62,19 @@ impl Image {
         table.is_some_and(|table| table.intervals != 0)
     }
 
+    /// One code point of each kind that its rules tell apart.
+    pub fn code_points(&self) -> Vec<u8> {
+        let table = self.header().tables[dimension::DSCP as usize];
+        let starts = (0..table.intervals).map(|at| self.word(table.place + at));
+        let mut points: Vec<u8> = starts
+            .filter_map(|start| u8::try_from(start).ok())
+            .collect();
+        if points.is_empty() {
+            points.push(0);
+        }
+        points
+    }
+
     /// Its content's hash.
     pub fn hash(&self) -> ContentHash {
         self.hash

@@ -124,11 +124,13 @@ fn all_like(
             }));
         });
     }
-    if set.looks_at(dimension::DSCP) {
-        widen(&mut all, |like, wide| {
-            wide.extend((0..64).map(|dscp| rules::Flow { dscp, ..like }));
-        });
-    }
+    let points = set.code_points();
+    widen(&mut all, |like, wide| {
+        wide.extend(points.iter().map(|dscp| rules::Flow {
+            dscp: *dscp,
+            ..like
+        }));
+    });
     all
 }
 

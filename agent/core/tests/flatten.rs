@@ -51,14 +51,24 @@ fn uses() -> impl Strategy<Value = Vec<Name>> {
     vec(select(DOMAINS.map(name).to_vec()), 0..3)
 }
 
+/// A list that mostly is not there, so that flows fit.
+fn seldom<T: Clone + std::fmt::Debug>(
+    list: impl Strategy<Value = Vec<T>>,
+) -> impl Strategy<Value = Vec<T>> {
+    prop_oneof![3 => Just(Vec::new()), 1 => list]
+}
+
 fn rules() -> impl Strategy<Value = Rule> {
     (
+        seldom(nets()),
+        seldom(ports()),
         nets(),
-        ports(),
-        nets(),
-        ports(),
-        vec(select(vec![6, 17]).prop_map(Protocol), 0..3),
-        vec((0u8..3).prop_map(|value| Dscp::new(value).unwrap()), 0..2),
+        seldom(ports()),
+        seldom(vec(select(vec![6, 17]).prop_map(Protocol), 0..3)),
+        seldom(vec(
+            (0u8..3).prop_map(|value| Dscp::new(value).unwrap()),
+            0..2,
+        )),
         uses(),
         proptest::option::of(otherwise()),
     )

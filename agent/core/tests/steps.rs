@@ -594,6 +594,88 @@ fn a_refused_gateway_keeps_the_old_one_but_not_another_domains() {
 }
 
 #[test]
+fn a_policy_that_could_not_be_written_keeps_its_rules_and_their_choices() {
+    let choice = ChoiceEntry {
+        verdict: verdict::STEER,
+        domain: 1,
+        share: share::FLOW,
+    };
+    let slots = |domain| {
+        Arc::new(ShareEntry {
+            domains: [domain; ShareEntry::SLOTS],
+        })
+    };
+    let plan = |number: u32, domain: u8| Plan {
+        policies: [(
+            PolicyId(1),
+            PolicyEntry {
+                choice: number,
+                rules: number,
+                ..PolicyEntry::default()
+            },
+        )]
+        .into(),
+        rulesets: [(
+            RulesetId(number),
+            compile(&[(&FlowRule::default(), number)], number + 1).unwrap(),
+        )]
+        .into(),
+        choices: [number, number + 1].map(|id| (ChoiceId(id), choice)).into(),
+        shares: [number, number + 1]
+            .map(|id| (ChoiceId(id), slots(domain)))
+            .into(),
+        domains: [1, domain]
+            .map(|index| {
+                let entry = DomainEntry {
+                    ifindex: 1,
+                    flags: 1,
+                    ..DomainEntry::default()
+                };
+                (DomainIndex(index.into()), entry)
+            })
+            .into(),
+        ..Plan::default()
+    };
+    let (old, wanted) = (plan(1, 2), plan(3, 3));
+    let refuse = |step: &Step| matches!(step, Step::SetPolicy(..));
+    // Where more than its hash is known of the old set, and where not.
+    for known in [true, false] {
+        let mut at = old.clone();
+        if !known {
+            at.rulesets
+                .values_mut()
+                .for_each(|set| *set = Image::known(Image::hash(set)));
+        }
+        let todo = steps(&at, &wanted, Scope::All);
+        follow_refused(&mut at, &wanted, &todo, refuse);
+        assert_eq!(at.policies, old.policies);
+        assert!(
+            old.rulesets
+                .iter()
+                .all(|(id, set)| at.rulesets.get(id) == Some(set))
+        );
+        for id in [1, 2].map(ChoiceId) {
+            assert_eq!((at.choices[&id], &at.shares[&id]), (choice, &slots(2)));
+        }
+        assert!(at.domains.contains_key(&DomainIndex(2)), "{known}");
+        let todo = steps(&at, &wanted, Scope::All);
+        follow_refused(&mut at, &wanted, &todo, |_| false);
+        assert_eq!(at, wanted);
+    }
+    // An adopted set that stays is known by the plan, and holds nothing else back.
+    let mut at = old.clone();
+    at.rulesets
+        .values_mut()
+        .for_each(|set| *set = Image::known(Image::hash(set)));
+    at.choices.insert(ChoiceId(9), choice);
+    let todo = steps(&at, &old, Scope::All);
+    let any = Step::SetSysctl("a".to_owned(), "1".to_owned());
+    let gone = [Step::ClearChoice(ChoiceId(9))];
+    assert!(todo.iter().any(|step| gone.contains(step)));
+    assert_eq!(held(&at, &old, &[&any], &gone), [false]);
+}
+
+#[test]
 fn a_gateway_comes_after_the_route_to_it() {
     let engine = with_policy();
     let steps = steps(&Plan::default(), engine.plan(), Scope::All);

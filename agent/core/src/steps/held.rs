@@ -45,7 +45,7 @@ pub fn held(is: &Plan, wanted: &Plan, refused: &[&Step], removals: &[Step]) -> V
             each(&|step| matches!(step, Step::ClearPolicy(id) if policies.contains(&id.0)))
         }
         Some(Step::ClearChoice(_)) => {
-            let sets = rulesets_in_force(is);
+            let sets = rulesets_in_force(is, wanted);
             // Of a set that an earlier agent made nobody may know where it leads.
             if sets.values().any(|set| !set.is_readable()) {
                 return vec![true; removals.len()];
@@ -56,7 +56,7 @@ pub fn held(is: &Plan, wanted: &Plan, refused: &[&Step], removals: &[Step]) -> V
             each(&|step| matches!(step, Step::ClearChoice(id) if choices.contains(&id.0)))
         }
         Some(Step::ClearRuleset(_)) => {
-            let sets = rulesets_in_force(is);
+            let sets = rulesets_in_force(is, wanted);
             each(&|step| matches!(step, Step::ClearRuleset(id) if sets.contains_key(id)))
         }
         Some(Step::ClearShare(_)) => each(
@@ -134,12 +134,15 @@ fn policies_in_force(is: &Plan) -> BTreeSet<u32> {
 }
 
 /// Sets that a policy leads to.
-fn rulesets_in_force(is: &Plan) -> BTreeMap<RulesetId, &Image> {
+fn rulesets_in_force<'a>(is: &'a Plan, wanted: &'a Plan) -> BTreeMap<RulesetId, &'a Image> {
     let policies = is.policies.values();
     policies
         .filter_map(|policy| {
             let id = RulesetId(policy.rules);
-            Some((id, is.rulesets.get(&id)?))
+            let set = is.rulesets.get(&id)?;
+            // What was read back is only a hash, but the plan may know what it stands for.
+            let known = wanted.rulesets.get(&id).filter(|known| *known == set);
+            Some((id, known.unwrap_or(set)))
         })
         .collect()
 }

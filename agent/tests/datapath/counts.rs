@@ -1,9 +1,8 @@
 //! What is counted of single flows, and when.
 
 use std::collections::BTreeSet;
-use std::process::Command;
 
-use steer::datapath::FlowCounts;
+use steer::datapath::{FlowCounts, Survey};
 use steer::netlink::{Wanted, live_flows};
 
 use crate::flows::steered;
@@ -24,14 +23,12 @@ fn cookies() -> BTreeSet<u64> {
     flows.iter().map(|flow| flow.cookie).collect()
 }
 
-/// The programs that are attached to a cgroup itself.
-fn attached(lab: &Lab) -> String {
-    let shown = Command::new("bpftool")
-        .args(["cgroup", "show"])
-        .arg(&lab.cgroup)
-        .output()
-        .unwrap();
-    String::from_utf8(shown.stdout).unwrap()
+/// Names of the programs that are attached to a cgroup itself and are not pinned.
+fn attached(lab: &Lab) -> Vec<String> {
+    let survey = Survey::open(&lab.pins).unwrap();
+    let found = survey.at_cgroup(&lab.cgroup).unwrap();
+    let programs = found.into_iter().flat_map(|at| at.programs);
+    programs.map(|program| program.name).collect()
 }
 
 #[test]
@@ -64,9 +61,9 @@ fn a_socket_is_counted_from_when_somebody_asks_until_nobody_does() {
         }
         counts.forget(counted[0].0).unwrap();
         assert_eq!(counts.read().unwrap().len(), 1);
-        assert!(attached(lab).contains("flow_sent"));
+        assert_eq!(attached(lab), ["flow_sent"]);
         drop(counts);
-        assert!(!attached(lab).contains("flow_"));
+        assert!(attached(lab).is_empty());
         // What is counted the next time begins from nothing.
         let counts = FlowCounts::begin(&lab.cgroup).unwrap();
         assert!(counts.read().unwrap().is_empty());

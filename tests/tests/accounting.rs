@@ -112,12 +112,19 @@ fn wrong_and_dropped_packets_are_told() -> Result<()> {
         let cgroup = lab.cgroup().child(policy)?;
         let target = Family::V4.target(&lab);
         let to = SocketAddr::new(target, DISCARD_PORT);
-        // Older than the policy: it has eth0's source.
-        let mut old = Probe::new(Kind::UdpConnected, Family::V4)
-            .then(&format!("connect {to}"))
-            .start(&lab, &cgroup)?;
+        // Older than the policy, with eth0's source: a strict one would end it, so there a message names eth0.
+        let mut sender = if field == "wrong" {
+            Probe::new(Kind::UdpConnected, Family::V4)
+                .then(&format!("connect {to}"))
+                .start(&lab, &cgroup)?
+        } else {
+            Probe::named("udp", Family::V4).start(&lab, &cgroup)?
+        };
         lab.set_policy(policy, &cgroup, "wlan0", more)?;
-        old.perform("post token")?;
+        sender.perform(&match field {
+            "wrong" => "post token".to_owned(),
+            _ => format!("post token {to} pktinfo=eth0"),
+        })?;
         let told = wait::until("the count", || {
             let told = of_policy(&lab, policy, "wlan0")?;
             Ok((told[field] == 1).then_some(told))

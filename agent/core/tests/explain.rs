@@ -213,7 +213,7 @@ fn the_guard_stops_what_a_strict_policy_sends_elsewhere() {
 }
 
 fn leaves(engine: &Engine, to: &str) -> Leaves {
-    match planned(engine.plan(), WLAN0, ip(to)) {
+    match planned(engine.plan(), WLAN0, ip(to), TCP) {
         Planned::Leaves(leaves) => leaves,
         Planned::NoRoute(rule) => panic!("no route to {to}: {rule:?}"),
     }
@@ -290,7 +290,7 @@ fn a_domain_without_a_default_route_refuses_what_its_table_does_not_know() {
         &mut engine,
         Event::Network(NetworkChange::RouteGone(default.unwrap())),
     );
-    let Planned::NoRoute(Some(rule)) = planned(engine.plan(), WLAN0, ip("198.51.100.1")) else {
+    let Planned::NoRoute(Some(rule)) = planned(engine.plan(), WLAN0, ip("198.51.100.1"), TCP) else {
         panic!()
     };
     assert!(rule.to_string().ends_with("unreachable proto 83"), "{rule}");
@@ -450,7 +450,7 @@ proptest! {
             prop_assert!(!strict || !matches!(fate, Fate::Pass(_)), "{:?}", id);
             if let Fate::Steer(index) = fate {
                 let domain = plan.domains[&index];
-                if let Planned::Leaves(leaves) = planned(plan, index, destination.to_canonical()) {
+                if let Planned::Leaves(leaves) = planned(plan, index, destination.to_canonical(), TCP) {
                     prop_assert_eq!(leaves.route.interface.0, domain.ifindex);
                     prop_assert_eq!(leaves.mark, domain.mark);
                     let own = leaves.source.is_some_and(|source| plan.sources.contains(&(index, source)));

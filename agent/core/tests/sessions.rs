@@ -597,7 +597,7 @@ proptest! {
                 }),
                 ..*flow
             };
-            let planned = steer_core::explain::path::planned(plan, index, flow.peer.ip());
+            let planned = steer_core::explain::path::planned(plan, index, flow.peer.ip(), 6);
             if !matches!(planned, steer_core::explain::path::Planned::Leaves(_)) {
                 continue;
             }

@@ -23,6 +23,10 @@ pub struct Explain {
     pub destination: Option<String>,
     /// Port that it goes to.
     pub port: Option<u32>,
+    /// Transport protocol of the flow: a name such as `udp`, or a number. Absent: `tcp`.
+    pub protocol: Option<String>,
+    /// Code point that the program asks for: a name such as `EF`, or a number. Absent: `CS0`.
+    pub dscp: Option<String>,
     /// Only this family. Absent: both, or the destination's.
     pub family: Option<AddressFamily>,
 }
@@ -161,12 +165,19 @@ pub struct FlowView {
     pub destination: String,
     /// Its port.
     pub port: Option<u32>,
+    /// Its transport protocol.
+    pub protocol: String,
     /// What becomes of it.
     pub outcome: FlowOutcome,
     /// Why, in one sentence.
     pub reason: String,
+    /// The rules of policies that decide it, in the order in which they are asked: `POLICY rule N: TEXT`.
+    /// Empty: no rule fits.
+    pub decided_by: Vec<String>,
     /// The error that the program sees, if it is refused.
     pub error: Option<String>,
+    /// The domain that it is put on. Where flows are spread over several: one of these.
+    pub domain: Option<String>,
     /// The interface that it leaves by, as planned; where the plan leaves that to the host, as the kernel
     /// says.
     pub interface: Option<String>,

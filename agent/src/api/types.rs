@@ -91,6 +91,26 @@ pub struct Choice {
     pub metered: bool,
 }
 
+/// How a policy's flows are spread over several domains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[zlink(rename_all = "lowercase")]
+pub enum Share {
+    /// Each flow by itself.
+    Flow,
+    /// All flows to one destination alike.
+    Destination,
+}
+
+/// A domain that flows are spread over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
+pub struct Member {
+    /// Name of the domain.
+    pub domain: String,
+    /// Its part of the flows, beside those of the other members.
+    pub weight: u32,
+}
+
 /// What the agent chose for a policy now, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
 #[zlink(rename = "Decision")]
@@ -106,6 +126,8 @@ pub struct DecisionView {
     pub source4: Option<String>,
     /// Source address of their IPv6 packets.
     pub source6: Option<String>,
+    /// The domains that flows are spread over, `domain` among them; empty: `domain` has them all.
+    pub members: Vec<Member>,
     /// Why, in one sentence.
     pub reason: String,
     /// Since when it is so: RFC 3339, UTC. Not known of a policy that is in force for no cgroup.
@@ -129,6 +151,27 @@ pub struct SessionsView {
     pub failed: u64,
     /// When one was moved or ended last: RFC 3339, UTC.
     pub changed: Option<String>,
+}
+
+/// A rule of a policy, and what was chosen for the flows that it fits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
+#[zlink(rename = "PolicyRule")]
+#[schemars(rename = "PolicyRule")]
+pub struct PolicyRuleView {
+    /// The policy that has it: this one, or one behind it by `otherwise = "next"`.
+    pub policy: String,
+    /// Its place there, from 1.
+    pub number: u64,
+    /// What it fits, and what it wants.
+    pub text: String,
+    /// What becomes of its flows.
+    pub verdict: Verdict,
+    /// The domain that they leave by.
+    pub domain: Option<String>,
+    /// The domains that they are spread over, `domain` among them; empty: `domain` has them all.
+    pub members: Vec<Member>,
+    /// Why, in one sentence.
+    pub reason: String,
 }
 
 /// A policy and what came of it.
@@ -161,6 +204,14 @@ pub struct PolicyView {
     pub otherwise: Option<Otherwise>,
     /// What becomes of its flows to other interfaces' networks.
     pub local_networks: LocalNetworks,
+    /// How its flows are spread over the members of what it uses; none: one domain has them all.
+    pub share: Option<Share>,
+    /// How many rules it has that are finer than the application. Not known while no agent runs, if that
+    /// kept no record.
+    pub rules: Option<u64>,
+    /// Where one policy is shown: what its rules, and those of the policies behind it, decide now, in the
+    /// order in which they are asked; at most the first 1,000.
+    pub rule_decisions: Option<Vec<PolicyRuleView>>,
     /// Which policy wins on the same cgroup: the higher. Not known of a policy in a file while no agent
     /// runs.
     pub priority: Option<i64>,

@@ -392,6 +392,12 @@ pub(super) struct ExplainArgs {
     /// resolved.
     #[arg(value_name = "DEST[:PORT]")]
     pub(super) destination: Option<Destination>,
+    /// Transport protocol of the flow: udp, sctp, icmp or another name or number. Default: tcp.
+    #[arg(long, value_name = "PROTOCOL", requires = "destination")]
+    pub(super) protocol: Option<String>,
+    /// Code point that the program asks for: EF, AF41 or another name or number. Default: CS0.
+    #[arg(long, value_name = "CODE", requires = "destination")]
+    pub(super) dscp: Option<String>,
     /// IPv4 only.
     #[arg(short = '4', conflicts_with = "ipv6")]
     pub(super) ipv4: bool,

@@ -91,6 +91,8 @@ pub(super) fn explain(socket: &Path, args: ExplainArgs, json: bool) -> anyhow::R
         unit: args.unit,
         destination,
         port: port.map(u32::from),
+        protocol: args.protocol,
+        dscp: args.dscp,
         family,
     };
     let explanation = call(socket, &asked)?.explanation;
@@ -343,7 +345,18 @@ fn write_flow(page: &mut Page, flow: &FlowView) {
     let asked = flow.kernel.as_ref().map(|kernel| kernel.asked.clone());
     page.facts(vec![
         ("flow to", address(flow).into()),
+        (
+            "protocol",
+            if flow.protocol == "tcp" {
+                ""
+            } else {
+                &flow.protocol
+            }
+            .into(),
+        ),
         ("outcome", outcome.into()),
+        ("by", flow.decided_by.join("; then ").into()),
+        ("domain", text(&flow.domain)),
         ("interface", text(&flow.interface)),
         ("source", text(&flow.source)),
         ("gateway", text(&flow.gateway)),

@@ -9,7 +9,7 @@ use super::args::PolicySetArgs;
 use super::output::{Cell, Look, Page, print_json, traffic};
 use super::{call, list as joined, sessions};
 use crate::api::methods::{ListPolicies, SetPolicy, ShowPolicy, UnsetPolicy};
-use crate::api::types::{DecisionView, PolicyView, SessionsView, Verdict};
+use crate::api::types::{DecisionView, Member, PolicyView, SessionsView, Verdict};
 
 /// What `policy unset` did.
 #[derive(Serialize, JsonSchema)]
@@ -166,6 +166,10 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
         ("otherwise", otherwise.unwrap_or_default().into()),
         ("local networks", word(&policy.local_networks).into()),
         (
+            "share",
+            policy.share.as_ref().map(word).unwrap_or_default().into(),
+        ),
+        (
             "live flows",
             sessions::words(policy.sessions.as_ref()).into(),
         ),
@@ -196,7 +200,56 @@ fn print(policy: &PolicyView, json: bool) -> anyhow::Result<()> {
         });
         page.table(&["CANDIDATE", "", "REASON"], rows.collect());
     }
+    rules(&mut page, policy);
     page.print()
+}
+
+/// What the policy's rules, and those behind it, decide.
+fn rules(page: &mut Page, policy: &PolicyView) {
+    /// Rules that are shown.
+    const SHOWN: usize = 30;
+    let decisions = policy.rule_decisions.as_deref().unwrap_or_default();
+    if decisions.is_empty() {
+        return;
+    }
+    page.gap();
+    let rows = decisions.iter().take(SHOWN).map(|rule| {
+        let number = if rule.policy == policy.name {
+            rule.number.to_string()
+        } else {
+            format!("{} of {}", rule.number, rule.policy)
+        };
+        let (decision, look) = match (rule.verdict, &rule.domain) {
+            (Verdict::Steer, Some(domain)) => (shared(domain, &rule.members), Look::Good),
+            (Verdict::Steer, None) => ("steer".to_owned(), Look::Good),
+            (Verdict::Block, _) => ("block".to_owned(), Look::Bad),
+            (Verdict::Pass, _) => ("pass".to_owned(), Look::Warning),
+        };
+        vec![
+            number.into(),
+            rule.text.as_str().into(),
+            Cell::new(&decision, look),
+            rule.reason.as_str().into(),
+        ]
+    });
+    page.table(&["RULE", "FITS", "DECISION", "REASON"], rows.collect());
+    if decisions.len() > SHOWN {
+        page.line(
+            "more rules: steer policy show --json has up to 1,000, with what each decides",
+            Look::Plain,
+        );
+    }
+}
+
+/// One domain, or all that flows are spread over.
+fn shared(domain: &str, members: &[Member]) -> String {
+    match members {
+        [] | [_] => domain.to_owned(),
+        several => {
+            let names: Vec<&str> = several.iter().map(|member| member.domain.as_str()).collect();
+            names.join("+")
+        }
+    }
 }
 
 /// The decision in a few words.
@@ -212,9 +265,13 @@ fn decision(policy: &PolicyView) -> String {
         verdict,
         domain,
         interface,
+        members,
         ..
     } = &policy.decision;
     let mut words = match (verdict, domain, interface) {
+        (Verdict::Steer, Some(domain), _) if members.len() > 1 => {
+            format!("steer by {}", shared(domain, members))
+        }
         (Verdict::Steer, Some(domain), Some(interface)) if domain != interface => {
             format!("steer by {domain} ({interface})")
         }
@@ -255,7 +312,12 @@ fn uses(policy: &PolicyView) -> String {
     if policy.strict {
         wish.push_str(if wish.is_empty() { "strict" } else { " strict" });
     }
-    wish
+    match policy.rules {
+        Some(0) | None => {}
+        Some(1) => wish.push_str(" 1 rule"),
+        Some(rules) => wish.push_str(&format!(" {rules} rules")),
+    }
+    wish.trim_start().to_owned()
 }
 
 fn matches(policy: &PolicyView) -> String {

@@ -12,7 +12,7 @@ use steer_core::policy;
 use super::accounts::Accounts;
 use super::decided::{Decided, timestamp};
 use super::running::last_seen;
-use super::views::{counters_view, local_networks, matches, nowhere, origin, otherwise};
+use super::views::{counters_view, local_networks, matches, nowhere, origin, otherwise, share};
 use super::{Saved, running, scan, state_file};
 use crate::api::types::{DecisionView, Origin, PolicyView, StatusView, Verdict};
 use crate::cgroup::Tree;
@@ -133,6 +133,11 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
                 None if entry.flags & policy_flags::LOCAL_PASS != 0 => policy::LocalNetworks::Pass,
                 None => policy::LocalNetworks::Steer,
             }),
+            share: written
+                .map_or(wish.and_then(|stage| stage.share), |policy| policy.share)
+                .map(share),
+            rules: written.map(|policy| policy.rules.len() as u64),
+            rule_decisions: None,
             priority: written.map(|policy| i64::from(policy.priority)),
             saved: written.is_none(),
             cgroups: numbers.iter().filter_map(|number| uses.get(number)).sum(),
@@ -174,6 +179,7 @@ fn decision(
         interface: None,
         source4: None,
         source6: None,
+        members: Vec::new(),
         reason: "the last decision of an agent that no longer runs".to_owned(),
         since: decided.since(entry.choice, choice),
         candidates: Vec::new(),

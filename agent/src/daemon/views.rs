@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use steer_core::config::HostModel;
 use steer_core::domains::{Domain, DomainOrigin, DomainState};
+use steer_core::engine::RuleDecision;
 use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
 use steer_core::name::Name;
 use steer_core::network::LinkKind;
@@ -18,8 +19,8 @@ use super::access::Authority;
 use super::decided::timestamp;
 use crate::api::server::Caller;
 use crate::api::types::{
-    Candidate, DecisionView, DomainView, HostModelView, LocalNetworks, Origin, Otherwise,
-    PolicyView, StatusView, Verdict,
+    Candidate, DecisionView, DomainView, HostModelView, LocalNetworks, Member, Origin, Otherwise,
+    PolicyRuleView, PolicyView, Share, StatusView, Verdict,
 };
 use crate::datapath::Counters;
 use crate::reconcile::chain;
@@ -56,6 +57,9 @@ impl Daemon {
             strict: policy.strict,
             otherwise: Some(otherwise(policy.otherwise)),
             local_networks: local_networks(policy.local_networks),
+            share: policy.share.map(share),
+            rules: Some(policy.rules.len() as u64),
+            rule_decisions: None,
             priority: Some(i64::from(policy.priority)),
             saved: engine.state().config.defines(name),
             cgroups: self.cgroups_in_force(policy, &numbers) as u64,
@@ -86,7 +90,37 @@ impl Daemon {
         if view.quarantined.is_none() && policy.name.as_str() != Name::DEFAULT_POLICY {
             view.note = self.overruled(policy);
         }
+        view.rule_decisions = Some(self.rule_views(policy));
         view
+    }
+
+    /// What the rules of a policy, and of those behind it, decide now.
+    fn rule_views(&self, policy: &Policy) -> Vec<PolicyRuleView> {
+        /// Enough to look at, and far from the size that an answer may have.
+        const SHOWN: usize = 1_000;
+        let state = self.engine.state();
+        let numbers = self.engine.numbers(&policy.name);
+        let chain = numbers
+            .first()
+            .and_then(|number| state.memory.policies.key(number.0));
+        let alone = [policy.name.clone()];
+        let decisions = self
+            .engine
+            .rule_decisions(chain.map_or(&alone[..], |chain| chain));
+        let view = |RuleDecision { at, decision }: RuleDecision| {
+            let policy = state.policy(at.policy.as_str())?;
+            let rule = policy.rules.get(at.number.checked_sub(1)?)?;
+            Some(PolicyRuleView {
+                policy: at.policy.to_string(),
+                number: at.number as u64,
+                text: rule.to_string(),
+                verdict: verdict(&decision.verdict),
+                domain: decision.domain().map(ToString::to_string),
+                members: members(&decision),
+                reason: decision.reason,
+            })
+        };
+        decisions.into_iter().filter_map(view).take(SHOWN).collect()
     }
 
     /// Where a policy is not in force although it matches.
@@ -163,15 +197,12 @@ impl Daemon {
             ip.map(|ip| ip.to_string())
         };
         DecisionView {
-            verdict: match decision.verdict {
-                select::Verdict::Steer(_) => Verdict::Steer,
-                select::Verdict::Block => Verdict::Block,
-                select::Verdict::Pass => Verdict::Pass,
-            },
+            verdict: verdict(&decision.verdict),
             domain: decision.domain().map(ToString::to_string),
             interface: domain.and_then(|d| d.ifname.clone()),
             source4: source(Family::Ipv4),
             source6: source(Family::Ipv6),
+            members: members(decision),
             reason: decision.reason.clone(),
             since: None,
             candidates: candidates(decision),
@@ -387,6 +418,7 @@ pub(super) fn nowhere() -> DecisionView {
         interface: None,
         source4: None,
         source6: None,
+        members: Vec::new(),
         reason: "it is in force for no cgroup".to_owned(),
         since: None,
         candidates: Vec::new(),
@@ -399,6 +431,31 @@ pub(super) fn otherwise(otherwise: policy::Otherwise) -> Otherwise {
         policy::Otherwise::Pass => Otherwise::Pass,
         policy::Otherwise::Next => Otherwise::Next,
     }
+}
+
+pub(super) fn share(share: policy::Share) -> Share {
+    match share {
+        policy::Share::Flow => Share::Flow,
+        policy::Share::Destination => Share::Destination,
+    }
+}
+
+fn verdict(verdict: &select::Verdict) -> Verdict {
+    match verdict {
+        select::Verdict::Steer(_) => Verdict::Steer,
+        select::Verdict::Block => Verdict::Block,
+        select::Verdict::Pass => Verdict::Pass,
+    }
+}
+
+fn members(decision: &Decision) -> Vec<Member> {
+    let members = decision.members.iter();
+    members
+        .map(|(domain, weight)| Member {
+            domain: domain.to_string(),
+            weight: (*weight).into(),
+        })
+        .collect()
 }
 
 pub(super) fn local_networks(local: policy::LocalNetworks) -> LocalNetworks {

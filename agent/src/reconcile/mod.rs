@@ -13,14 +13,16 @@ mod sysctl;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::mem::discriminant;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
-use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, HostCounts, PolicyEntry};
+use steer_common::{CgroupEntry, ChoiceEntry, DomainEntry, HostCounts, PolicyEntry, share};
 use steer_core::engine::Changes;
 use steer_core::explain::held::Held;
-use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
+use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId, RulesetId};
 use steer_core::plan::{Hook, Plan, TableRoute};
+use steer_core::rules::image::{ContentHash, Image};
 use steer_core::steps::{Scope, Step, Steps, held, steps};
 use thiserror::Error;
 use tracing::{debug, warn};
@@ -44,8 +46,6 @@ enum Refusal {
     Netlink(#[from] netlink::Error),
     #[error(transparent)]
     Sysctl(#[from] sysctl::Error),
-    #[error("there are no maps for rules and shares")]
-    NoMapsForRules,
 }
 
 /// What is could not be read.
@@ -460,10 +460,14 @@ impl Reconciler {
                 self.datapath.set_ingress(interface.0, Some(*entry))?;
             }
             Step::ClearIngress(interface) => self.datapath.set_ingress(interface.0, None)?,
-            Step::SetShare(..)
-            | Step::ClearShare(_)
-            | Step::SetRuleset(..)
-            | Step::ClearRuleset(_) => return Err(Refusal::NoMapsForRules),
+            Step::SetShare(id, slots) => maps.shares.set(&id.0, slots)?,
+            Step::ClearShare(id) => {
+                maps.shares.remove(&id.0)?;
+            }
+            Step::SetRuleset(id, set) => maps.rulesets.set(id.0, set.pages())?,
+            Step::ClearRuleset(id) => {
+                maps.rulesets.clear(id.0)?;
+            }
         }
         Ok(())
     }
@@ -476,14 +480,24 @@ impl Reconciler {
         let maps = &self.datapath.maps;
         let cgroup = maps.cgroups.get(&id.0)?;
         let policy = maps.policies.get(cgroup.map_or(0, |entry| entry.policy))?;
+        let mut rules = None;
+        if policy.rules != 0 {
+            let sets = maps.rulesets.hashes()?;
+            let set = sets.iter().find(|(index, _)| *index == policy.rules);
+            rules = set.map(|(_, hash)| ContentHash(*hash));
+        }
         let choice = maps.choices.get(policy.choice)?;
+        let slots = match choice.share {
+            share::NONE => None,
+            _ => maps.shares.get(&policy.choice)?,
+        };
         let domain = maps.domains.get(choice.domain)?;
         Ok(Held {
             cgroup,
             policy,
-            rules: None,
+            rules,
             choice,
-            share: None,
+            share: slots.map(Arc::new),
             domain,
         })
     }
@@ -519,9 +533,19 @@ impl Reconciler {
                 .filter_map(|(key, entry)| Some((named(key)?, *entry)))
                 .collect(),
             policies: keyed(maps.policies.entries()?, PolicyId),
-            rulesets: BTreeMap::new(),
+            rulesets: maps
+                .rulesets
+                .hashes()?
+                .into_iter()
+                .map(|(index, hash)| (RulesetId(index), Image::known(ContentHash(hash))))
+                .collect(),
             choices: keyed(maps.choices.entries()?, ChoiceId),
-            shares: BTreeMap::new(),
+            shares: maps
+                .shares
+                .entries()?
+                .into_iter()
+                .map(|(choice, slots)| (ChoiceId(choice), Arc::new(slots)))
+                .collect(),
             domains: maps
                 .domains
                 .entries()?

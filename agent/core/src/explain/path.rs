@@ -114,9 +114,9 @@ fn best(plan: &Plan, table: TableId, destination: IpAddr) -> Option<TableRoute> 
         .copied()
 }
 
-/// How a TCP or connected UDP flow that is put on `index` should leave. IPv6 gets its source from the
+/// How a connected flow of a protocol that is put on `index` should leave. IPv6 gets its source from the
 /// hook; IPv4 from the route that its mark leads to, and is then looked up once more with it.
-pub fn planned(plan: &Plan, index: DomainIndex, destination: IpAddr) -> Planned {
+pub fn planned(plan: &Plan, index: DomainIndex, destination: IpAddr, protocol: u8) -> Planned {
     let Some(domain) = plan.domains.get(&index) else {
         return Planned::NoRoute(None);
     };
@@ -130,7 +130,7 @@ pub fn planned(plan: &Plan, index: DomainIndex, destination: IpAddr) -> Planned 
         destination,
         source,
         mark: domain.mark,
-        protocol: TCP,
+        protocol,
     };
     let mut found = way(plan, &packet);
     if let (Way::Route(_, route), None) = (found, source) {

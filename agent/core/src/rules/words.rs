@@ -19,7 +19,7 @@ pub struct Ports {
 pub struct Protocol(pub u8);
 
 /// A differentiated services code point (RFC 2474): 0 to 63.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Dscp(u8);
 
 /// Why a word was refused.

@@ -4,11 +4,11 @@ use std::net::IpAddr;
 
 use steer_core::explain::compare::{Answer, Differs, KernelRoute};
 use steer_core::explain::flow::{Fate, Owner, fate, guard_lets, members};
-use steer_core::explain::path::{Leaves, Planned, TCP, planned};
+use steer_core::explain::path::{Leaves, Planned, planned};
 use steer_core::explain::{Explanation, words};
 use steer_core::ids::{DomainIndex, IfIndex};
 use steer_core::plan::{Rule, TableRoute};
-use steer_core::rules::Flow;
+use steer_core::rules::{Flow, Protocol};
 
 use super::super::Daemon;
 use super::Destination;
@@ -32,7 +32,9 @@ impl Daemon {
     ) -> Result<FlowView, ApiError> {
         let plan = self.engine.plan();
         let asked = Flow {
+            protocol: destination.protocol.0,
             port: destination.port.unwrap_or_default(),
+            dscp: destination.dscp.get(),
             ..Flow::to(destination.ip)
         };
         let owner = explanation.owner(&self.engine, &asked);
@@ -40,9 +42,12 @@ impl Daemon {
         let mut view = FlowView {
             destination: destination.ip.to_string(),
             port: destination.port.map(u32::from),
+            protocol: destination.protocol.to_string(),
             outcome: outcome(&fate),
             reason: words::fate(&self.engine, explanation, &asked, &fate),
+            decided_by: self.deciding(explanation, &asked, &fate),
             error: None,
+            domain: None,
             interface: None,
             source: None,
             gateway: None,
@@ -56,7 +61,7 @@ impl Daemon {
             source: None,
             mark: 0,
             uid: subject.view.uid,
-            protocol: TCP,
+            protocol: destination.protocol.0,
             port: destination.port,
             interface: destination.interface,
         };
@@ -73,7 +78,9 @@ impl Daemon {
                 let answer = ask(&question).await?;
                 view.kernel = Some(self.kernel_view(&question, &answer, None));
                 match &answer {
-                    Answer::Route(route) => self.passed(route, owner.as_ref(), &mut view),
+                    Answer::Route(route) => {
+                        self.passed(&asked, route, owner.as_ref(), &mut view);
+                    }
                     Answer::Refused { errno, words } => {
                         view.outcome = FlowOutcome::Refused;
                         view.error = Some(errno_name(*errno));
@@ -103,8 +110,11 @@ impl Daemon {
             return Ok(());
         };
         view.mark = Some(hexadecimal(domain.mark));
+        let mut indices = self.engine.state().memory.indices.iter();
+        let name = indices.find(|(_, number)| **number == index);
+        view.domain = name.map(|(name, _)| name.to_string());
         let fixed = question.destination.is_ipv6();
-        let leaves = match planned(plan, index, question.destination) {
+        let leaves = match planned(plan, index, question.destination, question.protocol) {
             Planned::Leaves(leaves) => leaves,
             Planned::NoRoute(rule) => {
                 view.outcome = FlowOutcome::Refused;
@@ -131,6 +141,22 @@ impl Daemon {
         Ok(())
     }
 
+    /// The rules that decide a flow, as they are written.
+    fn deciding(&self, explanation: &Explanation, asked: &Flow, fate: &Fate) -> Vec<String> {
+        if matches!(fate, Fate::Never(_) | Fate::Local(_)) {
+            return Vec::new();
+        }
+        let decision = explanation.decision(&self.engine, asked);
+        let rules = decision.into_iter().flat_map(|decision| decision.rules);
+        rules
+            .filter_map(|at| {
+                let policy = self.engine.state().policy(at.policy.as_str())?;
+                let rule = policy.rules.get(at.number.checked_sub(1)?)?;
+                Some(format!("{} rule {}: {rule}", at.policy, at.number))
+            })
+            .collect()
+    }
+
     fn view_leaves(&self, leaves: &Leaves, view: &mut FlowView) {
         let Leaves {
             source,
@@ -152,26 +178,23 @@ impl Daemon {
     }
 
     /// A flow that the host's routing leads, which the guard may stop.
-    fn passed(&self, route: &KernelRoute, owner: Option<&Owner>, view: &mut FlowView) {
+    fn passed(
+        &self,
+        asked: &Flow,
+        route: &KernelRoute,
+        owner: Option<&Owner>,
+        view: &mut FlowView,
+    ) {
         view.interface = Some(self.interface(route.interface));
         view.source = route.source.map(|source| source.to_string());
         view.gateway = route.gateway.map(|gateway| gateway.to_string());
         view.table = Some(route.table.0);
-        let Ok(destination) = view.destination.parse() else {
-            return;
-        };
         let plan = self.engine.plan();
-        let lets = owner.is_none_or(|owner| {
-            let flow = Flow {
-                source: route.source,
-                port: view
-                    .port
-                    .and_then(|port| u16::try_from(port).ok())
-                    .unwrap_or_default(),
-                ..Flow::to(destination)
-            };
-            guard_lets(plan, owner, &flow, route.interface)
-        });
+        let flow = Flow {
+            source: route.source,
+            ..*asked
+        };
+        let lets = owner.is_none_or(|owner| guard_lets(plan, owner, &flow, route.interface));
         if !lets {
             view.outcome = FlowOutcome::Dropped;
             view.reason = format!(
@@ -250,7 +273,7 @@ impl Daemon {
         if let Some(uid) = question.uid {
             words.push_str(&format!(" uid {uid}"));
         }
-        words.push_str(" ipproto tcp");
+        words.push_str(&format!(" ipproto {}", Protocol(question.protocol)));
         if let Some(port) = question.port {
             words.push_str(&format!(" dport {port}"));
         }
@@ -276,12 +299,7 @@ fn outcome(fate: &Fate) -> FlowOutcome {
 }
 
 /// The answer in one sentence.
-pub(super) fn sentence(
-    who: &str,
-    explanation: &Explanation,
-    flow: &FlowView,
-    differs: bool,
-) -> String {
+pub(super) fn sentence(who: &str, flow: &FlowView, differs: bool) -> String {
     let to = match flow.port {
         Some(port) if flow.destination.contains(':') => format!("[{}]:{port}", flow.destination),
         Some(port) => format!("{}:{port}", flow.destination),
@@ -294,10 +312,8 @@ pub(super) fn sentence(
     let error = flow.error.as_deref().unwrap_or("an error");
     let answer = match flow.outcome {
         FlowOutcome::Steered => {
-            let domain = explanation.ranking.decision.as_ref();
-            let domain = domain.and_then(|decision| decision.domain());
-            let by = match domain {
-                Some(domain) if domain.as_str() != interface => format!("{domain} ({interface})"),
+            let by = match &flow.domain {
+                Some(domain) if domain != interface => format!("{domain} ({interface})"),
                 _ => interface.to_owned(),
             };
             if differs {

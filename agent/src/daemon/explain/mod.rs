@@ -8,10 +8,12 @@ use std::net::IpAddr;
 
 use steer_core::explain::Explanation;
 use steer_core::explain::held::Held;
+use steer_core::explain::path::TCP;
 use steer_core::explain::words;
 use steer_core::ids::IfIndex;
 use steer_core::plan::Family;
 use steer_core::policy::{Match, Policy};
+use steer_core::rules::{Dscp, Protocol, WordError};
 
 use self::subject::Subject;
 use self::view::Findings;
@@ -27,6 +29,8 @@ use crate::reconcile::chain;
 struct Destination {
     ip: IpAddr,
     port: Option<u16>,
+    protocol: Protocol,
+    dscp: Dscp,
     /// The interface that a link-local address is meant at.
     interface: Option<IfIndex>,
 }
@@ -94,11 +98,31 @@ impl Daemon {
         let port = asked.port.map(u16::try_from).transpose();
         let port = port.map_err(|_| invalid("port", "a port is at most 65535".to_owned()))?;
         let Some(text) = &asked.destination else {
-            if port.is_some() {
-                let reason = "name the destination that the port is of".to_owned();
-                return Err(invalid("port", reason));
+            for (field, given) in [
+                ("port", port.is_some()),
+                ("protocol", asked.protocol.is_some()),
+                ("dscp", asked.dscp.is_some()),
+            ] {
+                if given {
+                    let reason = format!("name the destination that the {field} is of");
+                    return Err(invalid(field, reason));
+                }
             }
             return Ok(None);
+        };
+        let protocol = match asked.protocol.as_deref().map(str::parse) {
+            Some(protocol) => {
+                protocol.map_err(|error: WordError| invalid("protocol", error.to_string()))?
+            }
+            None => Protocol(TCP),
+        };
+        if port.is_some() && !protocol.has_ports() {
+            let reason = format!("{protocol} has no ports");
+            return Err(invalid("port", reason));
+        }
+        let dscp = match asked.dscp.as_deref().map(str::parse) {
+            Some(dscp) => dscp.map_err(|error: WordError| invalid("dscp", error.to_string()))?,
+            None => Dscp::default(),
         };
         let (address, zone) = match text.split_once('%') {
             Some((address, zone)) => (address, Some(zone)),
@@ -131,6 +155,8 @@ impl Daemon {
         Ok(Some(Destination {
             ip,
             port,
+            protocol,
+            dscp,
             interface: interface.transpose()?,
         }))
     }
@@ -216,7 +242,7 @@ impl Daemon {
     ) -> String {
         let who = subject.words();
         match flow {
-            Some(flow) => flow::sentence(&who, explanation, flow, findings.differs),
+            Some(flow) => flow::sentence(&who, flow, findings.differs),
             None => format!("{who}: {}", self.verdict_words(explanation)),
         }
     }

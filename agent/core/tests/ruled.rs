@@ -111,21 +111,6 @@ fn a_lost_carrier_writes_choices_and_leaves_the_rules() {
 }
 
 #[test]
-fn a_new_cgroup_compiles_nothing() {
-    let mut engine = engine();
-    let rules = (0..5_000).map(|at| rule(&format!("10.{}.{}.0/24", at / 256, at % 256), &["lte0"]));
-    let policy = with_rules(policy("p", "a", &["wlan0"]), rules.collect());
-    apply(&mut engine, Event::SetPolicy(policy));
-    let before = engine.state().memory.revision();
-    for id in 100..3_000 {
-        let changes = apply(&mut engine, support::made(id, 10, &format!("x{id}")));
-        assert_eq!(changes.cgroups.len(), 1);
-        assert!(changes.rulesets.is_empty() && changes.choices.is_empty());
-    }
-    assert_eq!(engine.state().memory.revision(), before);
-}
-
-#[test]
 fn a_preference_orders_the_domains_of_rules_too() {
     let mut engine = engine();
     let rules = vec![rule("10.0.0.0/8", &["lte0", "wlan0"])];

@@ -4,10 +4,11 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use proptest::prelude::*;
-use steer_common::{ShareEntry, share, share_slot, verdict};
-use steer_core::engine::Engine;
+use steer_common::{MAX_SHARES, ShareEntry, share, share_slot, verdict};
+use steer_core::engine::{Engine, Warning, plan};
 use steer_core::ids::{CgroupId, ChoiceId, DomainIndex};
 use steer_core::policy::Share;
 use steer_core::select::Decision;
@@ -254,6 +255,49 @@ fn a_member_that_goes_changes_slots_before_the_choice_and_slots_go_after_it() {
     lose(&mut engine, 3);
     let way = steps(&is, engine.plan(), Scope::All);
     assert_eq!(touches(&way), ["choice", "no slots", "domain"]);
+}
+
+/// These policies, each with a group of its own.
+fn many(which: std::ops::Range<u32>) -> String {
+    let mut file = String::new();
+    for at in which {
+        let _ = writeln!(
+            file,
+            "[group.g{at}]\ndomains = [\"wlan0\", \"lte0\"]\n[policy.p{at}]\nmatch.cgroup = \"a/{at}\"\nuse = \
+             \"g{at}\"\nshare = \"flow\""
+        );
+    }
+    file
+}
+
+#[test]
+fn choices_for_whose_slots_there_is_no_room_have_one_domain_and_a_warning_says_so() {
+    let mut engine = engine_with(&many(0..MAX_SHARES + 3));
+    for at in 0..MAX_SHARES + 3 {
+        let made = support::made(100 + u64::from(at), 10, &at.to_string());
+        engine.apply(made).unwrap();
+    }
+    engine.settle();
+    let count = |engine: &Engine| {
+        let choices = engine.plan().choices.values();
+        let alone = choices.filter(|choice| choice.share == share::NONE).count();
+        (engine.plan().shares.len(), alone)
+    };
+    assert_eq!(count(&engine), (MAX_SHARES as usize, 3));
+    assert_eq!(engine.plan(), &plan(engine.state()));
+    let told = |engine: &Engine| {
+        let warnings = engine.warnings();
+        warnings.contains(&Warning::NoShare(3))
+    };
+    assert!(told(&engine));
+    // Where room is made, others take it.
+    let changes = apply(
+        &mut engine,
+        Event::Config(Box::new(config(&many(3..MAX_SHARES + 3)))),
+    );
+    assert_eq!(count(&engine), (MAX_SHARES as usize, 0));
+    assert_eq!(engine.plan(), &plan(engine.state()));
+    assert!(!told(&engine) && !changes.shares.is_empty());
 }
 
 #[test]

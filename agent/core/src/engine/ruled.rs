@@ -314,3 +314,57 @@ fn same(had: &[(Rules, Stage)], now: &[(Rules, Stage)]) -> bool {
             .zip(now)
             .all(|(had, now)| had.0.same(&now.0) && had.1 == now.1)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::Compiled;
+    use crate::cgroups::CgroupChange;
+    use crate::engine::Engine;
+    use crate::ids::CgroupId;
+    use crate::name::Name;
+    use crate::state::{Event, State};
+
+    const FILE: &str = "[policy.p]\nmatch.cgroup = \"a\"\nuse = \"wlan0\"\n[[policy.p.rule]]\nports = 1\nuse = \
+                        \"lte0\"\n";
+
+    fn settled(engine: &mut Engine, event: Event) -> Arc<Compiled> {
+        engine.apply(event).unwrap();
+        engine.settle();
+        let mut compiled = engine.compiled.values();
+        Arc::clone(compiled.next().unwrap())
+    }
+
+    fn made(id: u64, parent: u64, name: &str) -> Event {
+        Event::Cgroups(CgroupChange::Made {
+            id: CgroupId(id),
+            parent: CgroupId(parent),
+            name: name.to_owned(),
+        })
+    }
+
+    #[test]
+    fn rules_are_compiled_again_only_when_what_they_are_made_of_is_another() {
+        let mut state = State::new(CgroupId(1));
+        state.config = crate::config::parse(&[("f", FILE)]).unwrap();
+        let mut engine = Engine::new(state);
+        let first = settled(&mut engine, made(2, 1, "a"));
+        let again = settled(&mut engine, made(3, 2, "b"));
+        assert!(Arc::ptr_eq(&first, &again));
+        let prefer = Event::Prefer {
+            policy: Name::new("p").unwrap(),
+            domain: Some(Name::new("lte0").unwrap()),
+        };
+        let preferred = settled(&mut engine, prefer);
+        assert!(!Arc::ptr_eq(&first, &preferred));
+        let same = settled(&mut engine, made(4, 2, "c"));
+        assert!(Arc::ptr_eq(&preferred, &same));
+        // Files that were read again have rules of their own, but the same set.
+        let config = crate::config::parse(&[("f", FILE)]).unwrap();
+        let number = same.ruleset();
+        let read = settled(&mut engine, Event::Config(Box::new(config)));
+        assert!(!Arc::ptr_eq(&same, &read));
+        assert_eq!(read.ruleset(), number);
+    }
+}

@@ -152,7 +152,7 @@ pub mod chosen {
 
 impl Chosen {
     /// Closed.
-    const NOTHING: Self = Self {
+    pub const NOTHING: Self = Self {
         choice: 0,
         verdict: verdict::BLOCK,
         domain: 0,
@@ -189,7 +189,7 @@ pub fn choose(owner: &Owner, tuple: &Tuple, cookie: impl FnOnce() -> u64) -> Cho
 /// [`choose`] where there is more than one way. A global function to the verifier, as those of `rules` are.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn choice_of_flow(
+pub extern "C" fn choice_of_flow(
     owner: *const Owner,
     tuple: *const Tuple,
     cookie: u64,
@@ -278,7 +278,18 @@ pub fn decide(
     {
         found.domain = flow.domain;
     }
-    if let Some(local) = local_at(&tuple.destination) {
+    settle(owner, &tuple.destination, bound_device, &found)
+}
+
+/// What comes of what was chosen.
+#[inline(always)]
+pub fn settle(
+    owner: &Owner,
+    destination: &Address,
+    bound_device: u32,
+    found: &Chosen,
+) -> Decision {
+    if let Some(local) = local_at(destination) {
         if local.flags & local_flags::HOST != 0 {
             return Decision::Pass(None);
         }

@@ -17,7 +17,7 @@ use crate::{
     judge::{Judgement, Memory, has_source_of},
     owner::Owner,
     packet::{self, Headers, Transport, shape},
-    sock::{AF_INET6, AF_PACKET, CONNECTED, SOCK_DGRAM, SOCK_STREAM, field},
+    sock::{AF_PACKET, CONNECTED, SOCK_DGRAM, SOCK_STREAM, field},
     tuple::Tuple,
 };
 
@@ -132,29 +132,22 @@ fn read_packet(skb: *mut __sk_buff, memory: &Memory, tuple: &mut Tuple) -> u32 {
         return UNKNOWN;
     }
     let mut read = READ;
-    let mut mapped = false;
-    if !full.is_null() {
-        let family = field!(full, family);
-        mapped = headers.source.is_v4() && family == AF_INET6;
-        if memory.flags & flow_flags::APP_BOUND == 0
-            && field!(full, type_) == SOCK_DGRAM
-            && family != AF_PACKET
-        {
-            read |= OPEN;
-        }
+    if !full.is_null()
+        && memory.flags & flow_flags::APP_BOUND == 0
+        && field!(full, type_) == SOCK_DGRAM
+        && field!(full, family) != AF_PACKET
+    {
+        read |= OPEN;
     }
     let ports = has_ports(transport.protocol as u8);
     tuple.source = headers.source;
     tuple.destination = headers.destination;
     tuple.protocol = transport.protocol;
+    tuple.dscp = headers.dscp();
     if ports {
         tuple.source_port = transport.source_port;
         tuple.destination_port = transport.destination_port;
         tuple.without_ports = (transport.shape == shape::LATER).into();
-    }
-    if !mapped {
-        // Of such a socket, the socket programs are not told the class.
-        tuple.dscp = headers.dscp();
     }
     read
 }

@@ -36,9 +36,10 @@ pub fn guard(ctx: TcContext) -> i32 {
 const DROPPED: u32 = u32::MAX;
 
 /// Judges the packet: the policy whose packets are repaired, or 0. A function of its own, so that what it needs
-/// of the stack is free again for repair.
+/// of the stack is free again for repair, and a global one to the verifier, as those of `rules` are.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn judged(skb: *mut __sk_buff) -> u32 {
+extern "C" fn judged(skb: *mut __sk_buff) -> u32 {
     let mut judgement = Judgement::LEAVE;
     judgement_of_guard(skb, &raw mut judgement, UNASKED);
     if judgement.verdict == Verdict::Ask as u32 {

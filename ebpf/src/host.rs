@@ -99,7 +99,7 @@ fn is_about_link(skb: *mut __sk_buff, headers: &Headers) -> bool {
         return false;
     }
     match headers.protocol {
-        IPPROTO_UDP => match packet::load::<4>(skb, headers.end) {
+        IPPROTO_UDP => match packet::load::<4>(skb, headers.end.into()) {
             Some([a, b, c, d]) => {
                 let (from, to) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
                 let is_dhcp = |port: u16| matches!(port, 67 | 68 | 546 | 547);
@@ -107,7 +107,7 @@ fn is_about_link(skb: *mut __sk_buff, headers: &Headers) -> bool {
             }
             None => false,
         },
-        IPPROTO_ICMPV6 => match packet::load::<1>(skb, headers.end) {
+        IPPROTO_ICMPV6 => match packet::load::<1>(skb, headers.end.into()) {
             Some([kind]) => matches!(kind, 133..=137),
             None => false,
         },

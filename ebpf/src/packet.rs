@@ -52,7 +52,7 @@ pub struct Headers {
     pub protocol: u8,
     /// Where the header ends. 0: nothing of the protocol's own header follows, because this is a later
     /// fragment.
-    pub end: u32,
+    pub end: u8,
     /// The first two words, network byte order: version, length; IPv4 also identification and fragment.
     start: [u32; 2],
 }
@@ -102,7 +102,7 @@ pub fn headers_at(skb: *mut __sk_buff, base: u32) -> Option<Headers> {
                 end: if is_later_fragment {
                     0
                 } else {
-                    (u32::from_be(header[0]) >> 24 & 0xf) * 4
+                    (u32::from_be(header[0]) >> 24 & 0xf) as u8 * 4
                 },
                 start: [header[0], header[1]],
             })
@@ -137,25 +137,25 @@ impl Headers {
 /// Values of [`Transport::shape`].
 pub mod shape {
     /// The transport header begins at its offset, and what is asked about it was read.
-    pub const WHOLE: u32 = 1;
+    pub const WHOLE: u16 = 1;
     /// A later fragment: of the transport nothing is here. Protocol and identification are known.
-    pub const LATER: u32 = 2;
+    pub const LATER: u16 = 2;
     /// Intact as far as it was read, but without anything that tells flows apart: another protocol, ESP,
     /// no next header, an ICMP message that is neither echo nor error, more headers than are walked, or
     /// a source that must stay because it is signed (AH) or the way is not at its end (routing header).
-    pub const OPAQUE: u32 = 3;
+    pub const OPAQUE: u16 = 3;
     /// A header says what cannot be, or ends behind the packet's end. To be left as it is.
-    pub const BROKEN: u32 = 4;
+    pub const BROKEN: u16 = 4;
 }
 
 /// Values of [`Transport::fragment`].
 pub mod fragment {
     /// The whole packet.
-    pub const NONE: u32 = 0;
+    pub const NONE: u16 = 0;
     /// The first fragment: the transport header is here, what follows it is not.
-    pub const FIRST: u32 = 1;
+    pub const FIRST: u16 = 1;
     /// A later fragment.
-    pub const LATER: u32 = 2;
+    pub const LATER: u16 = 2;
 }
 
 /// What follows the IP header. Only with [`shape::WHOLE`] are `offset` and `detail` meant, and
@@ -163,7 +163,7 @@ pub mod fragment {
 #[derive(Clone, Copy)]
 pub struct Transport {
     /// One of [`shape`].
-    pub shape: u32,
+    pub shape: u16,
     /// Protocol behind all other headers.
     pub protocol: u32,
     /// Where its header begins, from the IP header on.
@@ -175,7 +175,7 @@ pub struct Transport {
     /// Flags of TCP, type of ICMP.
     pub detail: u32,
     /// One of [`fragment`].
-    pub fragment: u32,
+    pub fragment: u16,
     /// Identification of the fragments.
     pub id: u32,
 }
@@ -244,7 +244,7 @@ fn walk<const BORNE: bool>(
         if second & 0x2000 != 0 {
             transport.fragment = fragment::FIRST;
         }
-        offset = base + headers.end;
+        offset = base + u32::from(headers.end);
         if headers.end < 20 || offset > end {
             return transport;
         }
@@ -446,7 +446,7 @@ pub fn wraps(skb: *mut __sk_buff, full: *mut bpf_sock, headers: &Headers) -> boo
     if headers.end == 0 {
         return false;
     }
-    match load::<2>(skb, headers.end) {
+    match load::<2>(skb, headers.end.into()) {
         Some(port) => u32::from(u16::from_be_bytes(port)) != field!(full, src_port),
         None => false,
     }

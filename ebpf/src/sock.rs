@@ -132,7 +132,8 @@ pub fn set_mark(context: *mut bpf_sock_addr, socket: *mut bpf_sock, bits: u32) -
 
 /// The class that the application gave the socket for packets of a family; 0 where it gave none.
 ///
-/// Also 0 for IPv4 packets of an IPv6 socket, about which the kernel says nothing (`sol_ip_sockopt`).
+/// Also 0 for IPv4 packets of an IPv6 socket where the kernel tells it of IPv4 sockets alone
+/// (`sol_ip_sockopt`; 6.18 tells it of both).
 #[inline(always)]
 pub fn dscp(context: *mut bpf_sock_addr, v4: bool) -> u32 {
     const IPPROTO_IP: i32 = 0;

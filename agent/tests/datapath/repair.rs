@@ -39,7 +39,7 @@ pub(crate) fn repaired(test: impl FnOnce(&mut Lab, &mut Child, PathBuf) + Send +
 }
 
 /// Tells the programs which addresses are the host's.
-fn own_addresses(lab: &Lab) {
+pub(crate) fn own_addresses(lab: &Lab) {
     let host = LocalEntry {
         flags: local_flags::HOST,
         ..LocalEntry::default()
@@ -61,7 +61,7 @@ fn own_addresses(lab: &Lab) {
 }
 
 /// What an interface's entry says where answers to repaired flows arrive.
-const RETURNS: IngressEntry = IngressEntry {
+pub(crate) const RETURNS: IngressEntry = IngressEntry {
     mark: 0,
     flags: ingress_flags::RETURNS,
 };

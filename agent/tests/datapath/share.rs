@@ -193,7 +193,7 @@ fn all_flows_to_one_destination_are_on_one_member() {
 }
 
 /// Members of 192.0.2.10 to 192.0.2.17, of two with half of the slots each.
-const STABLE: [u32; 8] = [0; 8];
+const STABLE: [u32; 8] = [TWO, TWO, TWO, TWO, ONE, TWO, TWO, ONE];
 
 #[test]
 fn connected_flows_stay_when_a_member_leaves_and_only_its_others_move() {

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     address::Address,
     count::count,
-    decision::{Decision, Domain, decide},
+    decision::{Chosen, Decision, Domain, choice_of_flow, settle},
     fit,
     maps::{REPAIRED, RETURNS},
     owner::Owner,
@@ -177,25 +177,31 @@ fn choose(packet: &Packet, wanted: u32, lease: &mut RepairLease) -> bool {
 fn wanted(packet: &Packet, policy: u32) -> u32 {
     let owner = Owner::of_policy(policy);
     let transport = &packet.transport;
-    let ports = transport.protocol == TCP || transport.protocol == UDP;
-    let tuple = Tuple {
-        // The host chose it, as it would not have if the flow had been decided.
-        source: if packet.sender == NOBODY {
-            packet.headers.source
-        } else {
-            Address([0; 4])
-        },
-        destination: packet.headers.destination,
-        protocol: transport.protocol,
-        source_port: if ports { transport.source_port } else { 0 },
-        destination_port: transport.destination_port,
-        dscp: packet.headers.dscp(),
-        without_ports: 0,
-    };
-    let skb = packet.skb.cast();
+    let mut tuple = Tuple::NONE;
+    // Any other's source the host chose, as it would not have if the flow had been decided.
+    if packet.sender == NOBODY {
+        tuple.source = packet.headers.source;
+    }
+    tuple.destination = packet.headers.destination;
+    tuple.protocol = transport.protocol;
+    if transport.protocol == TCP || transport.protocol == UDP {
+        tuple.source_port = transport.source_port;
+        tuple.destination_port = transport.destination_port;
+    }
+    tuple.dscp = packet.headers.dscp();
+    let mut found = Chosen::NOTHING;
     // SAFETY: the program's own packet.
-    let cookie = || unsafe { bpf_get_socket_cookie(skb) };
-    match decide(&owner, &tuple, 0, None, cookie) {
+    let cookie = unsafe { bpf_get_socket_cookie(packet.skb.cast()) };
+    choice_of_flow(&raw const owner, &raw const tuple, cookie, &raw mut found);
+    settled(packet, &owner, &found)
+}
+
+#[inline(never)]
+fn settled(packet: &Packet, owner: &Owner, found: &Chosen) -> u32 {
+    if packet.headers.destination.is_never_steered() {
+        return 0;
+    }
+    match settle(owner, &packet.headers.destination, 0, found) {
         Decision::Steer(domain, _) if fit::serves(domain, packet.is_v4()) => domain,
         _ => 0,
     }

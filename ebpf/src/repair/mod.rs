@@ -79,13 +79,15 @@ impl Packet {
 /// it is, or is none that is repaired.
 #[inline(always)]
 pub fn outbound(skb: *mut __sk_buff, policy: u32) -> Option<i32> {
-    let verdict = out(skb, policy);
+    let verdict = repaired(skb, policy);
     (verdict != LEAVE).then_some(verdict)
 }
 
-// Each step is a function of its own, so that the stack of one is free again for the next.
+// Each step is a function of its own, so that the stack of one is free again for the next. This one is global to
+// the verifier, as those of `rules` are.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn out(skb: *mut __sk_buff, policy: u32) -> i32 {
+extern "C" fn repaired(skb: *mut __sk_buff, policy: u32) -> i32 {
     let mut place = MaybeUninit::uninit();
     if !read_outbound(skb, policy, &mut place) {
         return LEAVE;

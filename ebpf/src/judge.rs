@@ -200,19 +200,11 @@ fn strict<const TC: bool>(
     memory: &Memory,
     expected: u64,
 ) -> Judgement {
-    let choice = owner.choice();
-    let index = if owner.divides(&choice) {
-        if expected == UNASKED {
-            return Judgement::ask(owner, memory);
-        }
-        expected as u32
-    } else if memory.domain != 0 {
-        memory.domain
-    } else if choice.verdict == verdict::STEER {
-        choice.domain
-    } else {
-        0
-    };
+    let found = index_of_flow(skb, owner, memory, expected);
+    if found & ASK != 0 {
+        return Judgement::ask(owner, memory);
+    }
+    let index = found as u32;
     let tag = tag(index);
     // Nothing else than the socket's own source can be on what a stream socket sends.
     if is_at::<SOCK_STREAM>(index, skb, full) || has_source_of(index, skb) {
@@ -279,41 +271,16 @@ fn others<const TC: bool>(
         // Judged at an interface of which this one is a part or carrier.
         return Judgement::LEAVE;
     }
-    let choice = owner.choice();
-    let mark = field!(skb, mark) & globals::MARK_MASK.load();
-    let decided = if memory.domain != 0 {
-        memory.domain
-    } else if mark == 0 {
-        0
-    } else if fit::bears_mark_of(choice.domain, mark) {
-        choice.domain
-    } else {
-        match MarkMask::new(globals::MARK_MASK.load()) {
-            Ok(mask) => mask.decode(mark).into(),
-            Err(_) => 0,
-        }
-    };
-    let index = if owner.divides(&choice) {
+    let found = index_of_flow(skb, owner, memory, expected);
+    let index = found as u32;
+    if found & ASK != 0 {
         // The mark is that of a connection, or only what the socket was made with.
         let memory = Memory {
-            domain: decided,
+            domain: index,
             ..*memory
         };
-        if decided == 0 && (memory.passed() || chose_itself(full)) {
-            0
-        } else {
-            if expected == UNASKED {
-                return Judgement::ask(owner, &memory);
-            }
-            expected as u32
-        }
-    } else if decided != 0 {
-        decided
-    } else if memory.passed() || choice.verdict != verdict::STEER || chose_itself(full) {
-        0
-    } else {
-        choice.domain
-    };
+        return Judgement::ask(owner, &memory);
+    }
     // A source that a control message gives instead is the application's own choice.
     if is_at::<SOCK_DGRAM>(index, skb, full) || index != 0 && has_source_of(index, skb) {
         if TC {
@@ -342,7 +309,7 @@ fn others<const TC: bool>(
         }
         // A flow that was decided and has a source of another domain answers who asked there, or has an
         // address that the application chose.
-        let elsewhere = decided != 0 && fit != Fit::Source && !headers.source.belongs_to(index);
+        let elsewhere = found & DECIDED != 0 && fit != Fit::Source && !headers.source.belongs_to(index);
         if !elsewhere
             && !headers.destination.is_never_steered()
             && (expected & NAMED != 0 || !is_passed_local(owner, headers, index))
@@ -365,6 +332,69 @@ fn others<const TC: bool>(
         verdict: verdict as u32,
         owner: *owner,
         memory: Memory::NONE,
+    }
+}
+
+/// Bits of what [`index_of_flow`] gives beside the index: it was decided, by socket or mark.
+const DECIDED: u64 = 1 << 32;
+/// [`crate::divided`] is to be asked first; the index is what was decided so far.
+const ASK: u64 = 1 << 33;
+
+/// The index of the domain that a packet must use, or 0. A global function to the verifier, as those of `rules`
+/// are: what it finds has many reasons, and the rest need not be looked at for each.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn index_of_flow(
+    skb: *mut __sk_buff,
+    owner: *const Owner,
+    memory: *const Memory,
+    expected: u64,
+) -> u64 {
+    // SAFETY: null, or an owner.
+    let Some(owner) = (unsafe { owner.as_ref() }) else {
+        return 0;
+    };
+    // SAFETY: null, or a memory.
+    let Some(memory) = (unsafe { memory.as_ref() }) else {
+        return 0;
+    };
+    let choice = owner.choice();
+    let mut decided = memory.domain;
+    if !owner.is_strict() && decided == 0 {
+        decided = marked(skb, choice.domain);
+        if decided == 0 && (memory.passed() || chose_itself(skb)) {
+            return 0;
+        }
+    }
+    let flag = if decided != 0 { DECIDED } else { 0 };
+    if owner.divides(&choice) {
+        if expected == UNASKED {
+            ASK | u64::from(decided)
+        } else {
+            flag | expected & 0xff
+        }
+    } else if decided != 0 {
+        flag | u64::from(decided)
+    } else if choice.verdict == verdict::STEER {
+        choice.domain.into()
+    } else {
+        0
+    }
+}
+
+/// The index of the domain that the packet's mark stands for, which most often is `own`.
+#[inline(always)]
+fn marked(skb: *mut __sk_buff, own: u32) -> u32 {
+    let mark = field!(skb, mark) & globals::MARK_MASK.load();
+    if mark == 0 {
+        0
+    } else if fit::bears_mark_of(own, mark) {
+        own
+    } else {
+        match MarkMask::new(globals::MARK_MASK.load()) {
+            Ok(mask) => mask.decode(mark).into(),
+            Err(_) => 0,
+        }
     }
 }
 
@@ -396,7 +426,13 @@ pub fn has_source_of(index: u32, skb: *mut __sk_buff) -> bool {
 /// Whether the application, or who asked it, chose the way of a flow that nothing was decided for: it bound
 /// a device, has a mark of its own, writes frames, or answers a SYN.
 #[inline(always)]
-fn chose_itself(full: *mut bpf_sock) -> bool {
+fn chose_itself(skb: *mut __sk_buff) -> bool {
+    let socket: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
+    if socket.is_null() {
+        return true;
+    }
+    // SAFETY: not null.
+    let full = unsafe { bpf_sk_fullsock(socket) };
     full.is_null()
         || field!(full, bound_dev_if) != 0
         || field!(full, mark) != 0

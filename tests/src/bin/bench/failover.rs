@@ -4,13 +4,10 @@ use anyhow::{Context, Result};
 use steer_tests::Lab;
 
 use crate::load::milliseconds;
-use crate::sites::{self, STEERED};
+use crate::sites::{self, SECOND, STEERED};
 use crate::statistics::Sample;
 use crate::worker::Worker;
 use crate::{Extent, carrier};
-
-/// The domain that is next.
-const NEXT: &str = "wwan0";
 
 /// Milliseconds to the first flow on the next domain.
 #[derive(Debug)]
@@ -30,13 +27,13 @@ pub(crate) fn measure(extent: &Extent) -> Result<Failover> {
 
 fn losses(policies: usize, extent: &Extent) -> Result<Sample> {
     let lab = sites::laboratory()?;
-    sites::configure_many(&lab, policies, extent.cgroups, &[STEERED, NEXT])?;
+    sites::configure_many(&lab, policies, extent.cgroups, &[STEERED, SECOND])?;
     let _agent = sites::start_agent(&lab)?;
-    let mut worker = Worker::start(&lab, &sites::application(&lab)?, STEERED)?;
+    let mut worker = Worker::start(&lab, &sites::application(&lab)?, &[STEERED])?;
     let mut times = Vec::new();
     for _ in 0..extent.losses {
         wait_for(&mut worker, &lab, STEERED)?;
-        worker.watch(address(&lab, NEXT)?)?;
+        worker.watch(address(&lab, SECOND)?)?;
         let cut = carrier::cut(lab.peer(STEERED)?)?;
         times.push(milliseconds(worker.when()?.saturating_sub(cut)));
         lab.carrier_up(STEERED)?;

@@ -10,14 +10,12 @@ use steer_tests::{Agent, Lab, LabCgroup};
 
 use crate::Extent;
 use crate::api::Api;
-use crate::sites::{self, STEERED};
+use crate::sites::{self, SECOND, STEERED};
 use crate::statistics::Sample;
 use crate::worker::Worker;
 
 /// How many policies are few.
 pub(crate) const FEW: usize = 10;
-/// The other domain that a policy is set to.
-const SECOND: &str = "wwan0";
 
 /// The agent with few, and with many policies.
 #[derive(Debug)]
@@ -99,7 +97,7 @@ fn start_agent<'lab>(lab: &'lab Lab, times: &mut Vec<f64>) -> Result<Agent<'lab>
 
 fn set_by_call(lab: &Lab, target: &LabCgroup, count: usize) -> Result<(Vec<f64>, usize)> {
     let mut api = Api::connect(lab)?;
-    let mut worker = Worker::start(lab, target, STEERED)?;
+    let mut worker = Worker::start(lab, target, &[STEERED])?;
     let mut times = Vec::new();
     let mut late = 0;
     for turn in 0..count {

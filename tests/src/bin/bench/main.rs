@@ -11,6 +11,7 @@ mod carrier;
 mod clock;
 mod document;
 mod failover;
+mod kept;
 mod kernel;
 mod load;
 mod machine;
@@ -20,6 +21,7 @@ mod recipe;
 mod rounds;
 mod sites;
 mod statistics;
+mod targets;
 mod worker;
 mod workload;
 
@@ -28,11 +30,12 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 const HELP: &str = "\
-usage: cargo xtask bench [--quick] [--cgroups N] [--policies N]
+usage: cargo xtask bench [--quick] [--cgroups N] [--policies N] [--rules N]
 
 --quick        a few rounds only, to see that everything works; docs/benchmarks.md is left alone
 --cgroups N    of the many policies' cgroups, how many really exist (default 2000)
 --policies N   how many are many (default 100000)
+--rules N      of a policy, how many are many (default 10000)
 ";
 
 /// How much is measured.
@@ -44,6 +47,8 @@ struct Extent {
     policies: usize,
     /// How many of their cgroups exist.
     cgroups: usize,
+    /// Rules of the policy with many.
+    rules: usize,
     /// `policy set` calls timed.
     sets: usize,
     /// Carrier losses timed.
@@ -59,6 +64,7 @@ impl Extent {
         rounds: 150,
         policies: 100_000,
         cgroups: 2_000,
+        rules: 10_000,
         sets: 200,
         losses: 30,
         starts: 2,
@@ -68,6 +74,7 @@ impl Extent {
         rounds: 10,
         policies: 2_000,
         cgroups: 100,
+        rules: 1_000,
         sets: 20,
         losses: 3,
         starts: 1,
@@ -103,6 +110,7 @@ fn extent(arguments: &[String]) -> Result<Extent> {
             "--quick" => continue,
             "--cgroups" => &mut extent.cgroups,
             "--policies" => &mut extent.policies,
+            "--rules" => &mut extent.rules,
             other => bail!("unknown argument {other}\n{HELP}"),
         };
         match arguments.next().map(|value| value.parse()) {

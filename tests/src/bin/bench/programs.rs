@@ -71,7 +71,7 @@ pub(crate) fn count(subject: &mut Subject, programs: &[Program]) -> Result<Vec<R
     let counting = cost_of_counting()?;
     let statistics = enable_statistics()?;
     let mut all = Vec::new();
-    for workload in Workload::ALL {
+    for &workload in subject.workloads {
         let before = programs
             .iter()
             .map(Program::counted)

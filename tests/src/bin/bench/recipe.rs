@@ -49,13 +49,24 @@ pub(crate) fn apply(lab: &Lab, cgroup: &LabCgroup) -> Result<()> {
 
 /// Lets `peer` drop what comes to the datagram servers before its IP layer sees it.
 pub(crate) fn drop_datagrams(peer: &Namespace) -> Result<()> {
-    let rules = "table netdev bench {
-            chain in {
+    drop_arriving(peer, "datagrams", "udp dport 9")
+}
+
+/// Lets `peer` answer no connection.
+pub(crate) fn drop_connections(peer: &Namespace) -> Result<()> {
+    drop_arriving(peer, "connections", "meta l4proto tcp")
+}
+
+fn drop_arriving(peer: &Namespace, table: &str, what: &str) -> Result<()> {
+    let rules = format!(
+        "table netdev {table} {{
+            chain in {{
                 type filter hook ingress device peer priority 0; policy accept;
-                udp dport 9 drop
-            }
-        }\n";
-    run(peer, &["nft", "-f", "-"], rules)
+                {what} drop
+            }}
+        }}\n"
+    );
+    run(peer, &["nft", "-f", "-"], &rules)
 }
 
 /// Gives `to` the routing rules that the agent made at `from`, to see what they alone cost.

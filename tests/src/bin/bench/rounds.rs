@@ -14,7 +14,8 @@ pub(crate) struct Costs {
     pub(crate) workload: Workload,
     /// CPU time of one unit at the reference, in nanoseconds.
     pub(crate) reference: Sample,
-    /// Of each subject, in their order: its cost as a multiple of the reference's.
+    /// Of each subject, in their order: its cost as a multiple of the reference's; empty where it does
+    /// something else.
     pub(crate) ratios: Vec<Sample>,
 }
 
@@ -34,6 +35,9 @@ pub(crate) fn alternate(
                 // Another order in each round, so that none always follows the same one.
                 let turn = (turn + round) % subjects.len();
                 let subject = &mut subjects[turn];
+                if !subject.workloads.contains(&workload) {
+                    continue;
+                }
                 let spent = subject
                     .worker
                     .burst(workload)

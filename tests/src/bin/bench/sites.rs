@@ -6,18 +6,24 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use steer_tests::{Agent, Lab, LabCgroup, wait};
+use steer_tests::{Agent, Lab, LabCgroup, SERVER4, wait};
 
 use crate::api::Api;
 use crate::recipe;
 use crate::worker::Worker;
+use crate::workload::Workload;
 
 /// The uplink of flows that nobody steers: it has the best default route.
 pub(crate) const PLAIN: &str = "eth0";
 /// The uplink of steered flows.
 pub(crate) const STEERED: &str = "wlan0";
+/// Another uplink that flows can be steered to.
+pub(crate) const SECOND: &str = "wwan0";
 /// Name of the policy of the cgroup that is measured.
 pub(crate) const POLICY: &str = "app";
+
+/// How many rules of a policy are few.
+pub(crate) const FEW_RULES: usize = 10;
 
 /// Longer than any start takes.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -48,6 +54,45 @@ pub(crate) fn with_policy<'lab>(lab: &'lab Lab, more: &str) -> Result<Agent<'lab
     let name = application(lab)?.name().to_owned();
     lab.configure(&section(POLICY, &name, &[STEERED], more))?;
     start_agent(lab)
+}
+
+/// Starts the agent with one policy that has `count` rules. The last one alone fits flows to the server, and
+/// steers them to [`STEERED`]; the other ones and the policy itself say otherwise.
+pub(crate) fn with_rules(lab: &Lab, count: usize) -> Result<Agent<'_>> {
+    let rule = |prefix: &str, domain: &str| {
+        format!("[[policy.{POLICY}.rule]]\ndestination = [\"{prefix}\"]\nuse = [\"{domain}\"]\n")
+    };
+    let mut text = section(POLICY, application(lab)?.name(), &[SECOND], "");
+    for number in 1..count {
+        // Apart from the laboratory's own networks.
+        let (high, low) = (100 + number / 256, number % 256);
+        text.push_str(&rule(&format!("10.{high}.{low}.0/24"), SECOND));
+    }
+    text.push_str(&rule(&format!("{SERVER4}/32"), STEERED));
+    lab.configure(&text)?;
+    start_agent(lab)
+}
+
+/// Starts the agent with one policy that spreads the application's flows over [`STEERED`] and [`SECOND`].
+pub(crate) fn with_share(lab: &Lab) -> Result<Agent<'_>> {
+    let name = application(lab)?.name().to_owned();
+    lab.configure(&section(
+        POLICY,
+        &name,
+        &[STEERED, SECOND],
+        "share = \"flow\"",
+    ))?;
+    start_agent(lab)
+}
+
+/// Starts the agent with one policy that repairs what the application began before, and such a process:
+/// a connected UDP socket, and a connection whose SYN is answered only when it is sent again under the policy.
+pub(crate) fn repaired<'lab>(name: &'static str, lab: &'lab Lab) -> Result<(Agent<'lab>, Subject)> {
+    recipe::drop_connections(lab.peer(PLAIN)?)?;
+    let mut subject = Subject::steered(name, lab)?.doing(&Workload::KEPT);
+    subject.worker.begin()?;
+    let agent = with_policy(lab, "repair = true")?;
+    Ok((agent, subject))
 }
 
 /// Starts the agent and waits for the decision of the application's policy.
@@ -109,6 +154,8 @@ fn section(policy: &str, cgroup: &str, domains: &[&str], more: &str) -> String {
 pub(crate) struct Subject {
     /// What it stands for.
     pub(crate) name: &'static str,
+    /// What it does.
+    pub(crate) workloads: &'static [Workload],
     /// The process.
     pub(crate) worker: Worker,
 }
@@ -116,17 +163,30 @@ pub(crate) struct Subject {
 impl Subject {
     /// A process that leaves by the domain that its policy names.
     pub(crate) fn steered(name: &'static str, lab: &Lab) -> Result<Self> {
-        Ok(Self {
-            name,
-            worker: Worker::start(lab, &application(lab)?, STEERED)?,
-        })
+        Self::start(name, lab, &application(lab)?, &[STEERED])
+    }
+
+    /// A process whose flows are spread over two domains.
+    pub(crate) fn shared(name: &'static str, lab: &Lab) -> Result<Self> {
+        Self::start(name, lab, &application(lab)?, &[STEERED, SECOND])
     }
 
     /// A process without a policy.
     pub(crate) fn other(name: &'static str, lab: &Lab) -> Result<Self> {
+        Self::start(name, lab, &other(lab)?, &[PLAIN])
+    }
+
+    fn start(name: &'static str, lab: &Lab, cgroup: &LabCgroup, uplinks: &[&str]) -> Result<Self> {
         Ok(Self {
             name,
-            worker: Worker::start(lab, &other(lab)?, PLAIN)?,
+            workloads: &Workload::FRESH,
+            worker: Worker::start(lab, cgroup, uplinks)?,
         })
+    }
+
+    /// The same process for other workloads.
+    pub(crate) fn doing(mut self, workloads: &'static [Workload]) -> Self {
+        self.workloads = workloads;
+        self
     }
 }

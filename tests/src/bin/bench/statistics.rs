@@ -26,6 +26,16 @@ impl Sample {
             .unwrap_or(f64::NAN)
     }
 
+    /// Whether nothing was measured.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// One by each of them.
+    pub(crate) fn inverse(&self) -> Self {
+        Self::new(self.0.iter().map(|value| 1.0 / value).collect())
+    }
+
     /// The middle.
     pub(crate) fn median(&self) -> f64 {
         self.quantile(0.5)

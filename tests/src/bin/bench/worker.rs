@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -15,7 +15,8 @@ use nix::unistd::Pid;
 use steer_tests::{Lab, LabCgroup, SERVER4};
 
 use crate::clock::monotonic;
-use crate::workload::{Workload, source_now};
+use crate::kept::Kept;
+use crate::workload::{Workload, port, source_now};
 
 /// First argument of a worker.
 pub(crate) const COMMAND: &str = "worker";
@@ -34,28 +35,30 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Starts one at `lab`'s host in `cgroup`; its TCP server stands behind `uplink`, so that a flow that
+    /// Starts one at `lab`'s host in `cgroup`; its TCP servers stand behind `uplinks`, so that a flow that
     /// leaves by another fails instead of being measured.
-    pub(crate) fn start(lab: &Lab, cgroup: &LabCgroup, uplink: &str) -> Result<Self> {
-        // Made by this process, so that the server's end belongs to no policy.
-        let listener = lab
-            .peer(uplink)?
-            .run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).context("open a TCP server"))?;
-        let descriptor = listener.as_raw_fd();
+    pub(crate) fn start(lab: &Lab, cgroup: &LabCgroup, uplinks: &[&str]) -> Result<Self> {
+        // Made by this process, so that the servers' ends belong to no policy.
+        let listeners = servers(lab, uplinks)?;
+        let descriptors = listeners.iter().map(|one| one.as_raw_fd().to_string());
+        let descriptors: Vec<_> = descriptors.collect();
         let program = std::env::current_exe().context("find the running program")?;
         let mut command = lab.host().command(program);
         cgroup.place(&mut command)?;
         let inherit = move || {
-            fcntl(&listener, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            for listener in &listeners {
+                fcntl(listener, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            }
             Ok(())
         };
-        // SAFETY: between fork and exec the closure makes one system call (fcntl) on a descriptor that
-        // it owns; it neither allocates nor takes locks.
+        // SAFETY: between fork and exec the closure makes system calls (fcntl) on descriptors that it
+        // owns; it neither allocates nor takes locks.
         unsafe {
             command.pre_exec(inherit);
         }
         let mut child = command
-            .args([COMMAND, &descriptor.to_string()])
+            .arg(COMMAND)
+            .args(descriptors)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -79,6 +82,18 @@ impl Worker {
         self.perform(workload.name())?
             .parse()
             .context("a worker's answer")
+    }
+
+    /// Has it begin the flows that it keeps.
+    pub(crate) fn begin(&mut self) -> Result<()> {
+        let answer = self.perform("begin")?;
+        ensure!(answer == "begun", "a worker answered {answer:?}");
+        Ok(())
+    }
+
+    /// Waits until the kept connection is there; the source that its server sees.
+    pub(crate) fn finish(&mut self) -> Result<IpAddr> {
+        self.perform("finish")?.parse().context("a source")
     }
 
     /// The source that a flow to the server would have now.
@@ -137,14 +152,38 @@ impl Drop for Worker {
     }
 }
 
+/// TCP servers behind `uplinks`, all with one port.
+fn servers(lab: &Lab, uplinks: &[&str]) -> Result<Vec<TcpListener>> {
+    let mut servers = Vec::new();
+    for uplink in uplinks {
+        let port = if servers.is_empty() {
+            0
+        } else {
+            port(&servers)?
+        };
+        let open = || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("open a TCP server");
+        servers.push(lab.peer(uplink)?.run(open)?);
+    }
+    Ok(servers)
+}
+
 /// A worker's life: a command a line, an answer a line.
 pub(crate) fn serve(arguments: &[String]) -> Result<()> {
-    let [descriptor] = arguments else {
-        bail!("a worker is started by the bench only")
-    };
-    let descriptor: i32 = descriptor.parse().context("the listener's descriptor")?;
-    // SAFETY: the bench left this descriptor open for the worker alone.
-    let listener = TcpListener::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
+    ensure!(
+        !arguments.is_empty(),
+        "a worker is started by the bench only"
+    );
+    let listeners = arguments
+        .iter()
+        .map(|descriptor| {
+            let descriptor: i32 = descriptor.parse().context("a listener's descriptor")?;
+            // SAFETY: the bench left this descriptor open for the worker alone.
+            Ok(TcpListener::from(unsafe {
+                OwnedFd::from_raw_fd(descriptor)
+            }))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut kept: Option<Kept> = None;
     pin_to_one_cpu()?;
     let input = std::io::stdin().lock();
     let mut output = std::io::stdout().lock();
@@ -161,9 +200,16 @@ pub(crate) fn serve(arguments: &[String]) -> Result<()> {
                 None => writeln!(output, "none"),
             }
             .context("answer")?;
+        } else if line == "begin" {
+            kept = Some(Kept::begin(port(&listeners)?)?);
+            writeln!(output, "begun").context("answer")?;
+        } else if line == "finish" {
+            let kept = kept.as_mut().context("finish before begin")?;
+            let source = kept.finish(&listeners)?;
+            writeln!(output, "{source}").context("answer")?;
         } else {
             let workload = Workload::from_name(&line).context("unknown command")?;
-            let spent = workload.run(workload.burst(), &listener)?;
+            let spent = workload.run(workload.burst(), &listeners, kept.as_ref())?;
             writeln!(output, "{spent}").context("answer")?;
         }
     }

@@ -9,16 +9,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, SockType, SockaddrStorage, connect, recv, send};
+use nix::sys::socket::{
+    MsgFlags, SockType, SockaddrStorage, connect, recv, send, setsockopt, sockopt,
+};
 use steer_tests::SERVER4;
 
 use crate::workload::{DATAGRAM_PORT, accept, datagrams, open, timed};
 
 /// Bytes of a unit of a transfer: the largest packet that is cut into segments late (GSO).
 const UNIT: usize = 1 << 16;
-/// Units on their way at most: the more, the longer a connection has been in use, and then caches would tell
-/// connections apart.
+/// Units on their way at most: more would leave packets to the kernel's own thread (ksoftirqd), whose time is
+/// not counted.
 const UNDER_WAY: usize = 4;
+/// Bytes of each buffer of a connection.
+const BUFFER: usize = 16 * UNIT;
 /// Longer than a lost SYN is sent again.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -65,6 +69,12 @@ impl Kept {
             return Err(error).context("finish a connection");
         }
         let server = accept(listeners)?;
+        for end in [&self.client, &server] {
+            // Buffers that grow with use would tell connections apart by their past.
+            setsockopt(end, sockopt::SndBufForce, &BUFFER).context("set SO_SNDBUFFORCE")?;
+            setsockopt(end, sockopt::RcvBufForce, &BUFFER).context("set SO_RCVBUFFORCE")?;
+            end.set_nodelay(true).context("set TCP_NODELAY")?;
+        }
         let source = server.peer_addr().context("ask for the client")?;
         self.server = Some(server);
         Ok(source.ip().to_canonical())
@@ -96,8 +106,8 @@ impl Kept {
     }
 }
 
-/// Writes as much as the connection takes, reads as much as has come, and again until all `bytes` are
-/// through. One thread does both, so that its CPU time holds all that a transfer costs.
+/// Writes a few units, reads what has come, and again until all `bytes` are through. One thread does both, so
+/// that its CPU time holds all that a transfer costs.
 fn carry(from: &TcpStream, to: &TcpStream, bytes: usize, buffer: &mut [u8]) -> Result<()> {
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let end = Instant::now() + PATIENCE;

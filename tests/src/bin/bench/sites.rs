@@ -75,12 +75,15 @@ pub(crate) fn with_rules(lab: &Lab, count: usize) -> Result<Agent<'_>> {
 
 /// Starts the agent with one policy that spreads the application's flows over [`STEERED`] and [`SECOND`].
 pub(crate) fn with_share(lab: &Lab) -> Result<Agent<'_>> {
-    let name = application(lab)?.name().to_owned();
-    lab.configure(&section(
+    let policy = section(
         POLICY,
-        &name,
-        &[STEERED, SECOND],
+        application(lab)?.name(),
+        &["both"],
         "share = \"flow\"",
+    );
+    lab.configure(&format!(
+        "[group.both]\ndomains = {:?}\n\n{policy}",
+        [STEERED, SECOND]
     ))?;
     start_agent(lab)
 }

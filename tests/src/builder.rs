@@ -24,6 +24,7 @@ pub struct LabBuilder {
     container: bool,
     wg_quick: bool,
     unobserved: bool,
+    crowd: u16,
 }
 
 impl Default for LabBuilder {
@@ -39,6 +40,7 @@ impl Default for LabBuilder {
             container: false,
             wg_quick: false,
             unobserved: false,
+            crowd: 0,
         }
     }
 }
@@ -70,6 +72,14 @@ impl LabBuilder {
     #[must_use]
     pub fn wg_quick(mut self) -> Self {
         self.wg_quick = true;
+        self
+    }
+
+    /// `count` further uplinks, `d0`, `d1`, .., whose far ends share one namespace: what is sent back leaves
+    /// it by the uplink that has the destination's address.
+    #[must_use]
+    pub fn crowd(mut self, count: u16) -> Self {
+        self.crowd = count;
         self
     }
 
@@ -105,17 +115,26 @@ impl LabBuilder {
         let host = Namespace::with_mounts(mounts::prepare)?;
         host.run(|| self.prepare_host())?;
 
+        let mut peers = Vec::new();
+        for uplink in uplinks {
+            peers.push((Namespace::new()?, vec![uplink]));
+        }
+        if self.crowd > 0 {
+            let crowd = (0..self.crowd).map(Uplink::in_crowd).collect();
+            peers.push((Namespace::new()?, crowd));
+        }
         let mut lines = vec!["link set lo up".to_owned()];
         let mut attached = Vec::new();
-        for uplink in uplinks {
-            let peer = Namespace::new()?;
+        for (peer, uplinks) in &peers {
             peer.run(prepare_peer)?;
-            lines.extend(uplink.creation(&peer.path()));
-            attached.push(Attached {
-                interface: uplink.name.clone(),
-                uplink,
-                peer,
-            });
+            for uplink in uplinks {
+                lines.extend(uplink.creation(&peer.path()));
+                attached.push(Attached {
+                    interface: uplink.name.clone(),
+                    uplink: uplink.clone(),
+                    peer: peer.clone(),
+                });
+            }
         }
         for Attached {
             uplink, interface, ..
@@ -135,9 +154,14 @@ impl LabBuilder {
         }
         ip_batch(&host, &lines)?;
         std::thread::scope(|scope| {
-            let threads: Vec<_> = attached
+            let threads: Vec<_> = peers
                 .iter()
-                .map(|a| scope.spawn(|| ip_batch(&a.peer, &a.uplink.peer_configuration())))
+                .map(|(peer, uplinks)| {
+                    scope.spawn(|| {
+                        let lines = uplinks.iter().flat_map(Uplink::peer_configuration);
+                        ip_batch(peer, &lines.collect::<Vec<_>>())
+                    })
+                })
                 .collect();
             threads.into_iter().try_for_each(|thread| {
                 thread
@@ -147,18 +171,19 @@ impl LabBuilder {
         })?;
         wait_for_carrier(&host, &attached)?;
 
-        let servers = attached
+        let servers = peers
             .iter()
-            .map(|a| Server::start(&a.uplink.name, &a.peer))
+            .map(|(peer, uplinks)| Server::start(&uplinks[0].name, peer))
             .collect::<Result<Vec<_>>>()?;
-        let observed = if self.unobserved {
-            &[][..]
-        } else {
-            &attached[..]
-        };
+        let observed = if self.unobserved { &[][..] } else { &peers[..] };
         let peers: Vec<_> = observed
             .iter()
-            .map(|a| (a.uplink.name.clone(), a.peer.clone()))
+            .map(|(peer, uplinks)| {
+                let far_ends = uplinks
+                    .iter()
+                    .map(|u| (u.far_end().to_owned(), u.name.clone()));
+                (peer.clone(), far_ends.collect())
+            })
             .collect();
         let capture = Capture::start(&host, &peers)?;
         Ok(Lab {

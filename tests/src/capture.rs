@@ -5,7 +5,10 @@
 //! uplink and waits until it has seen them all. A veth hands frames over through the sending CPU's
 //! backlog, first in, first out, so whatever was sent before has then been recorded too.
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
+use std::ops::RangeBounds;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -39,8 +42,32 @@ pub struct Capture {
     host: Namespace,
     stop: Option<OwnedFd>,
     reader: Option<JoinHandle<()>>,
-    sockets: Arc<Vec<(String, OwnedFd)>>,
+    sockets: Arc<Vec<Tap>>,
     next_marker: AtomicU64,
+}
+
+/// A packet socket for all interfaces of a peer's namespace.
+#[derive(Debug)]
+struct Tap {
+    socket: OwnedFd,
+    peer: Namespace,
+    /// The uplink of each far end, by its name.
+    far_ends: BTreeMap<String, String>,
+}
+
+impl Tap {
+    /// The uplink whose far end has the index `index` now, or the only one there is.
+    fn uplink(&self, index: usize) -> Result<Option<String>> {
+        if self.far_ends.len() == 1 {
+            return Ok(self.far_ends.values().next().cloned());
+        }
+        let index = u32::try_from(index).context("interface index")?;
+        let name = self
+            .peer
+            .run(|| Ok(nix::net::if_::if_indextoname(index).ok()))?;
+        let name = name.map(|name| name.to_string_lossy().into_owned());
+        Ok(name.and_then(|name| self.far_ends.get(&name).cloned()))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -52,7 +79,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Seen {
     packets: Vec<Packet>,
-    markers: Vec<(String, u64, usize)>,
+    markers: HashSet<(String, u64, usize)>,
 }
 
 impl Shared {
@@ -62,14 +89,21 @@ impl Shared {
 }
 
 impl Capture {
-    /// Starts capturing in `peers` (uplink name, namespace); markers are sent from `host`.
+    /// Starts capturing in `peers` (with the uplink of each far end); markers are sent from `host`.
     ///
     /// # Errors
     /// If a packet socket cannot be opened.
-    pub(crate) fn start(host: &Namespace, peers: &[(String, Namespace)]) -> Result<Self> {
+    pub(crate) fn start(
+        host: &Namespace,
+        peers: &[(Namespace, BTreeMap<String, String>)],
+    ) -> Result<Self> {
         let mut sockets = Vec::new();
-        for (uplink, namespace) in peers {
-            sockets.push((uplink.clone(), namespace.run(open)?));
+        for (peer, far_ends) in peers {
+            sockets.push(Tap {
+                socket: peer.run(open)?,
+                peer: peer.clone(),
+                far_ends: far_ends.clone(),
+            });
         }
         let sockets = Arc::new(sockets);
         let (stopped, stop) =
@@ -124,6 +158,26 @@ impl Capture {
             .filter(|p| wanted(p))
             .cloned()
             .collect()
+    }
+
+    /// Packets seen at `positions` that satisfy `wanted`.
+    pub fn between(
+        &self,
+        positions: impl RangeBounds<usize>,
+        wanted: impl Fn(&Packet) -> bool,
+    ) -> Vec<Packet> {
+        let seen = self.shared.lock();
+        let packets = seen.packets.iter().enumerate();
+        packets
+            .filter(|(position, packet)| positions.contains(position) && wanted(packet))
+            .map(|(_, packet)| packet.clone())
+            .collect()
+    }
+
+    /// Whether a packet after `position` satisfies `wanted`.
+    pub fn has(&self, position: usize, wanted: impl Fn(&Packet) -> bool) -> bool {
+        let seen = self.shared.lock();
+        seen.packets.iter().skip(position).any(wanted)
     }
 
     /// Waits for a packet that satisfies `wanted`.
@@ -192,11 +246,12 @@ impl Capture {
         self.wait("the markers of a drain", |seen| {
             expected.iter().all(|marker| seen.markers.contains(marker))
         })?;
-        for (uplink, socket) in self.sockets.iter() {
-            let dropped = dropped(socket)?;
+        for tap in self.sockets.iter() {
+            let dropped = dropped(&tap.socket)?;
             ensure!(
                 dropped == 0,
-                "capture of {uplink} lost {dropped} packets: its buffer was full"
+                "capture of {:?} lost {dropped} packets: its buffer was full",
+                tap.far_ends.values()
             );
         }
         Ok(())
@@ -227,12 +282,13 @@ fn open() -> Result<OwnedFd> {
     Ok(socket)
 }
 
-fn read_all(sockets: &[(String, OwnedFd)], stopped: &OwnedFd, shared: &Shared) -> Result<()> {
+fn read_all(sockets: &[Tap], stopped: &OwnedFd, shared: &Shared) -> Result<()> {
     let mut frame = vec![0; 1 << 17];
+    let mut known = vec![BTreeMap::new(); sockets.len()];
     loop {
         let mut waiting: Vec<PollFd<'_>> = sockets
             .iter()
-            .map(|(_, fd)| PollFd::new(fd.as_fd(), PollFlags::POLLIN))
+            .map(|tap| PollFd::new(tap.socket.as_fd(), PollFlags::POLLIN))
             .collect();
         waiting.push(PollFd::new(stopped.as_fd(), PollFlags::POLLIN));
         match poll(&mut waiting, PollTimeout::NONE) {
@@ -240,8 +296,8 @@ fn read_all(sockets: &[(String, OwnedFd)], stopped: &OwnedFd, shared: &Shared) -
             result => result.context("poll packet sockets")?,
         };
         let ended = waiting.last().is_some_and(|fd| fd.any().unwrap_or(true));
-        for (uplink, socket) in sockets {
-            read_one(uplink, socket, &mut frame, shared)?;
+        for (tap, known) in sockets.iter().zip(&mut known) {
+            read_one(tap, known, &mut frame, shared)?;
         }
         shared.changed.notify_all();
         if ended {
@@ -250,9 +306,15 @@ fn read_all(sockets: &[(String, OwnedFd)], stopped: &OwnedFd, shared: &Shared) -
     }
 }
 
-fn read_one(uplink: &str, socket: &OwnedFd, frame: &mut [u8], shared: &Shared) -> Result<()> {
+/// Reads what waits at `tap`; `known` are the uplinks of far ends by their index, found so far.
+fn read_one(
+    tap: &Tap,
+    known: &mut BTreeMap<usize, String>,
+    frame: &mut [u8],
+    shared: &Shared,
+) -> Result<()> {
     loop {
-        let (length, from) = match recvfrom::<LinkAddr>(socket.as_raw_fd(), frame) {
+        let (length, from) = match recvfrom::<LinkAddr>(tap.socket.as_raw_fd(), frame) {
             Ok(received) => received,
             Err(Errno::EAGAIN) => return Ok(()),
             // The interface went down; the socket goes on when it, or another, is up.
@@ -268,10 +330,19 @@ fn read_one(uplink: &str, socket: &OwnedFd, frame: &mut [u8], shared: &Shared) -
         } else {
             Direction::FromHost
         };
+        let uplink = match known.entry(from.ifindex()) {
+            Entry::Occupied(uplink) => uplink.into_mut(),
+            Entry::Vacant(place) => match tap.uplink(from.ifindex())? {
+                Some(uplink) => place.insert(uplink),
+                None => continue,
+            },
+        };
         let packet = Packet::parse(uplink, direction, &frame[..length]);
         let mut seen = shared.lock();
         match (packet.ethertype, marker_fields(&packet.payload)) {
-            (MARKER, Some((number, cpu))) => seen.markers.push((packet.uplink, number, cpu)),
+            (MARKER, Some((number, cpu))) => {
+                seen.markers.insert((packet.uplink, number, cpu));
+            }
             _ => seen.packets.push(packet),
         }
     }

@@ -1,11 +1,14 @@
-//! Packet programs of others: each counts what it sees of one address, and says how the chain goes on.
+//! Packet programs of others (each counts what it sees of one address, and says how the chain goes on), and
+//! packet filters.
 
 use std::fs;
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::process::Stdio;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::lab::Lab;
 
@@ -200,6 +203,32 @@ fn bpf(command: i32, argument: &mut [u64]) -> Result<OwnedFd> {
     let fd = i32::try_from(bpf_call(command, argument)?).context("a descriptor")?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives rules to `nft` at the host, and returns what it prints.
+///
+/// # Errors
+/// If it refuses, with its words.
+pub fn nft(lab: &Lab, rules: &str) -> Result<String> {
+    let mut child = lab
+        .host()
+        .command("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("start nft (nftables)")?;
+    let mut input = child.stdin.take().context("nft's standard input")?;
+    input.write_all(rules.as_bytes()).context("write to nft")?;
+    drop(input);
+    let output = child.wait_with_output().context("wait for nft")?;
+    ensure!(
+        output.status.success(),
+        "nft: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn number(fd: &OwnedFd) -> u64 {

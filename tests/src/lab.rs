@@ -248,7 +248,8 @@ impl Lab {
     /// If `ip` fails, or the carrier stays.
     pub fn carrier_down(&self, uplink: &str) -> Result<()> {
         let attached = self.attached(uplink)?;
-        ip(&attached.peer, &["link", "set", "peer", "down"])?;
+        let far_end = attached.uplink.far_end();
+        ip(&attached.peer, &["link", "set", far_end, "down"])?;
         self.wait_running(&attached.interface, false)
     }
 
@@ -382,7 +383,8 @@ impl Lab {
     /// # Errors
     /// If it has none.
     pub fn peer_link_local(&self, uplink: &str) -> Result<IpAddr> {
-        link_local(&self.attached(uplink)?.peer, "peer")
+        let attached = self.attached(uplink)?;
+        link_local(&attached.peer, attached.uplink.far_end())
     }
 
     fn attached(&self, uplink: &str) -> Result<&Attached> {

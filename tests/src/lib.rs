@@ -16,6 +16,7 @@ pub mod foreign;
 mod ip;
 mod lab;
 mod link;
+pub mod load;
 mod mounts;
 mod namespace;
 mod packet;

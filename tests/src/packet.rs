@@ -34,6 +34,10 @@ pub struct Packet {
     pub destination: Option<IpAddr>,
     /// IP protocol number.
     pub protocol: Option<u8>,
+    /// TOS, or traffic class.
+    pub tos: Option<u8>,
+    /// TTL, or hop limit.
+    pub ttl: Option<u8>,
     /// Source port of TCP and UDP.
     pub source_port: Option<u16>,
     /// Destination port of TCP and UDP.
@@ -62,6 +66,8 @@ impl Packet {
             source: None,
             destination: None,
             protocol: None,
+            tos: None,
+            ttl: None,
             source_port: None,
             destination_port: None,
             tcp_flags: 0,
@@ -92,10 +98,14 @@ impl Packet {
             LaxNetSlice::Ipv4(ip) => {
                 self.source = Some(ip.header().source_addr().into());
                 self.destination = Some(ip.header().destination_addr().into());
+                self.tos = ip.header().slice().get(1).copied();
+                self.ttl = Some(ip.header().ttl());
             }
             LaxNetSlice::Ipv6(ip) => {
                 self.source = Some(ip.header().source_addr().into());
                 self.destination = Some(ip.header().destination_addr().into());
+                self.tos = Some(ip.header().traffic_class());
+                self.ttl = Some(ip.header().hop_limit());
             }
             LaxNetSlice::Arp(arp) => {
                 let arp = arp.to_packet();

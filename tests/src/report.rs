@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// Port of the laboratory's echo servers, TCP and UDP.
 pub const ECHO_PORT: u16 = 7;
-/// Port that takes datagrams and never answers.
+/// Port that takes datagrams and connections and never answers.
 pub const DISCARD_PORT: u16 = 9;
 /// Port of the same servers for HTTP clients.
 pub const HTTP_PORT: u16 = 80;

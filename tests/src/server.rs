@@ -2,6 +2,7 @@
 //!
 //! They serve every local address of the namespace, and answer from the one that was asked.
 //! TCP: a JSON line for every line; a minimal HTTP answer to `GET`. UDP: a JSON line for every datagram.
+//! What comes to the discard port, by either, is read and not answered.
 
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -68,6 +69,7 @@ struct Connection {
     stream: TcpStream,
     peer: SocketAddr,
     pending: Vec<u8>,
+    discards: bool,
 }
 
 impl Service {
@@ -76,7 +78,11 @@ impl Service {
             uplink: uplink.to_owned(),
             echo: datagram_socket(ECHO_PORT)?,
             discard: datagram_socket(DISCARD_PORT)?,
-            listeners: vec![listener(ECHO_PORT)?, listener(HTTP_PORT)?],
+            listeners: vec![
+                listener(ECHO_PORT)?,
+                listener(HTTP_PORT)?,
+                listener(DISCARD_PORT)?,
+            ],
             connections: Vec::new(),
         })
     }
@@ -169,12 +175,15 @@ impl Service {
 
     fn accept(&mut self) {
         for listener in &self.listeners {
+            let local = listener.local_addr();
+            let discards = local.is_ok_and(|local| local.port() == DISCARD_PORT);
             while let Ok((stream, peer)) = listener.accept() {
                 if stream.set_nonblocking(true).is_ok() {
                     self.connections.push(Connection {
                         stream,
                         peer,
                         pending: Vec::new(),
+                        discards,
                     });
                 }
             }
@@ -189,6 +198,7 @@ impl Connection {
         loop {
             match self.stream.read(&mut buffer) {
                 Ok(0) => return false,
+                Ok(_) if self.discards => {}
                 Ok(length) => self.pending.extend_from_slice(&buffer[..length]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(_) => return false,

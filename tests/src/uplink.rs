@@ -18,12 +18,13 @@ pub struct Net {
 #[derive(Clone, Debug)]
 pub struct Uplink {
     pub(crate) name: String,
-    pub(crate) number: u8,
+    pub(crate) number: u16,
     pub(crate) ipv4: Option<Net>,
     pub(crate) ipv6: Option<Net>,
     pub(crate) metric: Option<u32>,
     pub(crate) serves: Vec<String>,
     pub(crate) bridge: bool,
+    pub(crate) crowded: bool,
 }
 
 impl Uplink {
@@ -33,7 +34,7 @@ impl Uplink {
         let segment = u16::from(number);
         Self {
             name: name.to_owned(),
-            number,
+            number: segment,
             ipv4: Some(Net {
                 address: Ipv4Addr::new(10, number, 0, 2).into(),
                 length: 24,
@@ -49,7 +50,38 @@ impl Uplink {
                 .map(str::to_owned)
                 .to_vec(),
             bridge: false,
+            crowded: false,
         }
+    }
+
+    /// Uplink number `number` of a crowd: `10.128.0.0/9` in pieces of four addresses, and
+    /// `2001:db8:4000+N::2/64`. Its far end is in one namespace with the crowd's others, where it has the
+    /// uplink's name.
+    pub(crate) fn in_crowd(number: u16) -> Self {
+        let first = u32::from(Ipv4Addr::new(10, 128, 0, 0)) + 4 * u32::from(number);
+        let address6 = |last| Ipv6Addr::new(0x2001, 0xdb8, 0x4000 + number, 0, 0, 0, 0, last);
+        Self {
+            name: format!("d{number}"),
+            number: 0x4000 + number,
+            ipv4: Some(Net {
+                address: Ipv4Addr::from(first + 2).into(),
+                length: 30,
+                gateway: Ipv4Addr::from(first + 1).into(),
+            }),
+            ipv6: Some(Net {
+                address: address6(2).into(),
+                length: 64,
+                gateway: address6(1).into(),
+            }),
+            metric: Some(10_000 + u32::from(number)),
+            crowded: true,
+            ..Self::new("", 0)
+        }
+    }
+
+    /// Name of its far end.
+    pub(crate) fn far_end(&self) -> &str {
+        if self.crowded { &self.name } else { "peer" }
     }
 
     /// Another IPv4 address, prefix length and gateway.
@@ -113,11 +145,16 @@ impl Uplink {
     }
 
     fn host_mac(&self) -> String {
-        format!("02:5e:00:00:{:02x}:02", self.number)
+        self.mac(2)
     }
 
     fn peer_mac(&self) -> String {
-        format!("02:5e:00:00:{:02x}:01", self.number)
+        self.mac(1)
+    }
+
+    fn mac(&self, end: u8) -> String {
+        let [high, low] = self.number.to_be_bytes();
+        format!("02:5e:00:{high:02x}:{low:02x}:{end:02x}")
     }
 
     fn nets(&self) -> impl Iterator<Item = Net> {
@@ -127,13 +164,13 @@ impl Uplink {
     /// Lines for the host that make the veth, with its other end, named `peer`, in `namespace`.
     pub(crate) fn creation(&self, namespace: &Path) -> Vec<String> {
         let (name, host, peer) = (&self.name, self.host_mac(), self.peer_mac());
-        let port = self.port();
+        let (far_end, port) = (self.far_end(), self.port());
         let mut lines = Vec::new();
         if self.bridge {
             lines.push(format!("link add {name} type bridge"));
         }
         lines.push(format!(
-            "link add {port} address {host} type veth peer name peer address {peer} netns {}",
+            "link add {port} address {host} type veth peer name {far_end} address {peer} netns {}",
             namespace.display()
         ));
         if self.bridge {
@@ -183,7 +220,11 @@ impl Uplink {
 
     /// Lines for the peer's namespace. Idempotent.
     pub(crate) fn peer_configuration(&self) -> Vec<String> {
-        let mut lines = vec!["link set lo up".to_owned(), "link set peer up".to_owned()];
+        let far_end = self.far_end();
+        let mut lines = vec![
+            "link set lo up".to_owned(),
+            format!("link set {far_end} up"),
+        ];
         for Net {
             address,
             length,
@@ -192,17 +233,17 @@ impl Uplink {
         {
             let nodad = if gateway.is_ipv6() { " nodad" } else { "" };
             lines.push(format!(
-                "address replace {gateway}/{length} dev peer{nodad}"
+                "address replace {gateway}/{length} dev {far_end}{nodad}"
             ));
             // Behind a bridge the address is the bridge's, whose MAC address is the kernel's choice.
             if !self.bridge {
                 lines.push(format!(
-                    "neighbour replace {address} lladdr {} dev peer nud permanent",
+                    "neighbour replace {address} lladdr {} dev {far_end} nud permanent",
                     self.host_mac()
                 ));
             } else {
                 lines.push(format!(
-                    "route replace {} via {address} dev peer",
+                    "route replace {} via {address} dev {far_end}",
                     everything(address)
                 ));
             }

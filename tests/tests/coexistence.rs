@@ -1,20 +1,36 @@
 //! Beside packet programs and packet filters of others: what is steered goes right, strict does not leak,
 //! the others see their packets, and they are there when steer has gone.
 
-use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use steer_tests::foreign::{ForeignProgram, Place, Side, Verdict};
-use steer_tests::report::DISCARD_PORT;
-use steer_tests::{Agent, Family, Kind, Lab, LabCgroup, Probe, conformance, wait};
+use steer_tests::foreign::{ForeignProgram, Place, Side, Verdict, nft};
+use steer_tests::report::{DISCARD_PORT, ECHO_PORT};
+use steer_tests::{Agent, Family, Kind, Lab, LabCgroup, Probe, Session, conformance, ip, wait};
 
 /// What others count: steered flows go there.
 const COUNTED: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 40);
 
-/// An agent with a steered application, and a strict one. The other uplinks have tables, too.
-fn steered(lab: &Lab) -> Result<(Agent<'_>, [LabCgroup; 2])> {
+/// An agent, and what needs its packet programs at both sides: a strict application, one whose flow is
+/// repaired, and a strong host model. The other uplinks have tables, too.
+struct Steered<'lab> {
+    agent: Agent<'lab>,
+    app: LabCgroup,
+    strict: LabCgroup,
+    /// A datagram socket that was connected before its policy came.
+    repaired: Session,
+}
+
+fn steered(lab: &Lab) -> Result<Steered<'_>> {
+    let older = lab.cgroup().child("older")?;
+    let mut repaired = Probe::new(Kind::UdpConnected, Family::V4).start(lab, &older)?;
+    let to = SocketAddr::new(lab.target4(), ECHO_PORT);
+    repaired.succeed(&format!("connect {to}"))?;
+    let cgroup = older.name();
+    lab.configure_agent(
+        "host-model = \"strong\"",
+        &format!("[policy.older]\nmatch.cgroup = \"{cgroup}\"\nuse = [\"wlan0\"]\nrepair = true\n"),
+    )?;
     let agent = lab.start_agent()?;
     let (app, strict) = (lab.cgroup().child("app")?, lab.cgroup().child("strict")?);
     for uplink in ["eth0", "wwan0"] {
@@ -22,12 +38,22 @@ fn steered(lab: &Lab) -> Result<(Agent<'_>, [LabCgroup; 2])> {
     }
     lab.set_policy("app", &app, "wlan0", &[])?;
     lab.set_policy("strict", &strict, "wlan0", &["--strict"])?;
-    Ok((agent, [app, strict]))
+    ip(
+        lab.peer("wlan0")?,
+        &["route", "replace", "10.1.0.2/32", "via", "10.2.0.2"],
+    )?;
+    Ok(Steered {
+        agent,
+        app,
+        strict,
+        repaired,
+    })
 }
 
-/// Flows of every kind go right, also to the address that others count; nothing strict gets out.
-fn all_is_right(lab: &Lab, [app, strict]: &[LabCgroup; 2], what: &str) -> Result<()> {
-    for cgroup in [app, strict] {
+/// Flows of every kind go right, also to the address that others count; nothing strict gets out, what is
+/// repaired finds back, and nothing comes in by another interface's address.
+fn all_is_right(lab: &Lab, steered: &mut Steered<'_>, what: &str) -> Result<()> {
+    for cgroup in [&steered.app, &steered.strict] {
         lab.matrix_leaves_by(cgroup, "wlan0")
             .with_context(|| what.to_owned())?;
         for kind in Kind::ALL {
@@ -38,7 +64,26 @@ fn all_is_right(lab: &Lab, [app, strict]: &[LabCgroup; 2], what: &str) -> Result
     }
     lab.assert_only_by("wlan0", COUNTED.into())
         .with_context(|| what.to_owned())?;
-    nothing_leaks(lab, strict, what)
+    let report = steered.repaired.succeed("send repaired");
+    let report = report.with_context(|| format!("{what}: a repaired flow"))?;
+    ensure!(
+        report.uplink.as_deref() == Some("wlan0"),
+        "{what}: not repaired: {report:?}"
+    );
+    ensure!(
+        answers(lab, "10.2.0.2")?,
+        "{what}: no answer at its own address"
+    );
+    ensure!(!answers(lab, "10.1.0.2")?, "{what}: the host is not strong");
+    nothing_leaks(lab, &steered.strict, what)
+}
+
+/// Whether the host answers the peer behind `wlan0` that asks this address.
+fn answers(lab: &Lab, address: &str) -> Result<bool> {
+    let mut ping = Probe::new(Kind::Raw, Family::V4).start_in(lab.peer("wlan0")?)?;
+    ping.succeed("set timeout=300")?;
+    ping.succeed("bind 10.2.0.1")?;
+    Ok(ping.perform(&format!("send echo {address}"))?.ok)
 }
 
 /// What only the packet programs can stop.
@@ -117,8 +162,13 @@ impl Foreign {
 }
 
 /// Detaches steer, and finds the programs of others where they were.
-fn they_remain(lab: &Lab, mut agent: Agent<'_>, foreign: &[&Foreign], what: &str) -> Result<()> {
-    agent.stop()?;
+fn they_remain(
+    lab: &Lab,
+    mut steered: Steered<'_>,
+    foreign: &[&Foreign],
+    what: &str,
+) -> Result<()> {
+    steered.agent.stop()?;
     lab.steer(&["detach"])?.success()?;
     let cgroup = lab.cgroup().child("nobody")?;
     let mut seen = Vec::new();
@@ -141,13 +191,13 @@ fn programs_that_were_there_first_see_their_packets_and_hide_nothing() -> Result
         let mut tail = Foreign::load(verdict)?;
         head.attach(&lab, Place::Head)?;
         tail.attach(&lab, Place::Tail)?;
-        let (agent, cgroups) = steered(&lab)?;
+        let mut steered = steered(&lab)?;
         let what = format!("others at head and tail, {verdict:?}");
-        all_is_right(&lab, &cgroups, &what)?;
+        all_is_right(&lab, &mut steered, &what)?;
         for foreign in [&head, &tail] {
             foreign.see_more(&mut [0; 2], &what)?;
         }
-        they_remain(&lab, agent, &[&head, &tail], &what)?;
+        they_remain(&lab, steered, &[&head, &tail], &what)?;
     }
     conformance::row(
         "LIN-1",
@@ -158,15 +208,15 @@ fn programs_that_were_there_first_see_their_packets_and_hide_nothing() -> Result
 #[test]
 fn a_program_that_comes_later_and_goes_on_hides_nothing() -> Result<()> {
     let lab = Lab::new()?;
-    let (agent, cgroups) = steered(&lab)?;
+    let mut steered = steered(&lab)?;
     let (mut head, mut tail) = (Foreign::load(Verdict::Next)?, Foreign::load(Verdict::Next)?);
     head.attach(&lab, Place::Head)?;
     tail.attach(&lab, Place::Tail)?;
-    all_is_right(&lab, &cgroups, "others that came later")?;
+    all_is_right(&lab, &mut steered, "others that came later")?;
     for foreign in [&head, &tail] {
         foreign.see_more(&mut [0; 2], "others that came later")?;
     }
-    they_remain(&lab, agent, &[&head, &tail], "others that came later")
+    they_remain(&lab, steered, &[&head, &tail], "others that came later")
 }
 
 #[test]
@@ -177,14 +227,14 @@ fn a_filter_that_accepts_is_reached_and_hides_nothing() -> Result<()> {
         if before {
             foreign.attach_filters(&lab)?;
         }
-        let (agent, cgroups) = steered(&lab)?;
+        let mut steered = steered(&lab)?;
         if !before {
             foreign.attach_filters(&lab)?;
         }
         let what = format!("a clsact filter, before steer: {before}");
-        all_is_right(&lab, &cgroups, &what)?;
+        all_is_right(&lab, &mut steered, &what)?;
         foreign.see_more(&mut [0; 2], &what)?;
-        they_remain(&lab, agent, &[&foreign], &what)?;
+        they_remain(&lab, steered, &[&foreign], &what)?;
     }
     Ok(())
 }
@@ -192,11 +242,11 @@ fn a_filter_that_accepts_is_reached_and_hides_nothing() -> Result<()> {
 #[test]
 fn a_program_that_ends_the_chain_before_the_guard_is_named_and_overtaken() -> Result<()> {
     let lab = Lab::new()?;
-    let (agent, cgroups) = steered(&lab)?;
+    let mut steered = steered(&lab)?;
     let mut foreign = Foreign::load(Verdict::End)?;
     foreign.attach(&lab, Place::Head)?;
     ensure!(
-        leaked(&lab, &attack(&lab, &cgroups[1])?) > 0,
+        leaked(&lab, &attack(&lab, &steered.strict)?) > 0,
         "it should hide the guard: this scenario shows nothing"
     );
     let findings = lab.steer(&["doctor", "--json"])?;
@@ -205,37 +255,15 @@ fn a_program_that_ends_the_chain_before_the_guard_is_named_and_overtaken() -> Re
         "doctor does not name it: {findings:#?}"
     );
     wait::until_within(LOOK, "the guard to be first again", || {
-        Ok((leaked(&lab, &attack(&lab, &cgroups[1])?) == 0).then_some(()))
+        Ok((leaked(&lab, &attack(&lab, &steered.strict)?) == 0).then_some(()))
     })?;
-    all_is_right(&lab, &cgroups, "others that were overtaken")?;
+    all_is_right(&lab, &mut steered, "others that were overtaken")?;
     foreign.see_more(&mut [0; 2], "others that were overtaken")?;
-    they_remain(&lab, agent, &[&foreign], "others that were overtaken")
+    they_remain(&lab, steered, &[&foreign], "others that were overtaken")
 }
 
 /// The agent looks after everything every half minute.
 const LOOK: std::time::Duration = std::time::Duration::from_secs(60);
-
-fn nft(lab: &Lab, rules: &str) -> Result<String> {
-    let mut child = lab
-        .host()
-        .command("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("start nft (nftables)")?;
-    let mut input = child.stdin.take().context("nft's standard input")?;
-    input.write_all(rules.as_bytes()).context("write to nft")?;
-    drop(input);
-    let output = child.wait_with_output().context("wait for nft")?;
-    ensure!(
-        output.status.success(),
-        "nft: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
 
 #[test]
 fn packet_filters_that_set_other_bits_of_the_mark_keep_them_and_steers() -> Result<()> {
@@ -247,6 +275,10 @@ fn packet_filters_that_set_other_bits_of_the_mark_keep_them_and_steers() -> Resu
                 type route hook output priority mangle; policy accept;
                 meta mark set meta mark | 0x1
             }
+            chain pre {
+                type filter hook prerouting priority mangle; policy accept;
+                meta mark set meta mark | 0x4 counter
+            }
             chain post {
                 type filter hook postrouting priority srcnat; policy accept;
                 meta mark & 0x1 == 0x1 counter
@@ -255,15 +287,15 @@ fn packet_filters_that_set_other_bits_of_the_mark_keep_them_and_steers() -> Resu
             }
         }\n",
     )?;
-    let (mut agent, cgroups) = steered(&lab)?;
-    all_is_right(&lab, &cgroups, "nft rules on other bits")?;
+    let mut steered = steered(&lab)?;
+    all_is_right(&lab, &mut steered, "nft rules on other bits")?;
     let list = |lab: &Lab| nft(lab, "list table inet others\n");
     let counted = list(&lab)?;
     ensure!(
         !counted.contains("packets 0 "),
         "both kinds of bits should be on packets: {counted}"
     );
-    agent.stop()?;
+    steered.agent.stop()?;
     lab.steer(&["detach"])?.success()?;
     let left = list(&lab)?;
     ensure!(

@@ -247,6 +247,12 @@ fn a_domain_has_its_own_host_model() -> Result<()> {
     lab.configure("")?;
     lab.steer(&["reload"])?.success()?;
     ensure!(attached(&lab)?.is_empty(), "{:?}", attached(&lab)?);
+    for row in ["AND-2", "WIN-4"] {
+        conformance::row(
+            row,
+            "weak or strong host model for each interface by itself, other than the host's",
+        )?;
+    }
     Ok(())
 }
 

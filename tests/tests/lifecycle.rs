@@ -1,14 +1,14 @@
 //! The agent's life: killed and restarted under load, stopped, started again, detached.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use steer_tests::report::{DISCARD_PORT, ECHO_PORT};
-use steer_tests::{Direction, Family, Kind, Lab, Probe, Snapshot, conformance, wait};
+use steer_tests::load::{Load, Way};
+use steer_tests::report::ECHO_PORT;
+use steer_tests::{Family, Kind, Lab, Probe, Snapshot, conformance, wait};
 
 /// How often the agent is killed: `STEER_RESTARTS`, 50 on CI, else a few times.
 fn restarts() -> usize {
@@ -22,83 +22,27 @@ fn restarts() -> usize {
     })
 }
 
-/// Sequence numbers after `token` in what the host sent, with how often each was seen on which uplink.
-fn numbers_seen(lab: &Lab, token: &str) -> BTreeMap<u64, Vec<String>> {
-    let prefix = format!("{token}-");
-    let mut seen: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-    for packet in lab
-        .capture()
-        .packets(|p| p.direction == Direction::FromHost && p.protocol == Some(17))
-    {
-        let text = String::from_utf8_lossy(&packet.payload).into_owned();
-        let number = text
-            .strip_prefix(&prefix)
-            .and_then(|rest| rest.split_once(';'));
-        if let Some(number) = number.and_then(|(number, _)| number.parse().ok()) {
-            seen.entry(number).or_default().push(packet.uplink);
-        }
-    }
-    seen
-}
-
 #[test]
 fn a_killed_and_restarted_agent_loses_nothing_and_leaks_nothing() -> Result<()> {
     let lab = Lab::builder().rp_filter(1).build()?;
     let mut agent = lab.start_agent()?;
     let app = lab.cgroup().child("app")?;
     lab.set_policy("app", &app, "wlan0", &["--strict"])?;
-
-    let targets = [lab.target4(), lab.target6(), lab.target4(), lab.target6()];
-    let mut floods = Vec::new();
-    for (number, family) in [Family::V4, Family::V6].into_iter().enumerate() {
-        let to = SocketAddr::new(targets[number], DISCARD_PORT);
-        let mut session = Probe::new(Kind::UdpConnected, family).start(&lab, &app)?;
-        session.succeed(&format!("connect {to}"))?;
-        session.ask(&format!("flood flow{number}"))?;
-        floods.push(session);
-    }
-    let mut churns = Vec::new();
-    for (number, family) in [(2, Family::V4), (3, Family::V6)] {
-        let to = SocketAddr::new(targets[number], ECHO_PORT);
-        let mut session = Probe::new(Kind::Tcp, family).start(&lab, &app)?;
-        session.ask(&format!("churn new{number} {to}"))?;
-        churns.push(session);
-    }
-
+    let load = Load::start(&lab, &app, &Way::ALL)?;
     for round in 0..restarts() {
         agent
             .restart_after_kill()
             .with_context(|| format!("round {round}"))?;
     }
-
-    for (number, mut session) in floods.into_iter().enumerate() {
-        session.ask("close")?;
-        let report = session.read()?;
-        ensure!(
-            report.tried > 0 && report.failed == 0,
-            "sending failed: {report:?}"
-        );
-        lab.drain()?;
-        let seen = numbers_seen(&lab, &format!("flow{number}"));
-        for sequence in 1..=report.tried {
-            let uplinks = seen.get(&sequence).map(Vec::as_slice).unwrap_or_default();
-            ensure!(
-                uplinks == ["wlan0"],
-                "datagram {sequence} of {} was seen on {uplinks:?}",
-                report.tried
-            );
-        }
-    }
-    for mut session in churns {
-        session.ask("close")?;
-        let report = session.read()?;
-        ensure!(
-            report.tried > 0 && report.failed == 0,
-            "new flows failed: {report:?}"
-        );
-    }
-    for target in targets {
-        lab.assert_only_by("wlan0", target)?;
+    let own = lab.uplink("wlan0")?.addresses().into_iter().collect();
+    load.assert_only_by(&lab, 0.., &[("wlan0".to_owned(), own)].into())?;
+    load.finish_complete(&lab, "wlan0")?;
+    for row in ["INVARIANT-1", "INVARIANT-2"] {
+        conformance::row(
+            row,
+            "the agent is killed and started again under traffic of every kind of a strict policy: every packet \
+             by its domain, with its address, and none lost",
+        )?;
     }
     Ok(())
 }

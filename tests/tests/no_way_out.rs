@@ -411,6 +411,97 @@ fn a_process_that_leaves_its_cgroup_does_not_take_its_sockets_out() -> Result<()
 }
 
 #[test]
+fn a_user_moves_about_in_its_own_cgroups_and_takes_no_socket_out() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    other_domains(&lab)?;
+    let alice = User::new(4711);
+    let tree = lab.cgroup().child("delegated")?;
+    let (app, beside) = (tree.child("app")?, tree.child("beside")?);
+    for cgroup in [&tree, &app, &beside] {
+        alice.own(cgroup)?;
+    }
+    let enter = format!("enter {}", beside.path().display());
+    // The policy is on all that she has: wherever she goes, it is there.
+    lab.set_policy("tree", &tree, "wlan0", &["--strict"])?;
+    for (kind, family) in matrix().filter(|(kind, _)| *kind != Kind::Raw) {
+        let mut session = Probe::new(kind, family).start_as(&lab, &alice, &app, None)?;
+        session.succeed(&enter)?;
+        for open in [false, true] {
+            if open {
+                session.succeed(&format!("open {}", words(kind, family)))?;
+            }
+            let target = family.target(&lab);
+            try_flow(&mut session, kind, target)?;
+            lab.assert_at_most_by("wlan0", target)
+                .with_context(|| format!("{kind:?} {family:?}, a new socket: {open}"))?;
+        }
+    }
+    lab.steer(&["policy", "unset", "tree"])?.success()?;
+    // It is on one of them: what was made there stays strict in the other, and new sockets are the other's.
+    lab.set_policy("app", &app, "wlan0", &["--strict"])?;
+    for (kind, family) in matrix().filter(|(kind, _)| *kind != Kind::Raw) {
+        let mut session = Probe::new(kind, family).start_as(&lab, &alice, &app, None)?;
+        session.succeed(&enter)?;
+        let target = family.target(&lab);
+        try_flow(&mut session, kind, target)?;
+        lab.assert_at_most_by("wlan0", target)
+            .with_context(|| format!("{kind:?} {family:?}"))?;
+        session.succeed(&format!("open {}", words(kind, family)))?;
+        let target = family.target(&lab);
+        try_flow(&mut session, kind, target)?;
+        lab.assert_only_by("eth0", target)
+            .with_context(|| format!("{kind:?} {family:?} beside"))?;
+    }
+    conformance::row(
+        "INVARIANT-1",
+        "a process that moves itself to another cgroup, delegated or not, takes no strict socket out",
+    )
+}
+
+/// The probe's words for a socket.
+fn words(kind: Kind, family: Family) -> String {
+    let kind = match kind {
+        Kind::Tcp => "tcp",
+        Kind::UdpConnected | Kind::UdpUnconnected => "udp",
+        Kind::Ping => "ping",
+        Kind::Raw => "raw",
+    };
+    let family = match family {
+        Family::V4 => "4",
+        Family::V6 => "6",
+        Family::Mapped => "mapped",
+    };
+    format!("{kind} {family}")
+}
+
+#[test]
+fn sockets_that_bind_without_a_hook_leave_by_no_other_uplink() -> Result<()> {
+    let lab = Lab::new()?;
+    let (_agent, app) = strict(&lab)?;
+    for (family, address) in OTHER {
+        for kind in [Kind::Ping, Kind::Raw] {
+            for connects in [false, true] {
+                let target = family.target(&lab);
+                let to = SocketAddr::new(target, ECHO_PORT);
+                let mut session = Probe::new(kind, family).start(&lab, &app)?;
+                session.succeed("set timeout=200")?;
+                session.perform(&format!("bind {address}"))?;
+                if connects {
+                    session.perform(&format!("connect {to}"))?;
+                    session.perform("send stray")?;
+                } else {
+                    session.perform(&format!("send stray {to}"))?;
+                }
+                lab.assert_at_most_by("wlan0", target)
+                    .with_context(|| format!("{kind:?} {family:?} {connects}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn an_address_that_need_not_be_the_hosts_cannot_be_bound() -> Result<()> {
     let lab = Lab::new()?;
     let (_agent, app) = strict(&lab)?;

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
+use steer_tests::foreign::nft;
 use steer_tests::report::{DISCARD_PORT, ECHO_PORT};
 use steer_tests::{
     Agent, Direction, Family, Kind, Lab, Probe, Session, Snapshot, Uplink, conformance,
@@ -112,7 +113,7 @@ fn flows_of_two_applications_to_one_server_address_and_port_stay_apart() -> Resu
             }
         }
     }
-    for row in ["S60-6", "BB-2"] {
+    for row in ["S60-6", "BB-2", "AMSS-4"] {
         conformance::row(
             row,
             "the same IPv4 address on two uplinks: flows of every kind to the same server address and port \
@@ -170,6 +171,35 @@ fn servers_on_a_shared_address_answer_by_the_way_they_were_asked() -> Result<()>
                 .with_context(|| format!("rp_filter {rp_filter}"))?;
         }
     }
+    Ok(())
+}
+
+#[test]
+fn marks_of_others_on_what_arrives_lead_no_answer_astray() -> Result<()> {
+    let lab = shared(1)?;
+    nft(
+        &lab,
+        "table inet others {
+            chain pre {
+                type filter hook prerouting priority raw; policy accept;
+                meta mark set meta mark | 0x1
+            }
+            chain in {
+                type filter hook input priority filter; policy accept;
+                meta mark & 0x77000000 != 0 meta mark & 0x1 == 0x1 counter
+            }
+        }\n",
+    )?;
+    let _agent = steered(&lab, &[])?;
+    for (cgroup, bound) in [("other", "0.0.0.0"), ("wlan0", SHARED)] {
+        let client = lab.target4().to_string();
+        asked_on_both(&lab, &client, bound, cgroup)?;
+    }
+    let counted = nft(&lab, "list table inet others\n")?;
+    ensure!(
+        !counted.contains("packets 0 "),
+        "both kinds of bits should be on what arrives: {counted}"
+    );
     Ok(())
 }
 

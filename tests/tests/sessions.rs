@@ -211,6 +211,43 @@ fn flows_of_a_worse_domain_stay_or_end_as_the_policy_says() -> Result<()> {
 }
 
 #[test]
+fn flows_of_a_worse_domain_move_where_they_can() -> Result<()> {
+    let lab = Lab::builder().rp_filter(1).build()?;
+    let lines = "repair = true\nsessions.on-better = \"move\"";
+    let (_agent, app) = start(&lab, lines)?;
+    lab.carrier_down("wlan0")?;
+    lab.wait_decision("app", "domain", "wwan0")?;
+    let mut flows = open_all(&lab, &app, "wwan0")?;
+    let position = lab.capture().position();
+    lab.carrier_up("wlan0")?;
+    lab.wait_decision("app", "domain", "wlan0")?;
+    // A connection cannot have another address, nor can a mapped socket's datagrams be told apart.
+    wait_counted(&lab, [0, 2, 4, 0])?;
+    for flow in &mut flows {
+        let moves = flow.kind != Kind::Tcp && flow.session.succeed("send after").is_ok();
+        if !moves {
+            continue;
+        }
+        lab.drain()?;
+        let after = lab
+            .capture()
+            .since(position, |p| p.is_about(flow.target) && p.carries("after"));
+        let own = lab.uplink("wlan0")?.addresses();
+        ensure!(
+            after.iter().any(|p| p.direction == Direction::FromHost)
+                && after.iter().all(|p| p.uplink == "wlan0"
+                    && (p.direction == Direction::ToHost
+                        || p.source.is_some_and(|source| own.contains(&source)))),
+            "{after:?}"
+        );
+    }
+    conformance::row(
+        "P-4.4-3",
+        "flows of a domain that is worse now move to the better one, where the policy says so and they can",
+    )
+}
+
+#[test]
 fn a_lost_carrier_ends_flows_at_once() -> Result<()> {
     let lab = Lab::new()?;
     let (_agent, app) = start(&lab, "")?;

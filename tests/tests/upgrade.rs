@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use steer_tests::report::{DISCARD_PORT, ECHO_PORT};
-use steer_tests::{Agent, Direction, Family, Kind, Lab, LabCgroup, Probe, Session};
+use steer_tests::load::{Load, Way};
+use steer_tests::report::ECHO_PORT;
+use steer_tests::{Agent, Family, Kind, Lab, LabCgroup, Probe, Session, conformance};
 
 /// Names of the pinned links, by the directory of their layout.
 type Pinned = BTreeMap<String, BTreeSet<String>>;
@@ -67,92 +68,6 @@ fn kill_on_the_way(agent: &mut Agent<'_>, lab: &Lab, from: &str, links: usize) -
     agent.kill()
 }
 
-/// Sequence-numbered datagrams, and new flows one after the other, from one cgroup.
-struct Load {
-    uplink: &'static str,
-    floods: Vec<(String, Session)>,
-    churns: Vec<Session>,
-}
-
-impl Load {
-    fn start(lab: &Lab, app: &LabCgroup, uplink: &'static str) -> Result<Self> {
-        let (mut floods, mut churns) = (Vec::new(), Vec::new());
-        for (version, family) in [(4, Family::V4), (6, Family::V6)] {
-            let token = format!("flood-{uplink}-{version}");
-            let to = SocketAddr::new(family.target(lab), DISCARD_PORT);
-            let mut session = Probe::new(Kind::UdpConnected, family).start(lab, app)?;
-            session.succeed(&format!("connect {to}"))?;
-            session.ask(&format!("flood {token}"))?;
-            floods.push((token, session));
-            let token = format!("datagrams-{uplink}-{version}");
-            let mut session = Probe::new(Kind::UdpUnconnected, family).start(lab, app)?;
-            session.ask(&format!("flood {token} {to}"))?;
-            floods.push((token, session));
-            let to = SocketAddr::new(family.target(lab), ECHO_PORT);
-            let mut session = Probe::new(Kind::Tcp, family).start(lab, app)?;
-            session.ask(&format!("churn new-{uplink}-{version} {to}"))?;
-            churns.push(session);
-        }
-        Ok(Self {
-            uplink,
-            floods,
-            churns,
-        })
-    }
-
-    /// Ends it. All that was sent was seen once, at the uplink alone, and each flow had its answer.
-    fn finish(self, lab: &Lab) -> Result<()> {
-        for (token, mut session) in self.floods {
-            session.ask("close")?;
-            let report = session.read()?;
-            ensure!(
-                report.tried > 0 && report.failed == 0,
-                "{token}: sending failed: {report:?}"
-            );
-            lab.drain()?;
-            let seen = seen(lab, &token);
-            for number in 1..=report.tried {
-                let uplinks = seen.get(&number).map(Vec::as_slice).unwrap_or_default();
-                ensure!(
-                    uplinks == [self.uplink],
-                    "{token}: datagram {number} of {} was seen on {uplinks:?}",
-                    report.tried
-                );
-            }
-        }
-        for mut session in self.churns {
-            session.ask("close")?;
-            let report = session.read()?;
-            ensure!(
-                report.tried > 0 && report.failed == 0,
-                "{}: new flows failed: {report:?}",
-                self.uplink
-            );
-        }
-        Ok(())
-    }
-}
-
-/// Sequence numbers after `token` in what the host sent, with the uplinks that each was seen on.
-fn seen(lab: &Lab, token: &str) -> BTreeMap<u64, Vec<String>> {
-    let prefix = format!("{token}-");
-    let mut seen: BTreeMap<u64, Vec<String>> = BTreeMap::new();
-    for packet in lab
-        .capture()
-        .packets(|p| p.direction == Direction::FromHost && p.protocol == Some(17))
-    {
-        let text = String::from_utf8_lossy(&packet.payload);
-        let number = text
-            .strip_prefix(&prefix)
-            .and_then(|rest| rest.split_once(';'))
-            .and_then(|(number, _)| number.parse().ok());
-        if let Some(number) = number {
-            seen.entry(number).or_default().push(packet.uplink);
-        }
-    }
-    seen
-}
-
 /// Makes cgroups below a strict one, each with a flow at once, while the agent starts.
 fn flows_of_new_cgroups(
     lab: &Lab,
@@ -183,8 +98,8 @@ fn another_layout_takes_over_and_gives_back_under_load_wherever_it_is_killed() -
     let policies = lab.steer(&["policy", "list", "--json"])?.json()?;
     let mut fresh = Probe::new(Kind::UdpConnected, Family::V4).start(&lab, &strict)?;
     let loads = [
-        Load::start(&lab, &strict, "wlan0")?,
-        Load::start(&lab, &steered, "wwan0")?,
+        (Load::start(&lab, &strict, &Way::ALL)?, "wlan0"),
+        (Load::start(&lab, &steered, &Way::ALL)?, "wwan0"),
     ];
 
     let (mut layout, links) = only_layout(&lab)?;
@@ -224,8 +139,10 @@ fn another_layout_takes_over_and_gives_back_under_load_wherever_it_is_killed() -
     }
 
     ensure!(cut > 0, "every agent was done before it was killed");
-    for load in loads {
-        load.finish(&lab)?;
+    for (load, uplink) in loads {
+        let own = lab.uplink(uplink)?.addresses().into_iter().collect();
+        load.assert_only_by(&lab, 0.., &[(uplink.to_owned(), own)].into())?;
+        load.finish_complete(&lab, uplink)?;
     }
     drop(run);
     agent.stop()?;
@@ -233,7 +150,15 @@ fn another_layout_takes_over_and_gives_back_under_load_wherever_it_is_killed() -
     lab.host().run(|| {
         ensure!(!fs::exists("/sys/fs/bpf/steer")?, "pins are left");
         Ok(())
-    })
+    })?;
+    for row in ["INVARIANT-1", "INVARIANT-2"] {
+        conformance::row(
+            row,
+            "another version takes over under traffic of every kind, and is killed on the way: every packet by \
+             its domain, with its address, and none lost",
+        )?;
+    }
+    Ok(())
 }
 
 fn names(policies: &Value) -> Vec<&str> {

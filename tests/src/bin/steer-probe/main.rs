@@ -7,8 +7,10 @@ mod control;
 mod hand;
 mod operation;
 mod probe;
+mod repeat;
 mod ring;
 mod socket;
+mod transfer;
 mod wire;
 
 use std::io::BufRead;
@@ -31,9 +33,10 @@ Operations, one a line on standard input; addresses as ADDRESS, ADDRESS:PORT, [A
   take NAME             close the socket and wait for another process to give one
   give NAME             hand the socket to the process that takes it, and keep it
   set KEY=VALUE         mark=N device=IF ifindex=IF unicast-if=IF pktinfo6=IF|ADDRESS broadcast=1
-                        multicast-if=IF qdisc-bypass=1 freebind=1 no-port=1;
+                        multicast-if=IF qdisc-bypass=1 freebind=1 no-port=1
+                        tos=N prefer=temporary|public segment=BYTES (of UDP_SEGMENT);
                         source=ADDRESS (header and packet),
-                        timeout=MILLISECONDS
+                        timeout=MILLISECONDS, pause=MILLISECONDS (of flood and the like)
   bind ADDRESS | connect ADDRESS | listen
   send TOKEN [ADDRESS] [pktinfo=IF|ADDRESS] [mark=N]    send and wait for the answer
   post TOKEN [ADDRESS] [pktinfo=IF|ADDRESS] [mark=N]    send only
@@ -45,6 +48,10 @@ Operations, one a line on standard input; addresses as ADDRESS, ADDRESS:PORT, [A
   flood TOKEN [ADDRESS] post TOKEN-1, TOKEN-2, .. every millisecond until the next line comes
   churn TOKEN ADDRESS   the same with a new socket, connect, send and answer each time
   sprout TOKEN ADDRESS  the same with a new socket each time, and no connect
+  persist TOKEN ADDRESS the same with a socket that is connected, and with a new one after an error
+  accept                wait for a connection, or the first datagram, and go on with its sender
+  pump BYTES            send so many bytes of a text that never repeats; datagrams one after the other
+  gulp BYTES            receive them; `tried` counts the right ones, `failed` is 1 if one was not
   enter CGROUP          move this process into the cgroup directory CGROUP
   close                 close the socket
 ";

@@ -66,9 +66,13 @@ pub(crate) enum Operation {
     Flood(Message),
     Churn(Message),
     Sprout(Message),
+    Persist(Message),
     Many(usize, SocketAddr),
     Ended,
     Wait,
+    Accept,
+    Pump(u64),
+    Gulp(u64),
     Give(String),
     Take(String),
     Enter(String),
@@ -108,6 +112,7 @@ impl Operation {
             "flood" => Self::Flood(parse_message(&rest, family)?),
             "churn" => Self::Churn(parse_message(&rest, family)?),
             "sprout" => Self::Sprout(parse_message(&rest, family)?),
+            "persist" => Self::Persist(parse_message(&rest, family)?),
             "many" => {
                 let [count, to] = rest[..] else {
                     bail!("many needs a number and an address")
@@ -117,6 +122,9 @@ impl Operation {
             }
             "ended" => Self::Ended,
             "wait" => Self::Wait,
+            "accept" => Self::Accept,
+            "pump" => Self::Pump(one()?.parse().context("read a number of bytes")?),
+            "gulp" => Self::Gulp(one()?.parse().context("read a number of bytes")?),
             "give" => Self::Give(one()?.to_owned()),
             "take" => Self::Take(one()?.to_owned()),
             "enter" => Self::Enter(one()?.to_owned()),

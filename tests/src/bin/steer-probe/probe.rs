@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -13,26 +13,28 @@ use nix::sys::socket::{
 use steer_tests::report::{Answer, Report};
 
 use crate::control::{self, Prepared};
-use crate::operation::{Extras, Family, Kind, Message, Operation};
-use crate::{hand, ring, socket, wire};
+use crate::operation::{Family, Kind, Message, Operation};
+use crate::{hand, ring, socket, transfer, wire};
 
 /// A socket, and what the probe remembers about it.
 pub(crate) struct Probe {
-    lines: Receiver<String>,
-    waiting: Option<String>,
-    socket: Option<OwnedFd>,
-    kind: Kind,
-    family: Family,
-    connected: Option<SocketAddr>,
+    pub(crate) lines: Receiver<String>,
+    pub(crate) waiting: Option<String>,
+    pub(crate) socket: Option<OwnedFd>,
+    pub(crate) kind: Kind,
+    pub(crate) family: Family,
+    pub(crate) connected: Option<SocketAddr>,
     device: Option<String>,
     source: Option<IpAddr>,
     timeout: Duration,
+    /// Between two of a row of operations.
+    pub(crate) pause: Duration,
     /// Further sockets that are connected.
     many: Vec<OwnedFd>,
 }
 
 /// Outcome of an operation that the kernel may refuse; the outer error is a mistake in the line.
-type Attempt = Result<Result<(), Errno>>;
+pub(crate) type Attempt = Result<Result<(), Errno>>;
 
 impl Probe {
     pub(crate) fn new(lines: Receiver<String>) -> Self {
@@ -46,6 +48,7 @@ impl Probe {
             device: None,
             source: None,
             timeout: Duration::from_secs(2),
+            pause: Duration::from_millis(1),
             many: Vec::new(),
         }
     }
@@ -118,6 +121,7 @@ impl Probe {
             Operation::Flood(message) => self.flood(&message, report)?,
             Operation::Churn(message) => self.churn(&message, report)?,
             Operation::Sprout(message) => self.sprout(&message, report)?,
+            Operation::Persist(message) => self.persist(&message, report)?,
             Operation::Many(count, to) => self.many(count, to, report)?,
             Operation::Ended => {
                 report.tried = u64::try_from(self.many.len())?;
@@ -126,6 +130,20 @@ impl Probe {
                 Ok(())
             }
             Operation::Wait => self.wait()?,
+            Operation::Accept => {
+                let taken = transfer::accept(self.socket()?, self.kind.is_stream(), report);
+                taken.map(|connection| {
+                    if let Some(connection) = connection {
+                        self.socket = Some(connection);
+                    }
+                })
+            }
+            Operation::Pump(bytes) => {
+                transfer::pump(self.socket()?, self.kind.is_stream(), bytes, report)?
+            }
+            Operation::Gulp(bytes) => {
+                transfer::gulp(self.socket()?, self.kind.is_stream(), bytes, report)?
+            }
             Operation::Give(name) => hand::give(self.socket()?, &name)?,
             Operation::Take(name) => {
                 self.socket = None;
@@ -147,7 +165,7 @@ impl Probe {
         self.socket.as_ref().context("no socket is open")
     }
 
-    fn open(&mut self, kind: Kind, family: Family) -> Result<(), Errno> {
+    pub(crate) fn open(&mut self, kind: Kind, family: Family) -> Result<(), Errno> {
         self.socket = None;
         (self.kind, self.family, self.connected) = (kind, family, None);
         let opened = socket::open(kind, family)?;
@@ -164,12 +182,15 @@ impl Probe {
                 self.timeout = Duration::from_millis(value.parse().context("read milliseconds")?);
                 return Ok(socket::set_timeout(self.socket()?, self.timeout));
             }
+            "pause" => {
+                self.pause = Duration::from_millis(value.parse().context("read milliseconds")?);
+            }
             _ => return socket::set(self.socket()?, key, value),
         }
         Ok(Ok(()))
     }
 
-    fn connect(&mut self, to: SocketAddr) -> Attempt {
+    pub(crate) fn connect(&mut self, to: SocketAddr) -> Attempt {
         let result = connect(self.socket()?.as_raw_fd(), &SockaddrStorage::from(to));
         if result.is_ok() {
             self.connected = Some(to);
@@ -184,7 +205,7 @@ impl Probe {
         }))
     }
 
-    fn post(&self, message: &Message) -> Attempt {
+    pub(crate) fn post(&self, message: &Message) -> Attempt {
         let (payload, to) = self.payload(message)?;
         if self.kind == Kind::Packet {
             return self.post_frame(&payload);
@@ -254,7 +275,7 @@ impl Probe {
         Ok(steer_tests::send_frame(self.socket()?, index, &frame))
     }
 
-    fn exchange(&self, message: &Message, report: &mut Report) -> Attempt {
+    pub(crate) fn exchange(&self, message: &Message, report: &mut Report) -> Attempt {
         match self.post(message)? {
             Ok(()) => self.answer_to(message, report),
             Err(errno) => Ok(Err(errno)),
@@ -338,39 +359,6 @@ impl Probe {
         Ok(send(connection.as_raw_fd(), &answer, MsgFlags::MSG_NOSIGNAL).map(drop))
     }
 
-    fn flood(&mut self, message: &Message, report: &mut Report) -> Attempt {
-        report.peer = message.to.or(self.connected);
-        while !self.line_waits() {
-            report.tried += 1;
-            let token = format!("{}-{};", message.token, report.tried);
-            let one = Message {
-                token,
-                ..message.clone()
-            };
-            if self.post(&one)?.is_err() {
-                report.failed += 1;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(Ok(()))
-    }
-
-    fn churn(&mut self, message: &Message, report: &mut Report) -> Attempt {
-        let to = message.to.context("churn needs a destination")?;
-        report.peer = Some(to);
-        let mut last = Ok(());
-        while !self.line_waits() {
-            report.tried += 1;
-            let token = format!("{}-{};", message.token, report.tried);
-            let result = self.fresh_exchange(token, to)?;
-            if result.is_err() {
-                report.failed += 1;
-                last = result;
-            }
-        }
-        Ok(last)
-    }
-
     /// Connects many more sockets, and keeps them.
     fn many(&mut self, count: usize, to: SocketAddr, report: &mut Report) -> Attempt {
         report.peer = Some(to);
@@ -395,52 +383,6 @@ impl Probe {
             return Ok(Err(errno));
         }
         Ok(recv(socket.as_raw_fd(), &mut [0; 8192], MsgFlags::empty()).map(drop))
-    }
-
-    fn sprout(&mut self, message: &Message, report: &mut Report) -> Attempt {
-        report.peer = message.to;
-        while !self.line_waits() {
-            report.tried += 1;
-            let token = format!("{}-{};", message.token, report.tried);
-            let one = Message {
-                token,
-                ..message.clone()
-            };
-            if self.open(self.kind, self.family).is_err() || self.post(&one)?.is_err() {
-                report.failed += 1;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(Ok(()))
-    }
-
-    fn fresh_exchange(&mut self, token: String, to: SocketAddr) -> Attempt {
-        if let Err(errno) = self.open(self.kind, self.family) {
-            return Ok(Err(errno));
-        }
-        if let Err(errno) = self.connect(to)? {
-            return Ok(Err(errno));
-        }
-        let message = Message {
-            token,
-            to: None,
-            extras: Extras::default(),
-        };
-        self.exchange(&message, &mut Report::default())
-    }
-
-    fn line_waits(&mut self) -> bool {
-        if self.waiting.is_some() {
-            return true;
-        }
-        match self.lines.try_recv() {
-            Ok(line) => {
-                self.waiting = Some(line);
-                true
-            }
-            Err(TryRecvError::Empty) => false,
-            Err(TryRecvError::Disconnected) => true,
-        }
     }
 }
 

@@ -114,6 +114,30 @@ pub(crate) fn set(socket: &OwnedFd, key: &str, value: &str) -> Result<Result<(),
             libc::IP_BIND_ADDRESS_NO_PORT,
             parse_number(value)?,
         ),
+        "tos" if is_ipv6(socket) => integer(
+            socket,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_TCLASS,
+            parse_number(value)?,
+        ),
+        "tos" => integer(socket, libc::IPPROTO_IP, libc::IP_TOS, parse_number(value)?),
+        // RFC 5014, section 7.
+        "prefer" => integer(
+            socket,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_ADDR_PREFERENCES,
+            match value {
+                "temporary" => 1,
+                "public" => 2,
+                other => anyhow::bail!("unknown preference {other}"),
+            },
+        ),
+        "segment" => integer(
+            socket,
+            libc::SOL_UDP,
+            libc::UDP_SEGMENT,
+            parse_number(value)?,
+        ),
         // The index is in network byte order, unlike any other: ip(7).
         "unicast-if" if is_ipv6(socket) => integer(
             socket,

@@ -276,6 +276,11 @@ fn wait_addresses(lab: &Lab, domain: &str, wanted: &[&str]) -> Result<()> {
 #[test]
 fn renumbering_takes_the_new_addresses_and_leaves_the_old() -> Result<()> {
     let lab = Lab::builder().rp_filter(1).build()?;
+    // Else the first address of a network takes the others along when it goes.
+    lab.host().run(|| {
+        let setting = "/proc/sys/net/ipv4/conf/all/promote_secondaries";
+        Ok(std::fs::write(setting, "1")?)
+    })?;
     let _agent = lab.start_agent()?;
     let mut watched = Watched::start(&lab, "wlan0", &["wlan0"])?;
     let mut old = ["10.2.0.2/24", "2001:db8:2::2/64"].map(str::to_owned);
@@ -295,26 +300,19 @@ fn renumbering_takes_the_new_addresses_and_leaves_the_old() -> Result<()> {
         let what = format!("renumbered to {new:?}, make first: {make_first}");
         watched.change(&what, after, || {
             let remove = || old.iter().try_for_each(|a| lab.remove_address("wlan0", a));
-            let add = || -> Result<()> {
-                new.iter().try_for_each(|a| lab.add_address("wlan0", a))?;
-                // The routes went with the last address of the network.
-                lab.ip(&[
-                    "route", "replace", "default", "via", "10.2.0.1", "dev", "wlan0", "metric",
-                    "200",
-                ])?;
-                Ok(())
-            };
+            let add = || new.iter().try_for_each(|a| lab.add_address("wlan0", a));
             if make_first {
                 add()?;
                 remove()?;
-                lab.ip(&[
-                    "route", "replace", "default", "via", "10.2.0.1", "dev", "wlan0", "metric",
-                    "200",
-                ])?;
             } else {
                 remove()?;
                 add()?;
             }
+            // The routes go with an address that they prefer, or with the last one of their network.
+            let default = [
+                "default", "via", "10.2.0.1", "dev", "wlan0", "metric", "200",
+            ];
+            lab.ip(&[&["route", "replace"], &default[..]].concat())?;
             wait_addresses(&lab, "wlan0", &[&new[0], &new[1]])?;
             lab.wait_decision("strict", "domain", "wlan0")
         })?;

@@ -125,6 +125,14 @@ fn set(lab: &Lab, number: u16) -> Result<Value> {
     lab.set_policy(&format!("app{number}"), &cgroup, &format!("d{number}"), &[])
 }
 
+/// One flow of the application of `d{number}` leaves by it.
+fn flows_by(lab: &Lab, number: u16, kind: Kind, family: Family) -> Result<()> {
+    let cgroup = lab.cgroup().child(&format!("app{number}"))?;
+    let target = family.target(lab);
+    Probe::flow(kind, family, target).succeed(lab, &cgroup)?;
+    lab.assert_only_by(&format!("d{number}"), target).map(drop)
+}
+
 /// There is no mark for `d{number}`: that is said, its application has no way, and all others go on.
 fn is_too_many(lab: &Lab, number: u16) -> Result<()> {
     let shown = set(lab, number)?;
@@ -136,8 +144,7 @@ fn is_too_many(lab: &Lab, number: u16) -> Result<()> {
         "status does not say it: {status:#?}"
     );
     let last = number - 1;
-    let cgroup = lab.cgroup().child(&format!("app{last}"))?;
-    lab.flow_leaves_by(&cgroup, &format!("d{last}"), Kind::Tcp, Family::V4)?;
+    flows_by(lab, last, Kind::Tcp, Family::V4)?;
     let strict = [
         "policy",
         "set",
@@ -167,9 +174,8 @@ fn two_hundred_and_fifty_two_domains_at_once_with_a_wider_mask_and_one_too_many(
     tables_are_there(&lab, MANY)?;
     for number in MANY..255 {
         set(&lab, number)?;
-        let cgroup = lab.cgroup().child(&format!("app{number}"))?;
         for (kind, family) in [(Kind::Tcp, Family::V6), (Kind::UdpUnconnected, Family::V4)] {
-            lab.flow_leaves_by(&cgroup, &format!("d{number}"), kind, family)?;
+            flows_by(&lab, number, kind, family)?;
         }
     }
     is_too_many(&lab, 255)?;

@@ -70,19 +70,24 @@ impl MarkMask {
     }
 
     /// The index in `mark`; bits outside the mask are ignored.
+    ///
+    /// Without a branch for a bit: the kernel's verifier would follow each of the 256 values by itself, and
+    /// give up.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a mask has at most eight bits"
+    )]
     pub const fn decode(self, mark: u32) -> u16 {
-        let mut rest = self.0;
         let mut index = 0;
         let mut bit = 0;
-        while rest != 0 {
-            let lowest = rest & rest.wrapping_neg();
-            if mark & lowest != 0 {
-                index |= 1 << bit;
-            }
-            rest &= rest - 1;
-            bit += 1;
+        let mut place = 0;
+        while place < u32::BITS {
+            let ours = self.0 >> place & 1;
+            index |= (mark >> place & ours) << bit;
+            bit += ours;
+            place += 1;
         }
-        index
+        index as u16
     }
 }
 

@@ -18,7 +18,7 @@ use crate::terminal::Terminal;
 use crate::wait;
 
 /// How long the agent may take to load its programs and answer.
-const READY: Duration = Duration::from_secs(90);
+const READY: Duration = Duration::from_secs(20);
 /// How long it may take to end when told to.
 const STOPPED: Duration = Duration::from_secs(10);
 

@@ -119,6 +119,39 @@ fn a_device_that_the_application_bound_is_respected() -> Result<()> {
 }
 
 #[test]
+fn an_interface_that_the_application_chose_is_respected() -> Result<()> {
+    let lab = Lab::builder().rp_filter(1).build()?;
+    let _agent = lab.start_agent()?;
+    let app = lab.cgroup().child("app")?;
+    lab.set_policy("app", &app, "wlan0", &[])?;
+    lab.set_policy("other", &lab.cgroup().child("other")?, "wwan0", &[])?;
+    // Where a hook gives the source it does not know of the option (unconnected IPv4 and all IPv6 UDP), and for
+    // TCP the kernel itself makes nothing of it.
+    for (kind, family) in [
+        (Kind::UdpConnected, Family::V4),
+        (Kind::Ping, Family::V4),
+        (Kind::Ping, Family::V6),
+        (Kind::Raw, Family::V4),
+        (Kind::Raw, Family::V6),
+    ] {
+        for uplink in ["wwan0", "wlan0"] {
+            let target = family.target(&lab);
+            Probe::flow(kind, family, target)
+                .first(&format!("set unicast-if={uplink}"))
+                .succeed(&lab, &app)
+                .with_context(|| format!("{kind:?} {family:?} by {uplink}"))?;
+            lab.assert_only_by(uplink, target)
+                .with_context(|| format!("{kind:?} {family:?} by {uplink}"))?;
+        }
+    }
+    conformance::row(
+        "LIN-3",
+        "an interface that the application chose is kept (IP_UNICAST_IF, IPV6_UNICAST_IF), by connected IPv4 UDP, \
+         ping and raw sockets",
+    )
+}
+
+#[test]
 fn foreign_bits_of_a_mark_are_kept() -> Result<()> {
     let lab = Lab::new()?;
     let _agent = lab.start_agent()?;

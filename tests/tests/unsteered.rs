@@ -1,7 +1,7 @@
 //! What no policy matches behaves as if steer were not installed: its packets are the same with and
 //! without an agent, policies, strict policies and repair.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
@@ -60,7 +60,8 @@ const WAYS: [(&str, Option<&str>, Option<&str>); 7] = [
 
 /// How packets of every kind look that `cgroup` sends in every way, and what its sockets report.
 fn looks(lab: &Lab, cgroup: &LabCgroup) -> Result<Vec<(String, BTreeSet<Look>)>> {
-    let mut all = Vec::new();
+    let position = lab.capture().position();
+    let mut flows = Vec::new();
     for (way, v4, v6) in WAYS {
         for (kind, family) in matrix() {
             let target = family.target(lab);
@@ -69,27 +70,29 @@ fn looks(lab: &Lab, cgroup: &LabCgroup) -> Result<Vec<(String, BTreeSet<Look>)>>
             if let Some(first) = first {
                 probe = probe.first(first);
             }
-            let reports = probe.first("set timeout=1000").run(lab, cgroup)?;
-            lab.drain()?;
-            // How many acknowledgements there are is a matter of time.
-            let sent = lab.capture().packets(|p| {
-                p.is_about(target)
-                    && p.is_ip()
-                    && p.target.is_none()
-                    && p.direction == Direction::FromHost
-                    && (p.protocol != Some(6) || p.tcp_flags & 2 != 0 || !p.payload.is_empty())
-            });
+            let reports = probe.first("set timeout=500").run(lab, cgroup)?;
             let said: Vec<_> = reports
                 .iter()
                 .map(|report| (report.errno_name.as_str(), report.mark))
                 .collect();
-            all.push((
-                format!("{way} {kind:?} {family:?} {said:?}"),
-                sent.iter().map(look).collect(),
-            ));
+            flows.push((target, format!("{way} {kind:?} {family:?} {said:?}")));
         }
     }
-    Ok(all)
+    lab.drain()?;
+    // How many acknowledgements there are is a matter of time.
+    let sent = lab.capture().since(position, |p| {
+        p.is_ip()
+            && p.direction == Direction::FromHost
+            && (p.protocol != Some(6) || p.tcp_flags & 2 != 0 || !p.payload.is_empty())
+    });
+    let mut by_target: BTreeMap<IpAddr, BTreeSet<Look>> = BTreeMap::new();
+    for packet in &sent {
+        if let Some(to) = packet.destination {
+            by_target.entry(to).or_default().insert(look(packet));
+        }
+    }
+    let of = |(target, name)| (name, by_target.get(&target).cloned().unwrap_or_default());
+    Ok(flows.into_iter().map(of).collect())
 }
 
 fn policy(lab: &Lab, name: &str, via: &str, more: &str) -> Result<String> {
@@ -117,7 +120,12 @@ fn what_no_policy_matches_is_sent_as_without_steer() -> Result<()> {
         without.iter().filter(|(_, sent)| !sent.is_empty()).count() > without.len() / 2,
         "little was sent: {without:#?}"
     );
-    let load = Load::start(&lab, &lab.cgroup().child("steady")?, &Way::ALL)?;
+    let steady = lab.cgroup().child("steady")?;
+    let load = Load::start(
+        &lab,
+        &steady,
+        &[Way::Connection, Way::Connected, Way::Unconnected, Way::Raw],
+    )?;
     let same = |what: &str| -> Result<()> {
         let now = looks(&lab, &free)?;
         for (before, now) in without.iter().zip(&now) {

@@ -1,7 +1,7 @@
 //! What applications do with their sockets, and what steer makes of it: several destinations, several
 //! connects, their own binds, devices and marks.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use steer_tests::report::{DISCARD_PORT, ECHO_PORT};
@@ -148,6 +148,54 @@ fn an_interface_that_the_application_chose_is_respected() -> Result<()> {
         "LIN-3",
         "an interface that the application chose is kept (IP_UNICAST_IF, IPV6_UNICAST_IF), by connected IPv4 UDP, \
          ping and raw sockets",
+    )
+}
+
+#[test]
+fn whatever_kind_of_address_the_application_prefers_it_is_its_domains() -> Result<()> {
+    let lab = Lab::new()?;
+    // Every uplink has a permanent and a temporary address (RFC 8981).
+    for (uplink, number) in [("eth0", 1), ("wlan0", 2), ("wwan0", 3)] {
+        let path = format!("/proc/sys/net/ipv6/conf/{uplink}/use_tempaddr");
+        lab.host().run(|| Ok(std::fs::write(&path, "1")?))?;
+        let address = format!("2001:db8:{number}::beef/64");
+        lab.ip(&[
+            "address",
+            "add",
+            &address,
+            "dev",
+            uplink,
+            "nodad",
+            "mngtmpaddr",
+        ])?;
+    }
+    let temporary = lab.ip_json(&["-6", "address", "show", "dev", "wlan0", "temporary"])?;
+    let temporary = temporary
+        .pointer("/0/addr_info/0/local")
+        .and_then(serde_json::Value::as_str);
+    let temporary: IpAddr = temporary.context("no temporary address")?.parse()?;
+    let mut own = lab.uplink("wlan0")?.addresses();
+    own.extend([temporary, "2001:db8:2::beef".parse::<IpAddr>()?]);
+    let _agent = lab.start_agent()?;
+    let app = lab.cgroup().child("app")?;
+    for strict in [&[][..], &["--strict"]] {
+        lab.set_policy("app", &app, "wlan0", strict)?;
+        for prefer in ["public", "temporary"] {
+            for kind in Kind::ALL {
+                let target = lab.target6();
+                let what = || format!("{kind:?} that prefers {prefer}, {strict:?}");
+                Probe::flow(kind, Family::V6, target)
+                    .first(&format!("set prefer={prefer}"))
+                    .succeed(&lab, &app)
+                    .with_context(what)?;
+                lab.assert_only_by_from("wlan0", target, &own)
+                    .with_context(what)?;
+            }
+        }
+    }
+    conformance::row(
+        "INVARIANT-2",
+        "an application that prefers temporary or public addresses (RFC 5014) gets none of another domain",
     )
 }
 

@@ -431,6 +431,8 @@ fn a_user_moves_about_in_its_own_cgroups_and_takes_no_socket_out() -> Result<()>
             if open {
                 session.succeed(&format!("open {}", words(kind, family)))?;
             }
+            // As any user may, where a policy allows it.
+            session.perform("set device=eth0")?;
             let target = family.target(&lab);
             try_flow(&mut session, kind, target)?;
             lab.assert_at_most_by("wlan0", target)
@@ -443,6 +445,7 @@ fn a_user_moves_about_in_its_own_cgroups_and_takes_no_socket_out() -> Result<()>
     for (kind, family) in matrix().filter(|(kind, _)| *kind != Kind::Raw) {
         let mut session = Probe::new(kind, family).start_as(&lab, &alice, &app, None)?;
         session.succeed(&enter)?;
+        session.perform("set device=eth0")?;
         let target = family.target(&lab);
         try_flow(&mut session, kind, target)?;
         lab.assert_at_most_by("wlan0", target)

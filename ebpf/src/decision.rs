@@ -283,12 +283,7 @@ pub fn decide(
 
 /// What comes of what was chosen.
 #[inline(always)]
-pub fn settle(
-    owner: &Owner,
-    destination: &Address,
-    bound_device: u32,
-    found: &Chosen,
-) -> Decision {
+pub fn settle(owner: &Owner, destination: &Address, bound_device: u32, found: &Chosen) -> Decision {
     if let Some(local) = local_at(destination) {
         if local.flags & local_flags::HOST != 0 {
             return Decision::Pass(None);

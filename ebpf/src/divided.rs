@@ -84,7 +84,9 @@ extern "C" fn expected_of_rules(
         tuple.source = Address([0; 4]);
     }
     // SAFETY: the program's own packet.
-    let found = choose(owner, &tuple, || unsafe { bpf_get_socket_cookie(skb.cast()) });
+    let found = choose(owner, &tuple, || unsafe {
+        bpf_get_socket_cookie(skb.cast())
+    });
     if found.is(chosen::UNKNOWN) {
         return u64::from(memory.domain) | SOURCE_KNOWN;
     }

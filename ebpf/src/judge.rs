@@ -309,7 +309,8 @@ fn others<const TC: bool>(
         }
         // A flow that was decided and has a source of another domain answers who asked there, or has an
         // address that the application chose.
-        let elsewhere = found & DECIDED != 0 && fit != Fit::Source && !headers.source.belongs_to(index);
+        let elsewhere =
+            found & DECIDED != 0 && fit != Fit::Source && !headers.source.belongs_to(index);
         if !elsewhere
             && !headers.destination.is_never_steered()
             && (expected & NAMED != 0 || !is_passed_local(owner, headers, index))

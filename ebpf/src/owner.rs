@@ -6,8 +6,8 @@
 
 use aya_ebpf::helpers::generated::bpf_get_current_cgroup_id;
 use steer_common::{
-    CgroupEntry, ChoiceEntry, FlowState, PolicyEntry, cgroup_flags, flow_flags, policy_flags, share,
-    verdict,
+    CgroupEntry, ChoiceEntry, FlowState, PolicyEntry, cgroup_flags, flow_flags, policy_flags,
+    share, verdict,
 };
 
 use crate::maps::{CGROUPS, CHOICES, POLICIES};

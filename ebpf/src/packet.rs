@@ -60,10 +60,7 @@ pub struct Headers {
 /// Whether a protocol is a header of IPv6 that is walked: as that of a [`Transport`] it says nothing.
 #[inline(always)]
 pub fn is_extension(protocol: u32) -> bool {
-    protocol == HOP_BY_HOP
-        || protocol == ROUTING
-        || protocol == DESTINATION
-        || protocol == FRAGMENT
+    protocol == HOP_BY_HOP || protocol == ROUTING || protocol == DESTINATION || protocol == FRAGMENT
 }
 
 /// Whether it is an IPv4 packet.

@@ -19,7 +19,11 @@ use steer_common::rules::{
     dimension, has_ports,
 };
 
-use crate::{address::Address, maps::{RULESETS, RuleSet}, tuple::Tuple};
+use crate::{
+    address::Address,
+    maps::{RULESETS, RuleSet},
+    tuple::Tuple,
+};
 
 /// What a set says about a flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -180,7 +184,12 @@ extern "C" fn rows_of_rules(set: u32, tuple: *const Tuple, rows: *mut Rows) -> u
     }
     if tuple.destination.is_v4() {
         rows.0[0] = row(number, set, dimension::SOURCE4, short(&tuple.source));
-        rows.0[1] = row(number, set, dimension::DESTINATION4, short(&tuple.destination));
+        rows.0[1] = row(
+            number,
+            set,
+            dimension::DESTINATION4,
+            short(&tuple.destination),
+        );
     } else {
         let (high, low) = (half(&tuple.source, 0), half(&tuple.source, 2));
         rows.0[0] = long_row(number, set, dimension::SOURCE6, high, low);
@@ -293,7 +302,10 @@ extern "C" fn long_row_of_rules(set: u32, dimension: u32, high: u64, low: u64) -
         return DAMAGED;
     };
     let at = long_search_of_rules(page, place, count, high, low);
-    word(page, place.wrapping_add(count.wrapping_mul(4)).wrapping_add(at))
+    word(
+        page,
+        place.wrapping_add(count.wrapping_mul(4)).wrapping_add(at),
+    )
 }
 
 /// Steps of a search: 2,048 starts are the most.

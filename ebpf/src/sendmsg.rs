@@ -171,11 +171,7 @@ fn steer<const V4: bool>(
         return refuse_no_domain();
     }
     if source.is_unspecified() {
-        if V4
-            && !connected
-            && domain.shares_address()
-            && our_mark(socket) != domain.entry.mark
-        {
+        if V4 && !connected && domain.shares_address() && our_mark(socket) != domain.entry.mark {
             // The source would lead nowhere, and the mark counts from the next datagram on. This one
             // goes as the socket's mark says, with a source that fits.
             set_mark(ctx, socket, domain.entry.mark);

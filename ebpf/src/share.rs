@@ -25,7 +25,10 @@ pub fn member(choice: u32, kind: u32, tuple: &Tuple, cookie: u64) -> Option<u32>
 /// the host starts again.
 #[inline(always)]
 fn destination(tuple: &Tuple) -> u64 {
-    let [a, b, c, d] = tuple.destination.0.map(|word| u64::from(u32::from_be(word)));
+    let [a, b, c, d] = tuple
+        .destination
+        .0
+        .map(|word| u64::from(u32::from_be(word)));
     mix(mix(0, a << 32 | b), c << 32 | d)
 }
 

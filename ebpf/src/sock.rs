@@ -147,15 +147,8 @@ pub fn dscp(context: *mut bpf_sock_addr, v4: bool) -> u32 {
     };
     let mut class = 0_u32;
     // SAFETY: `class` outlives the call and has the length that is told.
-    let result = unsafe {
-        bpf_getsockopt(
-            context.cast(),
-            level,
-            option,
-            (&raw mut class).cast(),
-            4,
-        )
-    };
+    let result =
+        unsafe { bpf_getsockopt(context.cast(), level, option, (&raw mut class).cast(), 4) };
     if result == 0 { class >> 2 & 0x3f } else { 0 }
 }
 

@@ -1,14 +1,18 @@
 //! What a run of each program costs. A measurement, not a test: run it by name, alone.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use aya::{programs::loaded_programs, sys::Stats};
 use steer::datapath::Hook;
 use steer_common::{CgroupEntry, PolicyEntry, policy_flags::STRICT};
+use steer_core::rules::Rule;
 
 use crate::{
     child::Child,
-    lab::{Lab, SERVER4, SERVER6, TWO, ifindex, on_a_new_host},
+    lab::{Lab, ONE, SERVER4, SERVER6, TWO, ifindex, on_a_new_host},
     peer::{Tcp, Udp},
 };
 
@@ -32,12 +36,14 @@ fn report(what: &str, work: impl FnOnce()) {
     println!("{what}:");
     for (name, (runs, time)) in totals() {
         let (runs_before, time_before) = before.get(&name).copied().unwrap_or_default();
-        let runs = runs - runs_before;
+        // Programs of other hosts come and go.
+        let (Some(runs), Some(time)) =
+            (runs.checked_sub(runs_before), time.checked_sub(time_before))
+        else {
+            continue;
+        };
         if runs >= 1_000 {
-            println!(
-                "  {name:14} {:4} ns ({runs} runs)",
-                (time - time_before) / runs
-            );
+            println!("  {name:14} {:4} ns ({runs} runs)", time / runs);
         }
     }
 }
@@ -131,6 +137,50 @@ fn guards() -> BTreeMap<u32, (u64, u64)> {
         .collect()
 }
 
+/// A few dozen rules, of which the last fits what [`work`] does; or ten thousand.
+fn measured_rules(count: u32) -> Vec<(Rule, u32)> {
+    let mut rules: Vec<(Rule, u32)> = (0..count)
+        .map(|at| {
+            let net = format!("10.{}.{}.0/24", 64 + at / 250, at % 250);
+            let rule = Rule {
+                destination: vec![net.parse().unwrap()],
+                ports: vec!["443".parse().unwrap()],
+                ..Rule::default()
+            };
+            (rule, ONE)
+        })
+        .collect();
+    let last = Rule {
+        protocol: vec!["udp".parse().unwrap(), "tcp".parse().unwrap()],
+        ..Rule::default()
+    };
+    rules.push((last, TWO));
+    rules
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn measure_rules() {
+    on_a_new_host(|lab| {
+        let _counting = aya::sys::enable_stats(Stats::RunTime).unwrap();
+        lab.attach_all();
+        lab.write_domains();
+        lab.guard_uplinks();
+        for (name, flags) in [("steered", 0), ("strict", STRICT)] {
+            for count in [0, 30, 9_999] {
+                if count == 0 {
+                    lab.policy(1, TWO, flags);
+                } else {
+                    lab.rules(1, &measured_rules(count), ONE);
+                    lab.policy_with_rules(1, TWO, flags, 1);
+                }
+                let mut child = Child::start(&lab.group(&format!("{name}{count}"), 1));
+                report(&format!("{name}, {count} rules"), || work(lab, &mut child));
+            }
+        }
+    });
+}
+
 #[test]
 #[ignore = "a measurement"]
 fn measure_the_guard() {
@@ -177,6 +227,25 @@ fn measure_the_guard() {
                     }
                 }
                 println!("{what}, {family}: {}.{} ns", best / 10, best % 10);
+            }
+        }
+    });
+}
+
+/// How much the verifier looked at, and how large the programs are.
+#[test]
+#[ignore = "a measurement"]
+fn measure_the_verifier() {
+    let others: BTreeSet<u32> = loaded_programs().flatten().map(|one| one.id()).collect();
+    on_a_new_host(move |_| {
+        for program in loaded_programs().flatten() {
+            if !others.contains(&program.id()) {
+                println!(
+                    "{:15} {:7} instructions verified, {:6} bytes",
+                    program.name_as_str().unwrap_or_default(),
+                    program.verified_instruction_count().unwrap_or_default(),
+                    program.size_translated().unwrap_or_default(),
+                );
             }
         }
     });

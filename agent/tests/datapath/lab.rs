@@ -17,11 +17,11 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 use steer::datapath::{Datapath, Hook, Options, Tables, ensure_bpffs};
-use steer_core::rules::{Rule, compile::compile};
 use steer_common::{
     CgroupEntry, ChoiceEntry, DomainEntry, IngressEntry, LAYOUT_VERSION, MarkMask, PolicyEntry,
     SourceKey, domain_flags, policy_flags, verdict,
 };
+use steer_core::rules::{Rule, compile::compile};
 
 /// Index of the domain on `h1`.
 pub(crate) const ONE: u32 = 1;

@@ -1,8 +1,6 @@
 //! What unconnected sockets do when another domain is chosen: stay, or go with each datagram.
 
-use steer_common::{
-    ChoiceEntry, policy_flags::REBIND_DATAGRAM, policy_flags::STRICT, verdict,
-};
+use steer_common::{ChoiceEntry, policy_flags::REBIND_DATAGRAM, policy_flags::STRICT, verdict};
 
 use crate::{
     child::Child,
@@ -40,8 +38,16 @@ fn rebinding(flags: u32, test: impl FnOnce(&mut Lab, &mut Child) + Send + 'stati
 /// A socket of each family, its target, and the sources by `ONE` and by `TWO`.
 fn families(port: u16) -> [(&'static str, String, [&'static str; 2]); 2] {
     [
-        ("inet", format!("{SERVER4}:{port}"), ["10.0.1.2", "10.0.2.2"]),
-        ("inet6", format!("[{SERVER6}]:{port}"), ["fd00:1::2", "fd00:2::2"]),
+        (
+            "inet",
+            format!("{SERVER4}:{port}"),
+            ["10.0.1.2", "10.0.2.2"],
+        ),
+        (
+            "inet6",
+            format!("[{SERVER6}]:{port}"),
+            ["fd00:1::2", "fd00:2::2"],
+        ),
     ]
 }
 
@@ -120,7 +126,13 @@ fn datagrams_stay_with_a_rule_and_go_when_another_one_fits() {
             lab.rules(1, &[(to_other(), TWO)], ONE);
             sends(child, &server, "s", &target, "10.0.2.2");
             // What it sends elsewhere in between takes the memory.
-            sends(child, &server, "s", &format!("{SERVER4}:{}", server.port), "10.0.1.2");
+            sends(
+                child,
+                &server,
+                "s",
+                &format!("{SERVER4}:{}", server.port),
+                "10.0.1.2",
+            );
             sends(child, &server, "s", &target, "10.0.2.2");
             assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 0);
         });

@@ -6,18 +6,9 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use proptest::{
-    prelude::*,
-    strategy::ValueTree as _,
-    test_runner::TestRunner,
-};
-use steer_common::{
-    ChoiceEntry, PolicyEntry, policy_flags::STRICT, rules::has_ports, verdict,
-};
-use steer_core::rules::{
-    Dscp, Flow, Ports, Protocol, Rule,
-    compile::compile,
-};
+use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
+use steer_common::{ChoiceEntry, PolicyEntry, policy_flags::STRICT, rules::has_ports, verdict};
+use steer_core::rules::{Dscp, Flow, Ports, Protocol, Rule, compile::compile};
 
 use crate::{
     child::Child,
@@ -97,8 +88,15 @@ fn rule() -> impl Strategy<Value = (Rule, u32)> {
 fn flow() -> impl Strategy<Value = Flow> {
     let port = || prop_oneof![0_u16..6, Just(u16::MAX)];
     any::<bool>().prop_flat_map(move |v6| {
-        (address(v6), address(v6), protocol(), port(), port(), 0_u8..4).prop_map(
-            |(source, destination, protocol, source_port, port, dscp)| {
+        (
+            address(v6),
+            address(v6),
+            protocol(),
+            port(),
+            port(),
+            0_u8..4,
+        )
+            .prop_map(|(source, destination, protocol, source_port, port, dscp)| {
                 let ports = has_ports(protocol);
                 Flow {
                     source: Some(source),
@@ -108,8 +106,7 @@ fn flow() -> impl Strategy<Value = Flow> {
                     port: if ports { port } else { 0 },
                     dscp: dscp * 15,
                 }
-            },
-        )
+            })
     })
 }
 
@@ -172,9 +169,16 @@ impl<'a> Guard<'a> {
         }
     }
 
+    fn rules(&mut self, rules: &[(&Rule, u32)]) {
+        let image = compile(rules, OTHERWISE).unwrap();
+        self.lab.maps().rulesets.set(1, image.pages()).unwrap();
+    }
+
     fn wants(&mut self, frame: &[u8]) -> u32 {
         let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
-        let answer = self.child.ask(&format!("test-run {} {} {hex}", self.pin, self.ifindex));
+        let answer = self
+            .child
+            .ask(&format!("test-run {} {} {hex}", self.pin, self.ifindex));
         assert!(answer.starts_with("ok 2 "), "{answer}");
         let traffic = self.lab.datapath().traffic().unwrap();
         let now: BTreeMap<u32, u64> = traffic
@@ -200,7 +204,11 @@ fn compare(guard: &mut Guard<'_>, rules: &[(Rule, u32)], flows: &[Flow]) -> usiz
     for flow in flows {
         let found = image.find(flow);
         fitting += usize::from(found.rule.is_some());
-        assert_eq!(guard.wants(&frame(flow)), found.choice, "{flow:?} of {rules:?}");
+        assert_eq!(
+            guard.wants(&frame(flow)),
+            found.choice,
+            "{flow:?} of {rules:?}"
+        );
     }
     fitting
 }
@@ -220,7 +228,10 @@ fn the_kernel_finds_the_rule_that_the_agent_finds() {
             asked += flows.len();
         }
         // Neither answer is the only one.
-        assert!(fitting > asked / 4 && fitting < asked, "{fitting} of {asked}");
+        assert!(
+            fitting > asked / 4 && fitting < asked,
+            "{fitting} of {asked}"
+        );
     });
 }
 
@@ -235,14 +246,20 @@ fn the_kernel_finds_the_rule_among_many() {
                     let bits = 0x2001_u128 << 112 | u128::from(at) << 64;
                     Ipv6Net::new(bits.into(), 64).unwrap().into()
                 } else {
-                    Ipv4Net::new((11 << 24 | at << 8).into(), 24).unwrap().into()
+                    Ipv4Net::new((11 << 24 | at << 8).into(), 24)
+                        .unwrap()
+                        .into()
                 }
             };
             let rules: Vec<(Rule, u32)> = (0..16_384_u32)
                 .map(|at| {
                     let rule = Rule {
                         // A quarter fits every destination, and each a port of its own.
-                        destination: if at % 4 == 0 { vec![] } else { vec![net(at * 2)] },
+                        destination: if at % 4 == 0 {
+                            vec![]
+                        } else {
+                            vec![net(at * 2)]
+                        },
                         ports: vec![Ports::new(1 + (at % 60_000) as u16, 60_000).unwrap()],
                         ..Rule::default()
                     };
@@ -252,7 +269,11 @@ fn the_kernel_finds_the_rule_among_many() {
             let flows: Vec<Flow> = (0..400_u32)
                 .map(|at| {
                     let net = net(at * 81);
-                    let destination = if at % 2 == 0 { net.network() } else { net.broadcast() };
+                    let destination = if at % 2 == 0 {
+                        net.network()
+                    } else {
+                        net.broadcast()
+                    };
                     Flow {
                         source: Some(net.network()),
                         destination,
@@ -264,6 +285,39 @@ fn the_kernel_finds_the_rule_among_many() {
                 })
                 .collect();
             compare(&mut guard, &rules, &flows);
+        }
+    });
+}
+
+#[test]
+fn what_tells_no_ports_is_nowhere_right_where_rules_look_at_them() {
+    on_a_new_host(|lab| {
+        let mut guard = Guard::new(lab);
+        let port = Rule {
+            ports: vec!["53".parse().unwrap()],
+            ..Rule::default()
+        };
+        let everywhere = Rule::default();
+        for (source, destination) in [("11.0.0.1", "12.0.0.1"), ("2001:db8::1", "2001:db8::2")] {
+            let packet = |body| Frame::new(source, destination, body);
+            let first = || packet(Body::Udp(9, 53, vec![0; 16])).fragment(5, 0, true);
+            let later = || packet(Body::Other(17, vec![0; 16])).fragment(5, 1_480, false);
+            let echo = || packet(Body::Echo(53)).fragment(6, 1_480, false);
+            let cut = || packet(Body::Other(17, vec![0, 9, 0, 53]));
+            let chain = || (0..9).fold(first(), |frame, _| frame.extension(60, &[0; 8]));
+            guard.rules(&[(&port, 1)]);
+            let mut wants = |frame: Frame| guard.wants(&frame.bytes([1; 6], [2; 6]));
+            assert_eq!(wants(first()), 1);
+            assert_eq!(wants(later()), 0);
+            assert_eq!(wants(cut()), 0);
+            assert_eq!(wants(echo()), OTHERWISE);
+            if source.contains(':') {
+                assert_eq!(wants(chain()), 0);
+            }
+            guard.rules(&[(&everywhere, 2)]);
+            let mut wants = |frame: Frame| guard.wants(&frame.bytes([1; 6], [2; 6]));
+            assert_eq!(wants(later()), 2);
+            assert_eq!(wants(echo()), 2);
         }
     });
 }

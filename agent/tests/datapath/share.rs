@@ -22,16 +22,19 @@ const THREE: u32 = 3;
 /// Gives the domains so many slots each, the first slots to the first.
 fn members(lab: &Lab, kind: u32, slots: &[(u32, usize)]) {
     let mut domains = [0; ShareEntry::SLOTS];
-    let each = slots.iter().flat_map(|(domain, slots)| {
-        std::iter::repeat_n(u8::try_from(*domain).unwrap(), *slots)
-    });
+    let each = slots
+        .iter()
+        .flat_map(|(domain, slots)| std::iter::repeat_n(u8::try_from(*domain).unwrap(), *slots));
     let mut written = 0;
     for (slot, domain) in domains.iter_mut().zip(each) {
         *slot = domain;
         written += 1;
     }
     assert_eq!(written, ShareEntry::SLOTS);
-    lab.maps().shares.set(&SHARED, &ShareEntry { domains }).unwrap();
+    lab.maps()
+        .shares
+        .set(&SHARED, &ShareEntry { domains })
+        .unwrap();
     let choice = ChoiceEntry {
         verdict: verdict::STEER,
         domain: slots[0].0,
@@ -61,12 +64,21 @@ fn shared(flags: u32, test: impl Fn(&mut Lab, &mut Child) + Send + 'static) {
 
 fn third_uplink(lab: &Lab) {
     lab.lay_cable(THREE);
-    for (family, source, gateway) in [("-4", "10.0.3.2", "10.0.3.1"), ("-6", "fd00:3::2", "fd00:3::1")] {
+    for (family, source, gateway) in [
+        ("-4", "10.0.3.2", "10.0.3.1"),
+        ("-6", "fd00:3::2", "fd00:3::1"),
+    ] {
         let fwmark = mark(THREE);
         let mask = steer_common::MarkMask::DEFAULT.bits();
-        ip(&format!("{family} route add default via {gateway} dev h3 src {source} table 103"));
-        ip(&format!("{family} rule add from {source} lookup 103 pref 1000"));
-        ip(&format!("{family} rule add fwmark {fwmark}/{mask} lookup 103 pref 2000"));
+        ip(&format!(
+            "{family} route add default via {gateway} dev h3 src {source} table 103"
+        ));
+        ip(&format!(
+            "{family} rule add from {source} lookup 103 pref 1000"
+        ));
+        ip(&format!(
+            "{family} rule add fwmark {fwmark}/{mask} lookup 103 pref 2000"
+        ));
     }
     let entry = DomainEntry {
         mark: mark(THREE),
@@ -77,9 +89,14 @@ fn third_uplink(lab: &Lab) {
         ..DomainEntry::default()
     };
     lab.maps().domains.set(THREE, &entry).unwrap();
-    let mapped = std::net::Ipv4Addr::from(entry.source4).to_ipv6_mapped().octets();
+    let mapped = std::net::Ipv4Addr::from(entry.source4)
+        .to_ipv6_mapped()
+        .octets();
     for address in [mapped, entry.source6] {
-        let key = SourceKey { domain: THREE, address };
+        let key = SourceKey {
+            domain: THREE,
+            address,
+        };
         lab.maps().sources.set(&key, &1).unwrap();
     }
 }
@@ -93,7 +110,12 @@ fn domain_of(source: IpAddr) -> u32 {
 }
 
 /// Sends by sockets `s0` and so on: the domain of each.
-fn domains(child: &mut Child, server: &Udp, sockets: u32, command: impl Fn(u32) -> String) -> Vec<u32> {
+fn domains(
+    child: &mut Child,
+    server: &Udp,
+    sockets: u32,
+    command: impl Fn(u32) -> String,
+) -> Vec<u32> {
     (0..sockets)
         .map(|socket| {
             child.must(&[&command(socket)]);

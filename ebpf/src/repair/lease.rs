@@ -3,7 +3,8 @@
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, bpf_sock_tuple},
     helpers::generated::{
-        bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+        bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_skc_lookup_tcp,
     },
 };
 use steer_common::{

@@ -129,14 +129,14 @@ impl ShareEntry {
     clippy::cast_possible_truncation,
     reason = "so few bits are left that any number holds them"
 )]
-pub const fn share_slot(destination: [u32; 4], seed: u64) -> usize {
+#[inline(always)]
+pub const fn share_slot(destination: &[u32; 4], seed: u64) -> usize {
     // Odd, so that no bit is lost: 2^64 divided by the golden ratio.
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-    let [a, b, c, d] = destination;
     let mut hash = seed;
-    hash = (hash ^ (a as u64 | (b as u64) << 32)).wrapping_mul(FACTOR);
+    hash = (hash ^ (destination[0] as u64 | (destination[1] as u64) << 32)).wrapping_mul(FACTOR);
     hash ^= hash >> 32;
-    hash = (hash ^ (c as u64 | (d as u64) << 32)).wrapping_mul(FACTOR);
+    hash = (hash ^ (destination[2] as u64 | (destination[3] as u64) << 32)).wrapping_mul(FACTOR);
     hash ^= hash >> 29;
     hash = hash.wrapping_mul(FACTOR);
     (hash >> (u64::BITS - ShareEntry::SLOTS.trailing_zeros())) as usize
@@ -347,3 +347,22 @@ const _: () = {
     assert!(size_of::<LocalKey6>() == 20);
     assert!(size_of::<LocalEntry>() == 52);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::share_slot;
+
+    #[test]
+    fn a_destination_has_its_slot_for_all_time() {
+        let slots = [10_u8, 11, 12, 13].map(|host| {
+            let words = [
+                0,
+                0,
+                0x0000_ffff_u32.to_be(),
+                u32::from_ne_bytes([192, 0, 2, host]),
+            ];
+            share_slot(&words, 0)
+        });
+        assert_eq!(slots, [42, 1023, 466, 406]);
+    }
+}

@@ -11,8 +11,8 @@ use aya_ebpf::{
     },
 };
 use steer_common::{
-    EVENT_RING_BYTES, EventKind, GuardEvent, MarkMask, counter, flow_flags, guard_reason,
-    local_flags, verdict,
+    EVENT_RING_BYTES, EventKind, GuardEvent, counter, flow_flags, guard_reason, local_flags,
+    verdict,
 };
 
 use crate::{
@@ -26,7 +26,8 @@ use crate::{
     owner::Owner,
     packet::{self, Headers},
     sock::{
-        self, AF_INET, AF_INET6, AF_PACKET, SOCK_DGRAM, SOCK_STREAM, field, our_mark, set_field,
+        self, AF_INET, AF_INET6, AF_PACKET, SOCK_DGRAM, SOCK_STREAM, domain_of_mark, field,
+        our_mark, set_field,
     },
     traffic::{self, Kind},
 };
@@ -392,10 +393,7 @@ fn marked(skb: *mut __sk_buff, own: u32) -> u32 {
     } else if fit::bears_mark_of(own, mark) {
         own
     } else {
-        match MarkMask::new(globals::MARK_MASK.load()) {
-            Ok(mask) => mask.decode(mark).into(),
-            Err(_) => 0,
-        }
+        domain_of_mark(mark)
     }
 }
 

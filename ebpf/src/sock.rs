@@ -102,8 +102,15 @@ pub fn our_mark(socket: *mut bpf_sock) -> u32 {
 /// The index of the domain that the socket's mark stands for; 0: none.
 #[inline(always)]
 pub fn marked_domain(socket: *mut bpf_sock) -> u32 {
+    domain_of_mark(field!(socket, mark))
+}
+
+/// The index of the domain that a mark stands for; 0: none. A function of its own: its 32 steps take stack
+/// that `connect` has not left.
+#[inline(never)]
+pub fn domain_of_mark(mark: u32) -> u32 {
     match MarkMask::new(globals::MARK_MASK.load()) {
-        Ok(mask) => mask.decode(field!(socket, mark)).into(),
+        Ok(mask) => mask.decode(mark).into(),
         Err(_) => 0,
     }
 }

@@ -290,7 +290,8 @@ fn a_domain_without_a_default_route_refuses_what_its_table_does_not_know() {
         &mut engine,
         Event::Network(NetworkChange::RouteGone(default.unwrap())),
     );
-    let Planned::NoRoute(Some(rule)) = planned(engine.plan(), WLAN0, ip("198.51.100.1"), TCP) else {
+    let Planned::NoRoute(Some(rule)) = planned(engine.plan(), WLAN0, ip("198.51.100.1"), TCP)
+    else {
         panic!()
     };
     assert!(rule.to_string().ends_with("unreachable proto 83"), "{rule}");

@@ -246,7 +246,10 @@ fn shared(domain: &str, members: &[Member]) -> String {
     match members {
         [] | [_] => domain.to_owned(),
         several => {
-            let names: Vec<&str> = several.iter().map(|member| member.domain.as_str()).collect();
+            let names: Vec<&str> = several
+                .iter()
+                .map(|member| member.domain.as_str())
+                .collect();
             names.join("+")
         }
     }

@@ -193,7 +193,7 @@ pub(crate) fn slot(destination: IpAddr) -> usize {
         let [a, b, c, d] = [0, 1, 2, 3].map(|byte| bytes[at * 4 + byte]);
         u32::from_ne_bytes([a, b, c, d])
     };
-    share_slot([word(0), word(1), word(2), word(3)], 0)
+    share_slot(&[word(0), word(1), word(2), word(3)], 0)
 }
 
 impl Chosen {

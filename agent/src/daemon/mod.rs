@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use steer_common::CgroupEntry;
 use steer_core::cgroups::{CgroupChange, CgroupTree};
 use steer_core::engine::{Engine, Warning};
-use steer_core::ids::{CgroupId, DomainIndex, PolicyId, TableId};
+use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId, RulesetId, TableId};
 use steer_core::memory::Memory;
 use steer_core::name::Name;
 use steer_core::permit::User;
@@ -337,10 +337,22 @@ impl Daemon {
             let policy = self.engine.state().policy(name.as_str());
             policy.is_some_and(|policy| policy.strict)
         };
-        let chosen = || {
-            let decision = self.engine.decision(name.as_str())?;
+        let chosen = |index: &DomainIndex| {
+            let decision = self.engine.decision(name.as_str());
             let indices = &self.engine.state().memory.indices;
-            indices.get(decision.domain()?).copied()
+            decision.is_some_and(|decision| {
+                let members = decision.members.iter().map(|(domain, _)| domain);
+                let mut domains = decision.domain().into_iter().chain(members);
+                domains.any(|domain| indices.get(domain) == Some(index))
+            })
+        };
+        let own = || numbers.iter().filter_map(|number| plan.policies.get(number));
+        let leads_to = |id: ChoiceId| {
+            own().any(|policy| {
+                let set = plan.rulesets.get(&RulesetId(policy.rules));
+                policy.choice == id.0
+                    || set.is_some_and(|set| set.choices().any(|choice| choice == id.0))
+            })
         };
         match step {
             Step::SetCgroup(id, entry) => known(entry) || is.cgroups.get(id).is_some_and(known),
@@ -348,11 +360,9 @@ impl Daemon {
             Step::SetName(named, entry) => known(entry) || is.names.get(named).is_some_and(known),
             Step::RemoveName(named) => is.names.get(named).is_some_and(known),
             Step::SetPolicy(id, _) => numbers.contains(id),
-            Step::SetChoice(id, _) => numbers.iter().any(|number| {
-                let policy = plan.policies.get(number);
-                policy.is_some_and(|policy| policy.choice == id.0)
-            }),
-            Step::SetDomain(index, _) | Step::AddSource(index, _) => chosen() == Some(*index),
+            Step::SetRuleset(id, _) => own().any(|policy| policy.rules == id.0),
+            Step::SetChoice(id, _) | Step::SetShare(id, _) => leads_to(*id),
+            Step::SetDomain(index, _) | Step::AddSource(index, _) => chosen(index),
             Step::Attach(Hook::Setsockopt | Hook::Egress) => strict(),
             Step::Attach(_) => plan.policies.keys().any(|id| numbers.contains(id)),
             _ => false,

@@ -83,7 +83,7 @@ impl Daemon {
     /// The domains that a policy can use, in its own order.
     pub(super) fn usable(&self, policy: &Policy) -> Vec<Name> {
         let asked = self.choices_of(&policy.name);
-        asked.unwrap_or_else(|| self.engine.expand(&policy.use_))
+        asked.unwrap_or_else(|| self.engine.expand(policy.names()))
     }
 
     /// The domain that comes first because it is preferred.
@@ -92,7 +92,7 @@ impl Daemon {
         let domain = self.engine.domains().get(preferred.as_str());
         let own = domain.map_or(preferred, |domain| &domain.name);
         self.engine
-            .expand(&policy.use_)
+            .expand(policy.names())
             .contains(own)
             .then_some(own)
     }
@@ -131,7 +131,7 @@ impl Daemon {
         // A question is answered by who speaks of it.
         let own = own.filter(|policy| self.runs.waits_for_answer(&policy.name).is_none());
         let can: Vec<Name> = own
-            .filter(|policy| self.engine.expand(&policy.use_).contains(named))
+            .filter(|policy| self.engine.expand(policy.names()).contains(named))
             .map(|policy| policy.name.clone())
             .collect();
         if !can.is_empty() {

@@ -145,7 +145,18 @@ fn is_too_many(lab: &Lab, number: u16) -> Result<()> {
     );
     flows_by(lab, number - 1, Kind::Tcp, Family::V4)?;
     let cgroup = lab.cgroup().child(&format!("app{number}"))?;
-    lab.matrix_is_refused(&cgroup, Some("ENETUNREACH"))
+    for kind in [Kind::Tcp, Kind::UdpConnected, Kind::UdpUnconnected] {
+        let target = lab.target4();
+        let refused = Probe::flow(kind, Family::V4, target).run(lab, &cgroup)?;
+        ensure!(
+            refused
+                .iter()
+                .any(|report| report.errno_name == "ENETUNREACH"),
+            "{kind:?}: {refused:?}"
+        );
+        lab.assert_silent(target)?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -43,6 +43,8 @@ pub struct Capture {
     stop: Option<OwnedFd>,
     reader: Option<JoinHandle<()>>,
     sockets: Arc<Vec<Tap>>,
+    /// A packet socket of the host's, which sends markers: to close one takes the kernel ten milliseconds.
+    marking: OwnedFd,
     next_marker: AtomicU64,
 }
 
@@ -124,6 +126,7 @@ impl Capture {
             stop: Some(stop),
             reader: Some(reader),
             sockets,
+            marking: host.run(open_to_send)?,
             next_marker: AtomicU64::new(1),
         })
     }
@@ -236,7 +239,9 @@ impl Capture {
             for cpu in cpus()? {
                 pin(cpu)?;
                 for (interface, uplink) in interfaces {
-                    if link::is_running(interface)? && send_marker(interface, number, cpu)? {
+                    if link::is_running(interface)?
+                        && send_marker(&self.marking, interface, number, cpu)?
+                    {
                         expected.push((uplink.clone(), number, cpu));
                     }
                 }
@@ -354,15 +359,19 @@ fn marker_fields(payload: &[u8]) -> Option<(u64, usize)> {
     Some((number, usize::try_from(cpu).ok()?))
 }
 
-/// Sends one marker; `false` if the interface went away meanwhile.
-fn send_marker(interface: &str, number: u64, cpu: usize) -> Result<bool> {
-    let socket = socket(
+/// A packet socket that receives nothing.
+fn open_to_send() -> Result<OwnedFd> {
+    socket(
         AddressFamily::Packet,
         SockType::Raw,
         SockFlag::SOCK_CLOEXEC,
         None,
     )
-    .context("open packet socket")?;
+    .context("open packet socket")
+}
+
+/// Sends one marker; `false` if the interface went away meanwhile.
+fn send_marker(socket: &OwnedFd, interface: &str, number: u64, cpu: usize) -> Result<bool> {
     let index = match nix::net::if_::if_nametoindex(interface) {
         Ok(index) => i32::try_from(index).context("interface index")?,
         Err(_) => return Ok(false),
@@ -373,7 +382,7 @@ fn send_marker(interface: &str, number: u64, cpu: usize) -> Result<bool> {
     frame.extend(number.to_be_bytes());
     frame.extend(u32::try_from(cpu).context("CPU number")?.to_be_bytes());
     frame.resize(60, 0);
-    match link::send_frame(&socket, index, &frame) {
+    match link::send_frame(socket, index, &frame) {
         Ok(()) => Ok(true),
         Err(Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV) => Ok(false),
         Err(error) => Err(error).with_context(|| format!("send a marker by {interface}")),

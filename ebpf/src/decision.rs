@@ -127,7 +127,7 @@ fn entry_in_use(index: u32) -> Option<(DomainEntry, &'static DomainEntry)> {
 }
 
 /// What was chosen for one flow of an owner. All fields are always set: see [`Owner`].
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub struct Chosen {
     /// Index into `CHOICES`.

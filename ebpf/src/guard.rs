@@ -25,37 +25,31 @@ const DROP: i32 = TC_ACT_SHOT as i32;
 #[classifier]
 pub fn guard(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    match judged(skb) {
-        DROPPED => DROP,
-        0 => NEXT,
-        policy => repair::outbound(skb, policy).unwrap_or(NEXT),
-    }
-}
-
-/// What [`judged`] gives: the packet is dropped.
-const DROPPED: u32 = u32::MAX;
-
-/// Judges the packet: the policy whose packets are repaired, or 0. A function of its own, so that what it needs
-/// of the stack is free again for repair, and a global one to the verifier, as those of `rules` are.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn judged(skb: *mut __sk_buff) -> u32 {
     let mut judgement = Judgement::LEAVE;
     judgement_of_guard(skb, &raw mut judgement, UNASKED);
     if judgement.verdict == Verdict::Ask as u32 {
-        let expected = divided::expected(skb, &judgement);
-        judgement_of_guard(skb, &raw mut judgement, expected);
+        ask(skb, &mut judgement);
     }
     if judgement.verdict == Verdict::Drop as u32 {
-        DROPPED
-    } else if judgement.owner.repairs() {
-        judgement.owner.policy
-    } else {
-        0
+        return DROP;
     }
+    if judgement.owner.repairs()
+        && let Some(verdict) = repair::outbound(skb, judgement.owner.policy)
+    {
+        return verdict;
+    }
+    NEXT
 }
 
-/// A global function to the verifier, as those of `rules` are.
+/// Judges a packet of an owner whose flows go more than one way.
+#[inline(never)]
+fn ask(skb: *mut __sk_buff, judgement: &mut Judgement) {
+    let expected = divided::expected(skb, judgement);
+    judgement_of_guard(skb, core::ptr::from_mut(judgement), expected);
+}
+
+/// A global function to the verifier, as those of `rules` are, and so that what it needs of the stack is free
+/// again for what follows.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn judgement_of_guard(

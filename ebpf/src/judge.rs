@@ -47,11 +47,13 @@ pub enum Verdict {
 }
 
 /// A verdict, and whom it is about. Words alone, as in [`crate::tuple::Tuple`].
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub struct Judgement {
     /// What becomes of it, a [`Verdict`].
     pub verdict: u32,
+    /// Always zero.
+    pub reserved: u32,
     /// Whose it is, as far as there is something to say about it.
     pub owner: Owner,
     /// What its socket remembers, with [`Verdict::Ask`].
@@ -62,6 +64,7 @@ impl Judgement {
     /// Nothing is to be said about it.
     pub const LEAVE: Self = Self {
         verdict: Verdict::Leave as u32,
+        reserved: 0,
         owner: Owner::NONE,
         memory: Memory::NONE,
     };
@@ -70,6 +73,7 @@ impl Judgement {
     fn ask(owner: &Owner, memory: &Memory) -> Self {
         Self {
             verdict: Verdict::Ask as u32,
+            reserved: 0,
             owner: *owner,
             memory: *memory,
         }
@@ -101,7 +105,8 @@ pub fn judge<const TC: bool>(skb: *mut __sk_buff, expected: u64) -> Judgement {
             memory.domain = choice.domain;
         }
     }
-    if memory.domain == 0 {
+    let light = memory.domain != 0;
+    if !light {
         (owner, memory) = whose(skb, full);
         if owner.is_none() {
             return Judgement::LEAVE;
@@ -110,7 +115,7 @@ pub fn judge<const TC: bool>(skb: *mut __sk_buff, expected: u64) -> Judgement {
     if owner.is_strict() {
         strict::<TC>(skb, full, &owner, &memory, expected)
     } else {
-        others::<TC>(skb, full, &owner, &memory, expected)
+        others::<TC>(skb, full, &owner, &memory, expected, light)
     }
 }
 
@@ -118,7 +123,7 @@ pub fn judge<const TC: bool>(skb: *mut __sk_buff, expected: u64) -> Judgement {
 pub const UNASKED: u64 = 1 << 62;
 
 /// What a socket remembers of its flow. Words alone, as in [`crate::tuple::Tuple`].
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub struct Memory {
     /// The domain that it was put on; 0: none.
@@ -127,6 +132,8 @@ pub struct Memory {
     pub choice: u32,
     /// Of [`flow_flags`].
     pub flags: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 impl Memory {
@@ -134,6 +141,7 @@ impl Memory {
         domain: 0,
         choice: 0,
         flags: 0,
+        reserved: 0,
     };
 
     /// It was left to the host, or the application bound an address.
@@ -254,6 +262,7 @@ fn strict<const TC: bool>(
     tell(skb, owner, reason, headers.as_ref());
     Judgement {
         verdict: Verdict::Drop as u32,
+        reserved: 0,
         owner: *owner,
         memory: Memory::NONE,
     }
@@ -267,12 +276,17 @@ fn others<const TC: bool>(
     owner: &Owner,
     memory: &Memory,
     expected: u64,
+    light: bool,
 ) -> Judgement {
     if field!(skb, tc_index) & TAG_MASK == TAG {
         // Judged at an interface of which this one is a part or carrier.
         return Judgement::LEAVE;
     }
-    let found = index_of_flow(skb, owner, memory, expected);
+    let found = if light {
+        DECIDED | u64::from(memory.domain)
+    } else {
+        index_of_flow(skb, owner, memory, expected)
+    };
     let index = found as u32;
     if found & ASK != 0 {
         // The mark is that of a connection, or only what the socket was made with.
@@ -291,6 +305,7 @@ fn others<const TC: bool>(
         // Repair may have put its flow elsewhere.
         return Judgement {
             verdict: Verdict::Leave as u32,
+            reserved: 0,
             owner: *owner,
             memory: Memory::NONE,
         };
@@ -332,6 +347,7 @@ fn others<const TC: bool>(
     };
     Judgement {
         verdict: verdict as u32,
+        reserved: 0,
         owner: *owner,
         memory: Memory::NONE,
     }

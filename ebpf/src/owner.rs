@@ -16,7 +16,8 @@ use crate::maps::{CGROUPS, CHOICES, POLICIES};
 ///
 /// Not an `Option`: the compiler may copy the payload of `None`, which the verifier takes for a read
 /// of a register that was never written ("!read_ok"). Every field is always set.
-#[repr(C)]
+// Aligned, so that it is set word by word: the compiler would call `memset`, which costs.
+#[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub struct Owner {
     /// Index into `POLICIES`; 0: none, or an undecided cgroup.

@@ -154,7 +154,7 @@ fn long_word(page: &RulePage, at: u32) -> u64 {
 }
 
 /// Places of the rows of a flow, one of each table that its family has.
-#[repr(C)]
+#[repr(C, align(8))]
 struct Rows([u32; ROWS]);
 
 const ROWS: usize = 6;

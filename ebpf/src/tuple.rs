@@ -12,7 +12,7 @@ use crate::{
 
 /// A flow's addresses, ports and class. Words alone, since all of it is told to functions that the verifier
 /// knows nothing of but the size.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub struct Tuple {
     /// Its source; unspecified: not chosen yet.
@@ -29,6 +29,8 @@ pub struct Tuple {
     pub dscp: u32,
     /// Not 0: it is a later fragment, and its ports are not known.
     pub without_ports: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 /// `IPPROTO_MPTCP`: a socket of TCP that may have further ways.
@@ -44,6 +46,7 @@ impl Tuple {
         destination_port: 0,
         dscp: 0,
         without_ports: 0,
+        reserved: 0,
     };
 
     /// Of the flow that an address program is asked about. The class is asked for only if the owner's rules
@@ -69,6 +72,7 @@ impl Tuple {
                 0
             },
             without_ports: 0,
+            reserved: 0,
         }
     }
 }

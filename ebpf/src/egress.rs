@@ -4,6 +4,8 @@
 //! The guard proper sees more (packet sockets, and what leaves below a bridge or tunnel), so where it
 //! is attached this leaves the packet to it.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
 
 use crate::{
@@ -33,13 +35,14 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
     if !is_ours(skb.cast()) {
         return PASS;
     }
-    let mut judgement = Judgement::LEAVE;
-    judgement_of_egress(skb, &raw mut judgement, UNASKED);
-    if judgement.verdict == Verdict::Ask as u32 {
-        let expected = divided::expected(skb, &judgement);
-        judgement_of_egress(skb, &raw mut judgement, expected);
+    let mut place = MaybeUninit::uninit();
+    let judgement = Judgement::none(&mut place);
+    let mut verdict = judgement_of_egress(skb, &raw mut *judgement, UNASKED);
+    if verdict == Verdict::Ask as u32 {
+        let expected = divided::expected(skb, judgement);
+        verdict = judgement_of_egress(skb, &raw mut *judgement, expected);
     }
-    if judgement.verdict == Verdict::Drop as u32 {
+    if verdict == Verdict::Drop as u32 {
         DROP
     } else {
         PASS
@@ -55,8 +58,8 @@ extern "C" fn judgement_of_egress(
     expected: u64,
 ) -> u32 {
     // SAFETY: null, or room that nobody else uses.
-    if let Some(judgement) = unsafe { judgement.as_mut() } {
-        *judgement = judge::<false>(skb, expected);
+    match unsafe { judgement.as_mut() } {
+        Some(judgement) => judge::<false>(skb, judgement, expected) as u32,
+        None => 0,
     }
-    0
 }

@@ -5,6 +5,8 @@
 //! This sees what no socket program can: sockets older than steer, `IP_PKTINFO`, raw headers, packet
 //! sockets, further subflows of MPTCP.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
     macros::classifier,
@@ -25,12 +27,13 @@ const DROP: i32 = TC_ACT_SHOT as i32;
 #[classifier]
 pub fn guard(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    let mut judgement = Judgement::LEAVE;
-    judgement_of_guard(skb, &raw mut judgement, UNASKED);
-    if judgement.verdict == Verdict::Ask as u32 {
-        ask(skb, &mut judgement);
+    let mut place = MaybeUninit::uninit();
+    let judgement = Judgement::none(&mut place);
+    let mut verdict = judgement_of_guard(skb, &raw mut *judgement, UNASKED);
+    if verdict == Verdict::Ask as u32 {
+        verdict = ask(skb, judgement);
     }
-    if judgement.verdict == Verdict::Drop as u32 {
+    if verdict == Verdict::Drop as u32 {
         return DROP;
     }
     if judgement.owner.repairs()
@@ -43,9 +46,10 @@ pub fn guard(ctx: TcContext) -> i32 {
 
 /// Judges a packet of an owner whose flows go more than one way.
 #[inline(never)]
-fn ask(skb: *mut __sk_buff, judgement: &mut Judgement) {
+fn ask(skb: *mut __sk_buff, judgement: &mut Judgement) -> u32 {
     let expected = divided::expected(skb, judgement);
-    judgement_of_guard(skb, core::ptr::from_mut(judgement), expected);
+    judgement.forget();
+    judgement_of_guard(skb, core::ptr::from_mut(judgement), expected)
 }
 
 /// A global function to the verifier, as those of `rules` are, and so that what it needs of the stack is free
@@ -58,8 +62,8 @@ extern "C" fn judgement_of_guard(
     expected: u64,
 ) -> u32 {
     // SAFETY: null, or room that nobody else uses.
-    if let Some(judgement) = unsafe { judgement.as_mut() } {
-        *judgement = judge::<true>(skb, expected);
+    match unsafe { judgement.as_mut() } {
+        Some(judgement) => judge::<true>(skb, judgement, expected) as u32,
+        None => 0,
     }
-    0
 }

@@ -4,6 +4,8 @@
 //! The cheapest facts come first. Most packets are nobody's, or bear the mark that their policy's choice
 //! of the moment has, at that domain's interface and with its preferred source.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_RB_AVAIL_DATA, bpf_sock},
     helpers::generated::{
@@ -46,14 +48,10 @@ pub enum Verdict {
     Ask,
 }
 
-/// A verdict, and whom it is about. Words alone, as in [`crate::tuple::Tuple`].
+/// Whom a verdict is about. Words alone, as in [`crate::tuple::Tuple`].
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub struct Judgement {
-    /// What becomes of it, a [`Verdict`].
-    pub verdict: u32,
-    /// Always zero.
-    pub reserved: u32,
     /// Whose it is, as far as there is something to say about it.
     pub owner: Owner,
     /// What its socket remembers, with [`Verdict::Ask`].
@@ -61,22 +59,32 @@ pub struct Judgement {
 }
 
 impl Judgement {
-    /// Nothing is to be said about it.
-    pub const LEAVE: Self = Self {
-        verdict: Verdict::Leave as u32,
-        reserved: 0,
-        owner: Owner::NONE,
-        memory: Memory::NONE,
-    };
+    /// About nobody. Written word by word: the compiler would call `memset`, which costs.
+    #[inline(always)]
+    pub fn none(place: &mut MaybeUninit<Self>) -> &mut Self {
+        const WORDS: usize = size_of::<Judgement>() / 8;
+        let words = place.as_mut_ptr().cast::<u64>();
+        let mut at = 0;
+        while at < WORDS {
+            // SAFETY: within the place, which is aligned for it.
+            unsafe { words.add(at).write_volatile(0) };
+            at += 1;
+        }
+        // SAFETY: all of it is written.
+        unsafe { place.assume_init_mut() }
+    }
+
+    /// Nothing more is to be done about what was asked about.
+    #[inline(always)]
+    pub fn forget(&mut self) {
+        self.owner.forget();
+    }
 
     #[inline(always)]
-    fn ask(owner: &Owner, memory: &Memory) -> Self {
-        Self {
-            verdict: Verdict::Ask as u32,
-            reserved: 0,
-            owner: *owner,
-            memory: *memory,
-        }
+    fn ask(&mut self, owner: &Owner, memory: &Memory) -> Verdict {
+        self.owner = *owner;
+        self.memory = *memory;
+        Verdict::Ask
     }
 }
 
@@ -85,10 +93,10 @@ impl Judgement {
 /// `TC`: at tc egress, where a packet that was judged can be told to the interfaces below. `expected`: what
 /// [`crate::divided::expected`] said when it was [`Verdict::Ask`], and else [`UNASKED`].
 #[inline(always)]
-pub fn judge<const TC: bool>(skb: *mut __sk_buff, expected: u64) -> Judgement {
+pub fn judge<const TC: bool>(skb: *mut __sk_buff, place: &mut Judgement, expected: u64) -> Verdict {
     let socket: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
     if socket.is_null() {
-        return Judgement::LEAVE;
+        return Verdict::Leave;
     }
     // SAFETY: not null.
     let full = unsafe { bpf_sk_fullsock(socket) };
@@ -98,7 +106,7 @@ pub fn judge<const TC: bool>(skb: *mut __sk_buff, expected: u64) -> Judgement {
         owner = of_cgroup(skb);
         let mark = our_mark(full);
         if owner.is_none() && mark == 0 {
-            return Judgement::LEAVE;
+            return Verdict::Leave;
         }
         let choice = owner.choice();
         if mark != 0 && !owner.divides(&choice) && fit::bears_mark_of(choice.domain, mark) {
@@ -109,13 +117,13 @@ pub fn judge<const TC: bool>(skb: *mut __sk_buff, expected: u64) -> Judgement {
     if !light {
         (owner, memory) = whose(skb, full);
         if owner.is_none() {
-            return Judgement::LEAVE;
+            return Verdict::Leave;
         }
     }
     if owner.is_strict() {
-        strict::<TC>(skb, full, &owner, &memory, expected)
+        strict::<TC>(skb, full, &owner, &memory, place, expected)
     } else {
-        others::<TC>(skb, full, &owner, &memory, expected, light)
+        others::<TC>(skb, full, &owner, &memory, place, expected, light)
     }
 }
 
@@ -207,11 +215,18 @@ fn strict<const TC: bool>(
     full: *mut bpf_sock,
     owner: &Owner,
     memory: &Memory,
+    place: &mut Judgement,
     expected: u64,
-) -> Judgement {
-    let found = index_of_flow(skb, owner, memory, expected);
+) -> Verdict {
+    let found = index_of_flow(
+        skb,
+        owner.numbers(),
+        owner.rules,
+        u64::from(memory.flags) << 32 | u64::from(memory.domain),
+        expected,
+    );
     if found & ASK != 0 {
-        return Judgement::ask(owner, memory);
+        return place.ask(owner, memory);
     }
     let index = found as u32;
     let tag = tag(index);
@@ -222,7 +237,7 @@ fn strict<const TC: bool>(
         }
         traffic::add::<TC>(skb, owner.policy, index, Kind::Sent);
         count(counter::GUARD_PASSED);
-        return Judgement::LEAVE;
+        return Verdict::Leave;
     }
     let headers = packet::headers(skb);
     let fit = fit(index, skb, headers.map(|headers| headers.source));
@@ -236,7 +251,7 @@ fn strict<const TC: bool>(
         Fit::Source => false,
         // Seen and found right at the domain's own interface, of which this one is a part or carrier.
         Fit::Interface | Fit::Gone if index != 0 && field!(skb, tc_index) == tag => {
-            return Judgement::LEAVE;
+            return Verdict::Leave;
         }
         Fit::Interface | Fit::Gone => match &headers {
             Some(headers) => {
@@ -250,7 +265,7 @@ fn strict<const TC: bool>(
         let by = if fit == Fit::Right { index } else { 0 };
         traffic::add::<TC>(skb, owner.policy, by, Kind::Sent);
         count(counter::GUARD_PASSED);
-        return Judgement::LEAVE;
+        return Verdict::Leave;
     }
     traffic::add::<TC>(skb, owner.policy, index, Kind::Dropped);
     count(counter::GUARD_DROPPED);
@@ -260,12 +275,7 @@ fn strict<const TC: bool>(
         _ => guard_reason::INTERFACE,
     };
     tell(skb, owner, reason, headers.as_ref());
-    Judgement {
-        verdict: Verdict::Drop as u32,
-        reserved: 0,
-        owner: *owner,
-        memory: Memory::NONE,
-    }
+    Verdict::Drop
 }
 
 /// Any other policy's packet leaves; what is to be told is how.
@@ -275,17 +285,24 @@ fn others<const TC: bool>(
     full: *mut bpf_sock,
     owner: &Owner,
     memory: &Memory,
+    place: &mut Judgement,
     expected: u64,
     light: bool,
-) -> Judgement {
+) -> Verdict {
     if field!(skb, tc_index) & TAG_MASK == TAG {
         // Judged at an interface of which this one is a part or carrier.
-        return Judgement::LEAVE;
+        return Verdict::Leave;
     }
     let found = if light {
         DECIDED | u64::from(memory.domain)
     } else {
-        index_of_flow(skb, owner, memory, expected)
+        index_of_flow(
+            skb,
+            owner.numbers(),
+            owner.rules,
+            u64::from(memory.flags) << 32 | u64::from(memory.domain),
+            expected,
+        )
     };
     let index = found as u32;
     if found & ASK != 0 {
@@ -294,7 +311,7 @@ fn others<const TC: bool>(
             domain: index,
             ..*memory
         };
-        return Judgement::ask(owner, &memory);
+        return place.ask(owner, &memory);
     }
     // A source that a control message gives instead is the application's own choice.
     if is_at::<SOCK_DGRAM>(index, skb, full) || index != 0 && has_source_of(index, skb) {
@@ -303,12 +320,8 @@ fn others<const TC: bool>(
         }
         traffic::add::<TC>(skb, owner.policy, index, Kind::Sent);
         // Repair may have put its flow elsewhere.
-        return Judgement {
-            verdict: Verdict::Leave as u32,
-            reserved: 0,
-            owner: *owner,
-            memory: Memory::NONE,
-        };
+        place.owner = *owner;
+        return Verdict::Leave;
     }
     let headers = packet::headers(skb);
     let fit = fit(index, skb, headers.map(|headers| headers.source));
@@ -321,7 +334,7 @@ fn others<const TC: bool>(
     {
         if packet::wraps(skb, full, headers) {
             // Counted, and perhaps repaired, when it was not wrapped yet.
-            return Judgement::LEAVE;
+            return Verdict::Leave;
         }
         // A flow that was decided and has a source of another domain answers who asked there, or has an
         // address that the application chose.
@@ -345,12 +358,8 @@ fn others<const TC: bool>(
         count(counter::GUARD_WRONG);
         Verdict::Wrong
     };
-    Judgement {
-        verdict: verdict as u32,
-        reserved: 0,
-        owner: *owner,
-        memory: Memory::NONE,
-    }
+    place.owner = *owner;
+    verdict
 }
 
 /// Bits of what [`index_of_flow`] gives beside the index: it was decided, by socket or mark.
@@ -364,17 +373,16 @@ const ASK: u64 = 1 << 33;
 #[inline(never)]
 extern "C" fn index_of_flow(
     skb: *mut __sk_buff,
-    owner: *const Owner,
-    memory: *const Memory,
+    choice_and_flags: u64,
+    rules: u32,
+    memory: u64,
     expected: u64,
 ) -> u64 {
-    // SAFETY: null, or an owner.
-    let Some(owner) = (unsafe { owner.as_ref() }) else {
-        return 0;
-    };
-    // SAFETY: null, or a memory.
-    let Some(memory) = (unsafe { memory.as_ref() }) else {
-        return 0;
+    let owner = Owner::of_numbers(choice_and_flags, rules);
+    let memory = Memory {
+        domain: memory as u32,
+        flags: (memory >> 32) as u32,
+        ..Memory::NONE
     };
     let choice = owner.choice();
     let mut decided = memory.domain;

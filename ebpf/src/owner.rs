@@ -16,7 +16,6 @@ use crate::maps::{CGROUPS, CHOICES, POLICIES};
 ///
 /// Not an `Option`: the compiler may copy the payload of `None`, which the verifier takes for a read
 /// of a register that was never written ("!read_ok"). Every field is always set.
-// Aligned, so that it is set word by word: the compiler would call `memset`, which costs.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub struct Owner {
@@ -163,6 +162,29 @@ impl Owner {
     #[inline(always)]
     pub fn divides(&self, choice: &ChoiceEntry) -> bool {
         self.rules != 0 || choice.share != share::NONE
+    }
+
+    /// It asks for nothing any more.
+    #[inline(always)]
+    pub fn forget(&mut self) {
+        self.flags = 0;
+    }
+
+    /// Choice and flags, for functions that take numbers alone.
+    #[inline(always)]
+    pub fn numbers(&self) -> u64 {
+        u64::from(self.flags) << 32 | u64::from(self.choice)
+    }
+
+    /// The owner of [`Self::numbers`] and rules, without its policy.
+    #[inline(always)]
+    pub fn of_numbers(numbers: u64, rules: u32) -> Self {
+        Self {
+            policy: 0,
+            choice: numbers as u32,
+            rules,
+            flags: (numbers >> 32) as u32,
+        }
     }
 
     /// What was chosen for it, as far as no rule says otherwise.

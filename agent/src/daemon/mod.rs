@@ -346,7 +346,11 @@ impl Daemon {
                 domains.any(|domain| indices.get(domain) == Some(index))
             })
         };
-        let own = || numbers.iter().filter_map(|number| plan.policies.get(number));
+        let own = || {
+            numbers
+                .iter()
+                .filter_map(|number| plan.policies.get(number))
+        };
         let leads_to = |id: ChoiceId| {
             own().any(|policy| {
                 let set = plan.rulesets.get(&RulesetId(policy.rules));

@@ -471,11 +471,10 @@ fn a_set_that_is_replaced_while_flows_run_sends_no_packet_elsewhere() {
             let sender = scope.spawn(|| {
                 for _ in 0..2_000 {
                     child.must(&[&format!("send s {target} running"), "write c running"]);
-                }
-            });
-            let receiver = scope.spawn(|| {
-                for _ in 0..4_000 {
-                    assert_eq!(server.next().1.to_string(), "10.0.2.2");
+                    // Both before the next are sent: no socket is full.
+                    for _ in 0..2 {
+                        assert_eq!(server.next().1.to_string(), "10.0.2.2");
+                    }
                 }
             });
             let mut rules = vec![(to_other(), TWO)];
@@ -488,7 +487,6 @@ fn a_set_that_is_replaced_while_flows_run_sends_no_packet_elsewhere() {
                 }
             }
             sender.join().unwrap();
-            receiver.join().unwrap();
         });
         honest_packet(lab, &server);
         assert!(!arrivals.saw("running"));

@@ -112,14 +112,22 @@ pub mod share {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct ShareEntry {
-    /// Index into `DOMAINS` of each slot; every slot has one. A member has slots by its weight, and
-    /// keeps them while it is one.
-    pub domains: [u8; ShareEntry::SLOTS],
+    /// Index into `DOMAINS` of each slot for IPv4 flows; every slot has one. A member that has flows of the
+    /// family has slots by its weight, and keeps them while it is one.
+    pub ipv4: [u8; ShareEntry::SLOTS],
+    /// The same for IPv6 flows.
+    pub ipv6: [u8; ShareEntry::SLOTS],
 }
 
 impl ShareEntry {
     /// Slots of a share; a power of two.
     pub const SLOTS: usize = 1_024;
+
+    /// The slots of a family.
+    #[inline(always)]
+    pub const fn slots(&self, ipv4: bool) -> &[u8; Self::SLOTS] {
+        if ipv4 { &self.ipv4 } else { &self.ipv6 }
+    }
 }
 
 /// The slot of [`ShareEntry`] that flows to a destination have: its IPv6 or v4-mapped address as four
@@ -338,7 +346,7 @@ const _: () = {
     assert!(size_of::<NameKey>() == 260);
     assert!(size_of::<PolicyEntry>() == 12);
     assert!(size_of::<ChoiceEntry>() == 12);
-    assert!(size_of::<ShareEntry>() == ShareEntry::SLOTS);
+    assert!(size_of::<ShareEntry>() == 2 * ShareEntry::SLOTS);
     assert!(size_of::<IngressEntry>() == 8);
     assert!(size_of::<DomainEntry>() == 48);
     assert!(size_of::<DomainSlots>() == 196);

@@ -18,5 +18,6 @@ pub fn member(choice: u32, kind: u32, tuple: &Tuple, cookie: u64) -> Option<u32>
         0
     };
     let slot = share_slot(&tuple.destination.0, seed);
-    entry.domains.get(slot).map(|domain| (*domain).into())
+    let slots = entry.slots(tuple.destination.is_v4());
+    slots.get(slot).map(|domain| (*domain).into())
 }

@@ -4,10 +4,13 @@
 //! best one. So when a member goes, its slots alone change, and when one comes, it takes slots from the
 //! others and moves none between them.
 
+use std::collections::BTreeSet;
+
 use steer_common::ShareEntry;
 
 use crate::ids::DomainIndex;
 use crate::name::Name;
+use crate::plan::Family;
 
 /// A domain that has a part of the flows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,10 +21,31 @@ pub struct Member {
     pub weight: u16,
     /// Its index: what its slots hold.
     pub index: DomainIndex,
+    /// Families whose flows it has.
+    pub families: BTreeSet<Family>,
 }
 
-/// The slots of `members`. With none of them every slot is of domain 0.
+/// The slots of `members`, of each family among those that have its flows; where none has, all of them refuse
+/// their part. With no member every slot is of domain 0.
 pub fn slots(members: &[Member]) -> ShareEntry {
+    let of_family = |family| {
+        let serving = members
+            .iter()
+            .filter(|member| member.families.contains(&family));
+        let serving: Vec<&Member> = serving.collect();
+        if serving.is_empty() {
+            among(&members.iter().collect::<Vec<_>>())
+        } else {
+            among(&serving)
+        }
+    };
+    ShareEntry {
+        ipv4: of_family(Family::Ipv4),
+        ipv6: of_family(Family::Ipv6),
+    }
+}
+
+fn among(members: &[&Member]) -> [u8; ShareEntry::SLOTS] {
     let seeds: Vec<u64> = members
         .iter()
         .map(|member| hash(member.domain.as_str()))
@@ -36,7 +60,7 @@ pub fn slots(members: &[Member]) -> ShareEntry {
         let index = best.and_then(|(_, member)| u8::try_from(member.index.0).ok());
         *domain = index.unwrap_or(0);
     }
-    ShareEntry { domains }
+    domains
 }
 
 /// `-weight / ln(u)`, where `u` is evenly spread between 0 and 1: the greatest of several is a member's as

@@ -105,7 +105,10 @@ fn check(plan: &Plan, state: &State) -> Result<(), TestCaseError> {
         prop_assert!(led_to.contains(&id.0), "a choice for nothing");
         let slots = plan.shares.get(id);
         prop_assert_eq!(slots.is_some(), choice.share != share::NONE);
-        for index in slots.into_iter().flat_map(|slots| slots.domains) {
+        for index in slots
+            .into_iter()
+            .flat_map(|slots| [slots.ipv4, slots.ipv6].concat())
+        {
             let domain = plan.domains.get(&DomainIndex(index.into()));
             prop_assert!(domain.is_some_and(|domain| domain.ifindex != 0));
         }

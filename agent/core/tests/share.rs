@@ -3,13 +3,14 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use proptest::prelude::*;
 use steer_common::{MAX_SHARES, ShareEntry, share, share_slot, verdict};
 use steer_core::engine::{Engine, Warning, plan};
 use steer_core::ids::{CgroupId, ChoiceId, DomainIndex};
+use steer_core::plan::Family;
 use steer_core::policy::Share;
 use steer_core::select::Decision;
 use steer_core::share::{Member, slots};
@@ -24,13 +25,14 @@ fn members(weights: &[u16]) -> Vec<Member> {
             domain: name(&format!("domain{index}")),
             weight: *weight,
             index: DomainIndex(index),
+            families: Family::BOTH.into(),
         })
         .collect()
 }
 
 fn parts(slots: &ShareEntry) -> BTreeMap<u8, usize> {
     let mut parts = BTreeMap::new();
-    for domain in slots.domains {
+    for domain in slots.ipv4 {
         *parts.entry(domain).or_default() += 1;
     }
     parts
@@ -48,7 +50,7 @@ proptest! {
         let member = rest.remove(gone);
         let (with, without) = (slots(&all), slots(&rest));
         let own = u8::try_from(member.index.0).unwrap();
-        for (with, without) in with.domains.iter().zip(without.domains) {
+        for (with, without) in with.ipv4.iter().zip(without.ipv4) {
             prop_assert!(without != own && without != 0);
             prop_assert!(*with == own || *with == without);
         }
@@ -58,8 +60,8 @@ proptest! {
         for member in &mut rest {
             member.index.0 += 100;
         }
-        let moved = slots(&rest).domains.map(|index| index - 100);
-        prop_assert_eq!(moved, without.domains);
+        let moved = slots(&rest).ipv4.map(|index| index - 100);
+        prop_assert_eq!(moved, without.ipv4);
     }
 
     #[test]
@@ -84,7 +86,7 @@ proptest! {
         let mut weights = weights;
         weights[0] += more;
         let after = slots(&members(&weights));
-        for (before, after) in before.domains.iter().zip(after.domains) {
+        for (before, after) in before.ipv4.iter().zip(after.ipv4) {
             prop_assert!(*before == after || after == 1);
         }
     }
@@ -95,7 +97,22 @@ fn slots_are_the_same_in_every_version() {
     // A change moves flows of hosts that upgrade.
     let slots = slots(&members(&[2, 1]));
     let first = [1, 1, 2, 1, 1, 2, 1, 1, 1, 2, 2, 2, 1, 1, 1, 1];
-    assert_eq!(slots.domains[..16], first);
+    assert_eq!(slots.ipv4[..16], first);
+}
+
+#[test]
+fn flows_of_a_family_are_shared_by_those_that_have_them() {
+    let mut some = members(&[1, 1, 1]);
+    some[1].families = [Family::Ipv4].into();
+    let slots_of = |family: &[u8; ShareEntry::SLOTS]| BTreeSet::from(*family);
+    let both = slots(&some);
+    assert_eq!(slots_of(&both.ipv4), [1, 2, 3].into());
+    assert_eq!(slots_of(&both.ipv6), [1, 3].into());
+    // Where nobody has them, everybody refuses them.
+    for member in &mut some {
+        member.families.remove(&Family::Ipv6);
+    }
+    assert_eq!(slots(&some).ipv6, slots(&some).ipv4);
 }
 
 #[test]
@@ -105,7 +122,7 @@ fn destinations_are_spread_evenly_over_the_slots() {
         let address = std::net::Ipv4Addr::from_bits(0x0a00_0000 | host).to_ipv6_mapped();
         let words = address.octets();
         let word = |at: usize| u32::from_ne_bytes(words[at * 4..][..4].try_into().unwrap());
-        counts[share_slot([word(0), word(1), word(2), word(3)], 0)] += 1;
+        counts[share_slot(&[word(0), word(1), word(2), word(3)], 0)] += 1;
     }
     // 64 each; Poisson's deviation is 8.
     assert!(

@@ -100,7 +100,8 @@ fn rulesets() -> impl Strategy<Value = BTreeMap<RulesetId, Image>> {
 fn shares() -> impl Strategy<Value = BTreeMap<ChoiceId, Arc<ShareEntry>>> {
     let slots = (1u8..3).prop_map(|domain| {
         Arc::new(ShareEntry {
-            domains: [domain; ShareEntry::SLOTS],
+            ipv4: [domain; ShareEntry::SLOTS],
+            ipv6: [domain; ShareEntry::SLOTS],
         })
     });
     few(1..4, ChoiceId, slots)
@@ -315,7 +316,9 @@ fn with_old_choices(before: &Plan, at: &Plan) -> Plan {
 /// The domains that flows of a choice are put on.
 fn domains_of(plan: &Plan, id: ChoiceId, choice: &ChoiceEntry) -> BTreeSet<u32> {
     let slots = plan.shares.get(&id).filter(|_| choice.share != share::NONE);
-    let slots = slots.into_iter().flat_map(|slots| slots.domains);
+    let slots = slots
+        .into_iter()
+        .flat_map(|slots| [slots.ipv4, slots.ipv6].concat());
     slots.map(u32::from).chain([choice.domain]).collect()
 }
 
@@ -602,7 +605,8 @@ fn a_policy_that_could_not_be_written_keeps_its_rules_and_their_choices() {
     };
     let slots = |domain| {
         Arc::new(ShareEntry {
-            domains: [domain; ShareEntry::SLOTS],
+            ipv4: [domain; ShareEntry::SLOTS],
+            ipv6: [domain; ShareEntry::SLOTS],
         })
     };
     let plan = |number: u32, domain: u8| Plan {

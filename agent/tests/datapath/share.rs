@@ -36,7 +36,13 @@ fn members(lab: &Lab, kind: u32, slots: &[(u32, usize)]) {
     assert_eq!(written, ShareEntry::SLOTS);
     lab.maps()
         .shares
-        .set(&SHARED, &ShareEntry { domains })
+        .set(
+            &SHARED,
+            &ShareEntry {
+                ipv4: domains,
+                ipv6: domains,
+            },
+        )
         .unwrap();
     let choice = ChoiceEntry {
         verdict: verdict::STEER,
@@ -92,9 +98,7 @@ fn third_uplink(lab: &Lab) {
         ..DomainEntry::default()
     };
     lab.maps().domains.set(THREE, &entry).unwrap();
-    let mapped = std::net::Ipv4Addr::from(entry.source4)
-        .to_ipv6_mapped()
-        .octets();
+    let mapped = Ipv4Addr::from(entry.source4).to_ipv6_mapped().octets();
     for address in [mapped, entry.source6] {
         let key = SourceKey {
             domain: THREE,
@@ -184,6 +188,32 @@ fn spread(lab: &mut Lab, child: &mut Child) {
             }
         }
     }
+}
+
+#[test]
+fn each_family_is_shared_by_those_that_have_its_flows() {
+    shared(STRICT, |lab, child| {
+        let slots = ShareEntry {
+            ipv4: [2; ShareEntry::SLOTS],
+            ipv6: [1; ShareEntry::SLOTS],
+        };
+        lab.maps().shares.set(&SHARED, &slots).unwrap();
+        let server = Udp::new(lab);
+        for (family, target, domain) in [
+            ("inet", format!("{SERVER4}:{}", server.port), TWO),
+            ("inet6", format!("[{SERVER6}]:{}", server.port), ONE),
+            ("inet6", format!("[::ffff:{SERVER4}]:{}", server.port), TWO),
+        ] {
+            for connect in [None, Some(target.as_str())] {
+                open(child, family, 8, connect);
+                let send = |socket| match connect {
+                    Some(_) => format!("write s{socket} x"),
+                    None => format!("send s{socket} {target} x"),
+                };
+                assert_eq!(domains(child, &server, 8, send), [domain; 8], "{target}");
+            }
+        }
+    });
 }
 
 #[test]

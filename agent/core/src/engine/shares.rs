@@ -7,6 +7,8 @@ use steer_common::{ChoiceEntry, MAX_SHARES, ShareEntry, share, verdict};
 
 use super::{Changes, Engine};
 use crate::ids::ChoiceId;
+use crate::name::Name;
+use crate::plan::Family;
 use crate::policy::Share;
 use crate::select::{Inputs, Verdict, select};
 use crate::share::{Member, slots};
@@ -47,6 +49,15 @@ impl Shares {
 }
 
 impl Engine {
+    /// The families whose flows a domain has.
+    pub(crate) fn families(&self, domain: &Name) -> BTreeSet<Family> {
+        let domain = self.domains.get(domain.as_str());
+        let families = Family::BOTH.into_iter();
+        families
+            .filter(|family| domain.is_some_and(|domain| domain.has(*family)))
+            .collect()
+    }
+
     /// Decides a choice; whether there is room for its slots is for [`Self::settle_shares`] to say.
     pub(super) fn decide_choice(&mut self, id: ChoiceId, inputs: &Inputs) -> ChoiceEntry {
         let decision = select(inputs, self.world());
@@ -71,6 +82,7 @@ impl Engine {
                             domain: domain.clone(),
                             weight: *weight,
                             index: index(domain)?,
+                            families: self.families(domain),
                         })
                     });
                     let members = members.collect();

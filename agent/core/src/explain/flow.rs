@@ -156,7 +156,8 @@ impl Owner {
             .unwrap_or(if self.strict { BLOCKED } else { PASSED });
         let mut members = DomainSet::default();
         if choice.verdict == verdict::STEER {
-            let slots = plan.shares.get(&id).map(|slots| &slots.domains);
+            let family = flow.destination.to_canonical().is_ipv4();
+            let slots = plan.shares.get(&id).map(|slots| slots.slots(family));
             match slots.filter(|_| choice.share != share::NONE) {
                 Some(slots) if choice.share == share::FLOW => {
                     slots

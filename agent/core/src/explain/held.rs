@@ -149,7 +149,7 @@ fn slots_in_words(slots: Option<&ShareEntry>) -> String {
         return "no slots".to_owned();
     };
     let mut counts = BTreeMap::new();
-    for index in slots.domains {
+    for index in slots.ipv4.iter().chain(&slots.ipv6) {
         *counts.entry(index).or_insert(0_u32) += 1;
     }
     let counts = counts.into_iter();

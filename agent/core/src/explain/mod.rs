@@ -199,6 +199,7 @@ fn chosen(engine: &Engine, decision: &Decision, flow: &Flow, names_destination: 
                 domain: domain.clone(),
                 weight: *weight,
                 index: *indices.get(domain)?,
+                families: engine.families(domain),
             })
         })
         .collect();
@@ -211,7 +212,8 @@ fn chosen(engine: &Engine, decision: &Decision, flow: &Flow, names_destination: 
         if decision.share.is_some() {
             choice.share = share::DESTINATION;
             let destination = flow.destination.to_canonical();
-            choice.domain = slots(&members).domains[slot(destination)].into();
+            let slots = slots(&members);
+            choice.domain = slots.slots(destination.is_ipv4())[slot(destination)].into();
         }
         u16::try_from(choice.domain)
             .iter()

@@ -90,8 +90,9 @@ fn homes(plan: &Plan, owner: &Owner, like: &rules::Flow) -> Vec<DomainIndex> {
     match slots.filter(|_| chosen.choice.share != share::NONE) {
         Some(slots) => {
             let mut all = DomainSet::default();
+            let family = like.destination.to_canonical().is_ipv4();
             slots
-                .domains
+                .slots(family)
                 .iter()
                 .for_each(|index| all.insert(u16::from(*index)));
             members(all).collect()

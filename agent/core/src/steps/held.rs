@@ -70,7 +70,8 @@ pub fn held(is: &Plan, wanted: &Plan, refused: &[&Step], removals: &[Step]) -> V
             let shared = is.shares.iter();
             let shared = shared
                 .filter(|(id, _)| is.choices.get(id).is_some_and(shares))
-                .flat_map(|(_, slots)| slots.domains.map(u32::from));
+                .flat_map(|(_, slots)| slots.ipv4.iter().chain(&slots.ipv6))
+                .map(|index| u32::from(*index));
             let chosen: BTreeSet<u32> = chosen.chain(shared).collect();
             each(&|step| match step {
                 Step::SetDomain(index, _) | Step::ClearDomain(index) => {

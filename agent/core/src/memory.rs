@@ -80,6 +80,11 @@ struct Saved<T> {
 }
 
 impl Memory {
+    /// Whether there are numbers for one more set of rules and one more choice.
+    pub(crate) fn has_room_for_rules(&self) -> bool {
+        self.rulesets.has_room() && self.choices.has_room()
+    }
+
     /// Grows with every change of the numbers.
     pub fn revision(&self) -> [u64; 4] {
         [
@@ -133,12 +138,16 @@ impl<T: Ord + Clone> Numbers<T> {
             .map(|(key, number)| (*number, key))
     }
 
+    fn has_room(&self) -> bool {
+        self.by_number.len() + 1 < self.end as usize
+    }
+
     /// The number of `key`, given out now if it has none. `None`: there is none left.
     pub(crate) fn give(&mut self, key: &[T]) -> Option<u32> {
         if let Some(number) = self.get(key) {
             return Some(number);
         }
-        if self.by_number.len() + 1 >= self.end as usize {
+        if !self.has_room() {
             return None;
         }
         let mut number = self.last;

@@ -71,6 +71,11 @@ impl Compiled {
             .map_err(|why| *why)
     }
 
+    /// There was no room for them, which there may be another time.
+    fn is_starved(&self) -> bool {
+        matches!(self.outcome, Err(Unruled::NoChoice | Unruled::NoRuleset))
+    }
+
     fn choices(&self) -> impl Iterator<Item = ChoiceId> {
         self.outcome.iter().flat_map(|made| &made.choices).copied()
     }
@@ -108,6 +113,7 @@ impl Engine {
             })
             .collect();
         if let Some(had) = had
+            && !had.is_starved()
             && same(&had.made_of, &made_of)
         {
             return Some(Arc::clone(had));
@@ -233,6 +239,13 @@ impl Engine {
         }
     }
 
+    /// Kernel policies for whose rules there was no room.
+    pub(super) fn starved(&self) -> Vec<PolicyId> {
+        let compiled = self.compiled.iter();
+        let starved = compiled.filter(|(_, compiled)| compiled.is_starved());
+        starved.map(|(id, _)| *id).collect()
+    }
+
     /// Why the rules of a chain that is in force cannot be.
     pub(super) fn unruled(&self, chain: &[Name]) -> Option<Unruled> {
         let number = self.state.memory.policies.get(chain)?;
@@ -323,6 +336,7 @@ mod tests {
     use crate::cgroups::CgroupChange;
     use crate::engine::Engine;
     use crate::ids::CgroupId;
+    use crate::memory::Numbers;
     use crate::name::Name;
     use crate::state::{Event, State};
 
@@ -342,6 +356,25 @@ mod tests {
             parent: CgroupId(parent),
             name: name.to_owned(),
         })
+    }
+
+    #[test]
+    fn rules_without_room_are_in_force_as_soon_as_there_is_some() {
+        let file = |port: u16| FILE.replace("ports = 1", &format!("ports = {port}"));
+        let config = |port| Box::new(crate::config::parse(&[("f", &file(port))]).unwrap());
+        let mut state = State::new(CgroupId(1));
+        // Room for one set, which another agent left.
+        state.memory.rulesets = Numbers::new(2);
+        state.memory.rulesets.give(&[1, 2, 3, 4]);
+        state.config = *config(1);
+        let mut engine = Engine::new(state);
+        let first = settled(&mut engine, made(2, 1, "a"));
+        assert!(first.ruleset().is_ok(), "{first:?}");
+        // The old set and the new one are there at the same time for a moment only.
+        let next = settled(&mut engine, Event::Config(config(2)));
+        assert!(next.ruleset().is_ok(), "{next:?}");
+        assert_eq!(engine.plan.rulesets.len(), 1);
+        assert_eq!(engine.plan, super::super::plan(&engine.state));
     }
 
     #[test]

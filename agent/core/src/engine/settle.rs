@@ -43,6 +43,15 @@ impl Engine {
             network |= self.settle_indices();
         }
         self.settle_choices(&mut changes);
+        // What this settling took back may be what others had no room for.
+        let starved = self.starved();
+        if !starved.is_empty() && self.state.memory.has_room_for_rules() {
+            for policy in starved {
+                self.settle_policy(policy, &mut changes);
+            }
+            self.settle_rulesets(&mut changes);
+            self.settle_choices(&mut changes);
+        }
         if network {
             changes.network = self.settle_network();
         }

@@ -38,29 +38,46 @@ impl Rulesets {
         index: u32,
         pages: impl ExactSizeIterator<Item = &'a [u32]>,
     ) -> Result<()> {
-        let failed = |operation| Error::kernel(operation, set_name(index));
-        let wrong = || io::Error::from_raw_os_error(libc::EINVAL);
-        let count = u32::try_from(pages.len()).map_err(|_| failed("make")(wrong()))?;
-        let set = sys::make_inner_array(c"RULES", PAGE_BYTES, count).map_err(failed("make"))?;
-        for (at, page) in (0_u32..).zip(pages) {
-            if page.len() != PAGE_WORDS as usize {
-                return Err(failed("write")(wrong()));
-            }
-            sys::update(
-                set.as_fd(),
-                bytemuck::bytes_of(&at),
-                bytemuck::cast_slice(page),
-            )
-            .map_err(failed("write"))?;
-        }
-        sys::freeze(set.as_fd()).map_err(failed("freeze"))?;
+        let set = make(index, pages)?;
         // The kernel waits here until every program that began before has ended (`maybe_wait_bpf_programs`).
         sys::update(
             self.map.as_fd(),
             bytemuck::bytes_of(&index),
             bytemuck::bytes_of(&sys::number(set.as_fd())),
         )
-        .map_err(failed("publish"))
+        .map_err(Error::kernel("publish", set_name(index)))
+    }
+
+    /// As [`Self::set`], many at once: the kernel waits once for some hundreds.
+    ///
+    /// # Errors
+    /// As those of [`Self::set`]; which sets are there then is for [`Self::hashes`] to say.
+    pub fn set_all<'a, P: ExactSizeIterator<Item = &'a [u32]>>(
+        &self,
+        sets: impl IntoIterator<Item = (u32, P)>,
+    ) -> Result<()> {
+        /// Maps that are open at the same time.
+        const BATCH: usize = 256;
+        let mut sets = sets.into_iter().peekable();
+        while sets.peek().is_some() {
+            let made = sets.by_ref().take(BATCH);
+            let made: Vec<(u32, OwnedFd)> = made
+                .map(|(index, pages)| Ok((index, make(index, pages)?)))
+                .collect::<Result<_>>()?;
+            let indices: Vec<u32> = made.iter().map(|(index, _)| *index).collect();
+            let maps: Vec<u32> = made
+                .iter()
+                .map(|(_, set)| sys::number(set.as_fd()))
+                .collect();
+            sys::update_batch(
+                self.map.as_fd(),
+                bytemuck::cast_slice(&indices),
+                bytemuck::cast_slice(&maps),
+                u32::try_from(made.len()).expect("at most a batch"),
+            )
+            .map_err(Error::kernel("publish", "sets of rules"))?;
+        }
+        Ok(())
     }
 
     /// Removes the set at `index`, and its memory with it. False: there was none.
@@ -85,6 +102,21 @@ impl Rulesets {
                 hash.map(|hash| hash.map(|hash| (index, hash))).transpose()
             })
             .collect()
+    }
+
+    /// The hash in the header of one set, as [`Self::hashes`] has it. `None`: there is no set.
+    ///
+    /// # Errors
+    /// The kernel refuses to tell.
+    pub fn hash(&self, index: u32) -> Result<Option<[u32; 4]>> {
+        let failed = || Error::kernel("read", set_name(index));
+        let mut id = 0_u32;
+        let key = bytemuck::bytes_of(&index);
+        let found = sys::lookup(self.map.as_fd(), key, bytemuck::bytes_of_mut(&mut id));
+        if !found.map_err(failed())? {
+            return Ok(None);
+        }
+        hash_of(id).map_err(failed())
     }
 
     /// The indices that are taken, and the ids of their maps.
@@ -118,6 +150,27 @@ impl Rulesets {
             Err(error) => Err(failed(error)),
         }
     }
+}
+
+/// Makes the map of a set, filled, which is never written again.
+fn make<'a>(index: u32, pages: impl ExactSizeIterator<Item = &'a [u32]>) -> Result<OwnedFd> {
+    let failed = |operation| Error::kernel(operation, set_name(index));
+    let wrong = || io::Error::from_raw_os_error(libc::EINVAL);
+    let count = u32::try_from(pages.len()).map_err(|_| failed("make")(wrong()))?;
+    let set = sys::make_inner_array(c"RULES", PAGE_BYTES, count).map_err(failed("make"))?;
+    for (at, page) in (0_u32..).zip(pages) {
+        if page.len() != PAGE_WORDS as usize {
+            return Err(failed("write")(wrong()));
+        }
+        sys::update(
+            set.as_fd(),
+            bytemuck::bytes_of(&at),
+            bytemuck::cast_slice(page),
+        )
+        .map_err(failed("write"))?;
+    }
+    sys::freeze(set.as_fd()).map_err(failed("freeze"))?;
+    Ok(set)
 }
 
 fn set_name(index: u32) -> String {

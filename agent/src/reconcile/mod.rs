@@ -401,6 +401,13 @@ impl Reconciler {
                 });
                 maps.policies.set_all(&entries.collect::<Vec<_>>()).is_ok()
             }
+            [Step::SetRuleset(..), ..] => {
+                let sets = batch.iter().filter_map(|step| match step {
+                    Step::SetRuleset(id, set) => Some((id.0, set.pages())),
+                    _ => None,
+                });
+                maps.rulesets.set_all(sets).is_ok()
+            }
             _ => false,
         }
     }
@@ -482,9 +489,7 @@ impl Reconciler {
         let policy = maps.policies.get(cgroup.map_or(0, |entry| entry.policy))?;
         let mut rules = None;
         if policy.rules != 0 {
-            let sets = maps.rulesets.hashes()?;
-            let set = sets.iter().find(|(index, _)| *index == policy.rules);
-            rules = set.map(|(_, hash)| ContentHash(*hash));
+            rules = maps.rulesets.hash(policy.rules)?.map(ContentHash);
         }
         let choice = maps.choices.get(policy.choice)?;
         let slots = match choice.share {
@@ -587,6 +592,7 @@ fn go_together(one: &Step, next: &Step) -> bool {
             | (Step::DeleteRoute(_), Step::DeleteRoute(_))
             | (Step::SetCgroup(..), Step::SetCgroup(..))
             | (Step::SetPolicy(..), Step::SetPolicy(..))
+            | (Step::SetRuleset(..), Step::SetRuleset(..))
     )
 }
 

@@ -44,6 +44,25 @@ fn what_is_there_is_told_with_its_hash_also_to_the_next_agent() {
 }
 
 #[test]
+fn many_sets_are_published_by_few_calls() {
+    on_a_new_host(|lab| {
+        let rule = everything();
+        let sets: Vec<_> = (1..=600)
+            .map(|index| (index, compile(&[(&rule, index)], 2).unwrap()))
+            .collect();
+        let rulesets = &lab.maps().rulesets;
+        let pages = sets.iter().map(|(index, set)| (*index, set.pages()));
+        rulesets.set_all(pages).unwrap();
+        let told: Vec<_> = sets.iter().map(|(at, set)| (*at, set.hash().0)).collect();
+        assert_eq!(rulesets.hashes().unwrap(), told);
+        assert_eq!(rulesets.hash(600).unwrap(), Some(told[599].1));
+        assert_eq!(rulesets.hash(601).unwrap(), None);
+        let beyond = [(MAX_RULESETS, sets[0].1.pages())];
+        assert!(rulesets.set_all(beyond).is_err());
+    });
+}
+
+#[test]
 fn pages_of_another_size_are_refused_and_change_nothing() {
     on_a_new_host(|lab| {
         let rule = everything();

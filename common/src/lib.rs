@@ -36,7 +36,7 @@ pub use traffic::{Traffic, TrafficKey};
 /// of [`FlowState`] gives that map another name, that of the first version that has it.
 pub const LAYOUT_VERSION: u32 = LAYOUT + NEXT;
 
-const LAYOUT: u32 = 3;
+const LAYOUT: u32 = 4;
 /// The feature `next-layout` builds the agent that the upgrade scenarios upgrade to.
 const NEXT: u32 = if cfg!(feature = "next-layout") { 1 } else { 0 };
 

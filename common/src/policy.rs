@@ -203,6 +203,8 @@ pub struct DomainEntry {
     pub source4: [u8; 4],
     /// Preferred IPv6 source, network byte order.
     pub source6: [u8; 16],
+    /// IPv6 source for who prefers a public address to a temporary one (RFC 5014), network byte order.
+    pub public6: [u8; 16],
     /// Name of the interface, zero-terminated.
     pub ifname: [u8; IFNAME_LEN],
 }
@@ -348,8 +350,8 @@ const _: () = {
     assert!(size_of::<ChoiceEntry>() == 12);
     assert!(size_of::<ShareEntry>() == 2 * ShareEntry::SLOTS);
     assert!(size_of::<IngressEntry>() == 8);
-    assert!(size_of::<DomainEntry>() == 48);
-    assert!(size_of::<DomainSlots>() == 196);
+    assert!(size_of::<DomainEntry>() == 64);
+    assert!(size_of::<DomainSlots>() == 260);
     assert!(size_of::<SourceKey>() == 20);
     assert!(size_of::<LocalKey4>() == 8);
     assert!(size_of::<LocalKey6>() == 20);

@@ -7,7 +7,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str},
+    helpers::generated::bpf_probe_read_kernel_str,
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
@@ -16,6 +16,7 @@ use steer_common::{CgroupEntry, CgroupEvent, EventKind, NAME_LEN, NameKey, cgrou
 use crate::{
     count::count,
     globals,
+    kernel::read,
     maps::{CGROUPS, EVENTS, NAMES},
 };
 
@@ -167,21 +168,5 @@ impl Cgroup {
         Some(Self(
             state.wrapping_byte_sub(globals::CGROUP_SELF.load() as usize),
         ))
-    }
-}
-
-/// Reads a member of a kernel structure. Offsets are known at load time only, so these are not
-/// direct, checked accesses; the kernel's reader fails on a wrong one.
-#[inline(always)]
-fn read<T: Copy>(object: *const c_void, offset: u32) -> Option<T> {
-    let mut value = core::mem::MaybeUninit::<T>::uninit();
-    // SAFETY: `value` has the size that is told; it is used only if the kernel filled it.
-    unsafe {
-        let result = bpf_probe_read_kernel(
-            value.as_mut_ptr().cast(),
-            size_of::<T>() as u32,
-            object.wrapping_byte_add(offset as usize),
-        );
-        (result == 0).then(|| value.assume_init())
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     address::Address,
     count::count,
     decision::{ALLOW, Decision, Domain, decide, refuse_no_domain, refuse_not_allowed},
-    flow,
+    flow, options,
     owner::{self, Owner},
     sock::{self, bind6, field, is_ours, our_mark, set_mark},
     tuple::Tuple,
@@ -60,6 +60,13 @@ fn connect(ctx: *mut bpf_sock_addr, destination: Address) -> i32 {
     }
     match ask(ctx, socket, flow.as_deref(), &owner, &destination) {
         PASS => pass(ctx, socket, flow, &owner),
+        PASS_CHOSEN => {
+            // Nothing else tells the guard.
+            if flow.is_none() {
+                flow = flow::get_or_create(socket, FlowState::default());
+            }
+            pass(ctx, socket, flow, &owner)
+        }
         NO_DOMAIN => refuse_no_domain(),
         NOT_ALLOWED => refuse_not_allowed(),
         steer_to => steer(ctx, socket, flow, &owner, steer_to),
@@ -68,10 +75,12 @@ fn connect(ctx: *mut bpf_sock_addr, destination: Address) -> i32 {
 
 /// What [`ask`] gives: left to the host's routing.
 const PASS: u64 = 0;
+/// Likewise, because the application chose another interface.
+const PASS_CHOSEN: u64 = 1;
 /// Refused: no domain fits.
-const NO_DOMAIN: u64 = 1;
+const NO_DOMAIN: u64 = 2;
 /// Refused: the policy does not allow it.
-const NOT_ALLOWED: u64 = 2;
+const NOT_ALLOWED: u64 = 3;
 /// Put on a domain: its index is in the lower half, the choice in the upper, beside these.
 const STEER: u64 = 1 << 31;
 /// The flow is IPv4.
@@ -102,6 +111,9 @@ fn ask(
         Decision::Pass(_) | Decision::Free => PASS,
         Decision::NoDomain => NO_DOMAIN,
         Decision::NotAllowed => NOT_ALLOWED,
+        Decision::Steer(domain, _) if options::lead_elsewhere(ctx, owner, v4, domain) => {
+            PASS_CHOSEN
+        }
         Decision::Steer(domain, choice) => {
             let family = if v4 { IS_V4 } else { 0 };
             u64::from(choice) << 32 | STEER | family | u64::from(domain)
@@ -193,7 +205,7 @@ fn steer(
     if source.is_unspecified() {
         // The IPv6 routing table would take a source from another interface when the domain's own
         // address is gone; a source that is bound cannot be replaced. IPv4 gets it from the table.
-        if !v4 && let Err(error) = bind6(ctx, domain.source6()) {
+        if !v4 && let Err(error) = bind6(ctx, options::source6(ctx, &domain)) {
             count(counter::SOURCE_FAILED);
             // The address went and nobody told us. The lookup by mark would fail, and IPv6 would then
             // look again with any other address of the host.

@@ -96,6 +96,13 @@ impl Domain {
         Address(unsafe { *(&raw const self.entry.source6).cast::<[u32; 4]>() })
     }
 
+    /// Its IPv6 source for who prefers a public address to a temporary one.
+    #[inline(always)]
+    pub fn public6(&self) -> Address {
+        // SAFETY: as above.
+        Address(unsafe { *(&raw const self.entry.public6).cast::<[u32; 4]>() })
+    }
+
     /// A byte of its interface's name. Read in place, since the verifier takes no index into the stack
     /// that it does not know; a name that changes meanwhile is refused, or is the next one.
     #[inline(always)]

@@ -37,3 +37,27 @@ pub static KERNFS_NODE_ID: Global<u32> = Global::new(0);
 /// Offset of `name` in `struct kernfs_node`.
 #[unsafe(no_mangle)]
 pub static KERNFS_NODE_NAME: Global<u32> = Global::new(0);
+
+/// Offset of `sk` in `struct bpf_sock_addr_kern`.
+#[unsafe(no_mangle)]
+pub static SOCK_ADDR_SK: Global<u32> = Global::new(0);
+
+/// Offset of `uc_index` in `struct inet_sock`; 0, here and below: not known.
+#[unsafe(no_mangle)]
+pub static INET_UNICAST_IF: Global<u32> = Global::new(0);
+
+/// Offset of `pinet6` in `struct inet_sock`.
+#[unsafe(no_mangle)]
+pub static INET6: Global<u32> = Global::new(0);
+
+/// Offset of `ucast_oif` in `struct ipv6_pinfo`.
+#[unsafe(no_mangle)]
+pub static INET6_UNICAST_IF: Global<u32> = Global::new(0);
+
+/// Offset of the two bytes in `struct ipv6_pinfo` that hold `srcprefs`.
+#[unsafe(no_mangle)]
+pub static INET6_PREFERENCES: Global<u32> = Global::new(0);
+
+/// Bits of these below `srcprefs`, which in older kernels is a bit field.
+#[unsafe(no_mangle)]
+pub static INET6_PREFERENCES_SHIFT: Global<u32> = Global::new(0);

@@ -13,7 +13,7 @@ use steer_common::{FlowState, flow_flags};
 use crate::{
     address::Address,
     decision::{ALLOW, Decision, Domain, decide, refuse_no_domain, refuse_not_allowed},
-    flow,
+    flow, options,
     owner::{self, Owner},
     sock::{self, CONNECTED, field, is_ours, our_mark, set_field, set_mark},
     tuple::Tuple,
@@ -103,6 +103,8 @@ fn ask<const V4: bool>(
         Decision::Free => FREE,
         Decision::NoDomain => NO_DOMAIN,
         Decision::NotAllowed => NOT_ALLOWED,
+        // The mark that it has leads round the domain where an interface is named.
+        Decision::Steer(domain, _) if options::lead_elsewhere(ctx, owner, V4, domain) => PASS,
         Decision::Steer(domain, choice) => u64::from(choice) << 32 | STEER | u64::from(domain),
     }
 }
@@ -178,7 +180,7 @@ fn steer<const V4: bool>(
         } else if V4 {
             set_field!(domain.source4(), ctx, msg_src_ip4);
         } else {
-            set_source6(ctx, domain.source6());
+            set_source6(ctx, options::source6(ctx, &domain));
         }
     }
     ALLOW

@@ -54,6 +54,9 @@ pub struct Domain {
     pub sources4: Vec<Ipv4Addr>,
     /// Usable IPv6 sources, preferred first. Empty: the domain has no IPv6.
     pub sources6: Vec<Ipv6Addr>,
+    /// Of these, the first of who prefers public addresses to temporary ones (RFC 5014). The file's order, and
+    /// that global ones go before unique local ones, count for more.
+    pub public6: Option<Ipv6Addr>,
     /// All its global addresses, also those past their preferred lifetime.
     pub addresses: Vec<Address>,
     /// Its gateways, preferred first.
@@ -191,6 +194,7 @@ impl Domain {
             running: link.is_some_and(|link| link.up && link.carrier),
             sources4: Vec::new(),
             sources6: Vec::new(),
+            public6: None,
             addresses: Vec::new(),
             gateways: Vec::new(),
             routes: Vec::new(),
@@ -279,6 +283,11 @@ impl Domain {
         v4.sort_unstable();
         v6.sort_unstable();
         self.sources4 = v4.into_iter().map(|(_, ip)| ip).collect();
+        let public = |((at, unique_local, public, _), ip): &(_, Ipv6Addr)| {
+            let ((first_at, first_unique_local, ..), _) = v6.first()?;
+            (*public && at == first_at && unique_local == first_unique_local).then_some(*ip)
+        };
+        self.public6 = v6.iter().find_map(public).or(v6.first().map(|(_, ip)| *ip));
         self.sources6 = v6.into_iter().map(|(_, ip)| ip).collect();
     }
 

@@ -41,6 +41,15 @@ const HEADER_LENGTH: usize = 24;
 const MAGIC: u32 = 0xeb9f;
 const KIND_STRUCT: u32 = 4;
 
+/// Where a member of a structure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Its offset in bits.
+    pub(super) bit: u32,
+    /// Bits of a bit field; `None`: it is none.
+    pub(super) width: Option<u32>,
+}
+
 /// The types of a kernel.
 pub(super) struct Types<'a> {
     types: Reader<'a>,
@@ -75,6 +84,19 @@ impl<'a> Types<'a> {
 
     /// The offset of `structure.member` in bytes.
     pub(super) fn offset(&self, structure: &str, member: &str) -> Result<u32, BtfError> {
+        let place = self.place(structure, member)?;
+        if place.bit.is_multiple_of(8) {
+            Ok(place.bit / 8)
+        } else {
+            Err(BtfError::BitField {
+                structure: structure.to_owned(),
+                member: member.to_owned(),
+            })
+        }
+    }
+
+    /// Where `structure.member` is.
+    pub(super) fn place(&self, structure: &str, member: &str) -> Result<Place, BtfError> {
         let mut types = Reader { ..self.types };
         while types.at < types.data.len() {
             let name = types.word()?;
@@ -83,15 +105,8 @@ impl<'a> Types<'a> {
             let count = (info & 0xffff) as usize;
             let kind = info >> 24 & 0x1f;
             if kind == KIND_STRUCT && self.string_is(name, structure) {
-                if let Some(offset) = self.member(&mut types, count, info >> 31 == 1, member)? {
-                    return if offset % 8 == 0 {
-                        Ok(offset / 8)
-                    } else {
-                        Err(BtfError::BitField {
-                            structure: structure.to_owned(),
-                            member: member.to_owned(),
-                        })
-                    };
+                if let Some(place) = self.member(&mut types, count, info >> 31 == 1, member)? {
+                    return Ok(place);
                 }
             } else {
                 types.skip(trailer(kind, count).ok_or(BtfError::Malformed { at: types.at })?)?;
@@ -103,14 +118,14 @@ impl<'a> Types<'a> {
         })
     }
 
-    /// The offset of `member` in bits, among the `count` members that follow.
+    /// Where `member` is, among the `count` members that follow.
     fn member(
         &self,
         types: &mut Reader<'_>,
         count: usize,
         has_bit_fields: bool,
         member: &str,
-    ) -> Result<Option<u32>, BtfError> {
+    ) -> Result<Option<Place>, BtfError> {
         let mut found = None;
         for _ in 0..count {
             let name = types.word()?;
@@ -119,9 +134,15 @@ impl<'a> Types<'a> {
             if self.string_is(name, member) {
                 // With bit fields in the structure, the upper byte is the field's width.
                 found = Some(if has_bit_fields {
-                    offset & 0x00ff_ffff
+                    Place {
+                        bit: offset & 0x00ff_ffff,
+                        width: Some(offset >> 24).filter(|width| *width != 0),
+                    }
                 } else {
-                    offset
+                    Place {
+                        bit: offset,
+                        width: None,
+                    }
                 });
             }
         }
@@ -184,15 +205,15 @@ impl Reader<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BtfError, KIND_STRUCT, MAGIC, Types};
+    use super::{BtfError, KIND_STRUCT, MAGIC, Place, Types};
 
-    /// A forward and `struct pair { left: 1 at 0; right: 1 at 64 bits; flag: at 97 bits }`.
+    /// A forward and `struct pair { left: 1 at 0; right: 1 at 64 bits; flag: 3 bits at 97 }`.
     fn sample() -> Vec<u8> {
         let strings = b"\0pair\0left\0right\0flag\0";
         let types = [
             [1, 7 << 24, 0].as_slice(),
-            [1, KIND_STRUCT << 24 | 3, 16].as_slice(),
-            [6, 1, 0, 11, 1, 64, 17, 1, 97].as_slice(),
+            [1, 1 << 31 | KIND_STRUCT << 24 | 3, 16].as_slice(),
+            [6, 1, 0, 11, 1, 64, 17, 1, 3 << 24 | 97].as_slice(),
         ]
         .concat();
         let type_bytes = u32::try_from(types.len() * 4).unwrap();
@@ -215,6 +236,9 @@ mod tests {
             types.offset("pair", "flag"),
             Err(BtfError::BitField { .. })
         ));
+        let place = |bit, width| Place { bit, width };
+        assert_eq!(types.place("pair", "right").unwrap(), place(64, None));
+        assert_eq!(types.place("pair", "flag").unwrap(), place(97, Some(3)));
         assert!(matches!(
             types.offset("pair", "none"),
             Err(BtfError::Missing { .. })

@@ -234,14 +234,14 @@ fn load_one(
 const LOAD_ATTEMPTS: u32 = 5;
 
 /// Offsets in kernel structures, by the name of the global that takes them.
-struct Offsets([(&'static str, u32); 7]);
+struct Offsets(Vec<(&'static str, u32)>);
 
 impl Offsets {
     fn of_this_kernel() -> Result<Self> {
         let data = fs::read(btf::VMLINUX).map_err(BtfError::Read)?;
         let types = Types::parse(&data)?;
         let own_state = types.offset("cgroup", "self")?;
-        Ok(Self([
+        let mut offsets = vec![
             ("CGROUP_KN", types.offset("cgroup", "kn")?),
             ("CGROUP_SELF", own_state),
             (
@@ -255,8 +255,38 @@ impl Offsets {
             ),
             ("KERNFS_NODE_ID", types.offset("kernfs_node", "id")?),
             ("KERNFS_NODE_NAME", types.offset("kernfs_node", "name")?),
-        ]))
+        ];
+        match socket_options(&types) {
+            Ok(found) => offsets.extend(found),
+            Err(error) => tracing::warn!(
+                %error,
+                "what applications choose by IP_UNICAST_IF, IPV6_UNICAST_IF and IPV6_ADDR_PREFERENCES is not \
+                 respected: this kernel keeps it elsewhere"
+            ),
+        }
+        Ok(Self(offsets))
     }
+}
+
+/// Where a socket has what its application chose by an option. Without them the globals stay 0, and the
+/// programs do not look.
+fn socket_options(types: &Types<'_>) -> std::result::Result<[(&'static str, u32); 6], BtfError> {
+    let preferences = types.place("ipv6_pinfo", "srcprefs")?;
+    // The programs read two bytes from where it begins.
+    let (begin, width) = (preferences.bit % 8, preferences.width.unwrap_or(8));
+    let shift = if cfg!(target_endian = "little") {
+        begin
+    } else {
+        16 - begin - width
+    };
+    Ok([
+        ("SOCK_ADDR_SK", types.offset("bpf_sock_addr_kern", "sk")?),
+        ("INET_UNICAST_IF", types.offset("inet_sock", "uc_index")?),
+        ("INET6", types.offset("inet_sock", "pinet6")?),
+        ("INET6_UNICAST_IF", types.offset("ipv6_pinfo", "ucast_oif")?),
+        ("INET6_PREFERENCES", preferences.bit / 8),
+        ("INET6_PREFERENCES_SHIFT", shift),
+    ])
 }
 
 /// The cookie of this thread's network namespace.

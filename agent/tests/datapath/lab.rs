@@ -283,6 +283,7 @@ impl Lab {
                 flags: domain_flags::IPV4 | domain_flags::IPV6,
                 source4,
                 source6,
+                public6: source6,
                 ifname,
             };
             maps.domains.set(domain, &entry).unwrap();

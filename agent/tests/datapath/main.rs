@@ -12,6 +12,7 @@ mod frames;
 mod guard;
 mod lab;
 mod life;
+mod options;
 mod parsing;
 mod peer;
 mod rebind;

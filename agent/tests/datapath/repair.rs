@@ -337,6 +337,7 @@ fn flows_are_repaired_to_an_interface_without_a_link_layer_header() {
         entry.ifindex = ifindex("t2");
         entry.source4 = [10, 9, 2, 2];
         entry.source6[..4].copy_from_slice(&[0xfd, 9, 0, 2]);
+        entry.public6 = entry.source6;
         lab.datapath().maps.domains.set(TWO, &entry).unwrap();
         lab.datapath().set_guard(ifindex("t2"), true).unwrap();
         lab.datapath()

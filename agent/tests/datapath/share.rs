@@ -89,12 +89,14 @@ fn third_uplink(lab: &Lab) {
             "{family} rule add fwmark {fwmark}/{mask} lookup 103 pref 2000"
         ));
     }
+    let source6 = [0xfd, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
     let entry = DomainEntry {
         mark: mark(THREE),
         ifindex: ifindex("h3"),
         flags: domain_flags::IPV4 | domain_flags::IPV6,
         source4: [10, 0, 3, 2],
-        source6: [0xfd, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2],
+        source6,
+        public6: source6,
         ..DomainEntry::default()
     };
     lab.maps().domains.set(THREE, &entry).unwrap();

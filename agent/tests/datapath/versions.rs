@@ -306,11 +306,11 @@ fn a_domain_in_use_is_never_written() {
             ..DomainEntry::default()
         };
         let map = MapData::from_pin(lab.layout().join("maps/DOMAINS")).unwrap();
-        let slots = Array::<_, [u8; 196]>::try_from(aya::maps::Map::Array(map)).unwrap();
+        let slots = Array::<_, [u8; 260]>::try_from(aya::maps::Map::Array(map)).unwrap();
         // `DomainSlots`: changes, and the last byte of each entry's `source6`.
         let read = || -> (u8, Vec<u8>) {
             let bytes = slots.get(&TWO, 0).unwrap();
-            (bytes[0], (0..4).map(|at| bytes[35 + 48 * at]).collect())
+            (bytes[0], (0..4).map(|at| bytes[35 + 64 * at]).collect())
         };
         let domains = &lab.datapath().maps.domains;
         let mut expected = vec![0; 4];

@@ -35,6 +35,7 @@ pub(crate) fn domains(installed: &[Installed<'_>], plan: &mut Plan) {
             if let (true, Some(source)) = (domain.has(Family::Ipv6), domain.sources6.first()) {
                 entry.flags |= domain_flags::IPV6;
                 entry.source6 = source.octets();
+                entry.public6 = domain.public6.unwrap_or(*source).octets();
             }
             let addresses = domain.addresses.iter();
             plan.sources

@@ -176,7 +176,7 @@ impl Lab {
 
 // `include/uapi/linux/bpf.h`.
 const MAP_CREATE: i32 = 0;
-const MAP_LOOKUP: i32 = 1;
+pub(crate) const MAP_LOOKUP: i32 = 1;
 const PROGRAM_LOAD: i32 = 5;
 const OBJECT_PIN: i32 = 6;
 const LINK_CREATE: i32 = 28;
@@ -185,7 +185,7 @@ const SCHED_CLS: u64 = 3;
 const LICENSE: &std::ffi::CStr = c"GPL";
 
 /// One call; the argument is a `union bpf_attr` in words of eight bytes.
-fn bpf_call(command: i32, argument: &mut [u64]) -> Result<i64> {
+pub(crate) fn bpf_call(command: i32, argument: &mut [u64]) -> Result<i64> {
     // SAFETY: the argument lives through the call and has the length that is told, and so does what its
     // callers let it point to.
     let result = unsafe {
@@ -199,7 +199,8 @@ fn bpf_call(command: i32, argument: &mut [u64]) -> Result<i64> {
     nix::errno::Errno::result(result).context("bpf")
 }
 
-fn bpf(command: i32, argument: &mut [u64]) -> Result<OwnedFd> {
+/// [`bpf_call`] that opens something.
+pub(crate) fn bpf(command: i32, argument: &mut [u64]) -> Result<OwnedFd> {
     let fd = i32::try_from(bpf_call(command, argument)?).context("a descriptor")?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -231,7 +232,8 @@ pub fn nft(lab: &Lab, rules: &str) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn number(fd: &OwnedFd) -> u64 {
+/// A descriptor as calls take it.
+pub(crate) fn number(fd: &OwnedFd) -> u64 {
     // An open descriptor is never negative.
     u64::from(fd.as_raw_fd().unsigned_abs())
 }

@@ -22,6 +22,7 @@ mod namespace;
 mod packet;
 mod probe;
 pub mod report;
+mod rulesets;
 mod scenario;
 mod server;
 mod snapshot;

@@ -34,7 +34,8 @@ Operations, one a line on standard input; addresses as ADDRESS, ADDRESS:PORT, [A
   give NAME             hand the socket to the process that takes it, and keep it
   set KEY=VALUE         mark=N device=IF ifindex=IF unicast-if=IF pktinfo6=IF|ADDRESS broadcast=1
                         multicast-if=IF qdisc-bypass=1 freebind=1 no-port=1
-                        tos=N prefer=temporary|public segment=BYTES (of UDP_SEGMENT);
+                        tos=N tos4=N (of IPv4 packets of an IPv6 socket)
+                        prefer=temporary|public segment=BYTES (of UDP_SEGMENT);
                         source=ADDRESS (header and packet),
                         timeout=MILLISECONDS, pause=MILLISECONDS (of flood and the like)
   bind ADDRESS | connect ADDRESS | listen

@@ -120,7 +120,8 @@ pub(crate) fn set(socket: &OwnedFd, key: &str, value: &str) -> Result<Result<(),
             libc::IPV6_TCLASS,
             parse_number(value)?,
         ),
-        "tos" => integer(socket, libc::IPPROTO_IP, libc::IP_TOS, parse_number(value)?),
+        // IPv4 packets of an IPv6 socket have a class of their own.
+        "tos" | "tos4" => integer(socket, libc::IPPROTO_IP, libc::IP_TOS, parse_number(value)?),
         // RFC 5014, section 7.
         "prefer" => integer(
             socket,

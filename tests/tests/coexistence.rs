@@ -267,8 +267,7 @@ fn a_program_that_ends_the_chain_before_the_guard_is_named_and_overtaken() -> Re
     they_remain(&lab, steered, &[&foreign], "others that were overtaken")
 }
 
-/// The agent looks after everything every half minute, and loads a program again for each that it puts
-/// first.
+/// The agent looks after everything every half minute, and loads a program again that it puts first.
 const LOOK: std::time::Duration = std::time::Duration::from_secs(90);
 
 #[test]
@@ -279,7 +278,7 @@ fn packet_filters_that_set_other_bits_of_the_mark_keep_them_and_steers() -> Resu
         "table inet others {
             chain out {
                 type route hook output priority mangle; policy accept;
-                meta mark & 0x77000000 != 0 meta mark set meta mark | 0x1
+                meta mark set meta mark | 0x1 counter
             }
             chain pre {
                 type filter hook prerouting priority mangle; policy accept;

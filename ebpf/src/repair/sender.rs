@@ -7,7 +7,7 @@ use steer_common::flow_flags;
 use super::Packet;
 use crate::{
     decision::Domain,
-    flow,
+    flow, globals,
     owner::Owner,
     packet::{self, ICMP, ICMPV6, TCP, TCP_ACK, TCP_SYN, UDP},
     sock::{self, AF_PACKET, CONNECTED, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, field},
@@ -38,8 +38,10 @@ pub fn of(skb: *mut __sk_buff, full: *mut bpf_sock, owner: &Owner) -> u32 {
         return NOT_OURS;
     }
     let mark = field!(full, mark);
-    // `SO_MARK` as a control message, or a mark that something else gave the packet to some end.
-    if mark != field!(skb, mark) {
+    // A domain's mark as a control message, or from something else that uses our bits. Other bits that the
+    // packet has and its socket has not are none of ours: filters of others set them on all that leaves, and
+    // they stay on what is repaired.
+    if (mark ^ field!(skb, mark)) & globals::MARK_MASK.load() != 0 {
         return NOT_OURS;
     }
     let mut decided = false;

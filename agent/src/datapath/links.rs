@@ -260,7 +260,7 @@ impl Links {
             return Ok(());
         };
         let second = self.programs.again(&own.maps(), side.program())?;
-        let link = sys::link_tcx(second.as_fd(), ifindex, side.attach_type())
+        let link = sys::link_tcx(second, ifindex, side.attach_type())
             .map_err(Error::kernel("attach", &name))?;
         pins::replace(link.as_fd(), &path)?;
         sys::link_detach(old.as_fd()).map_err(Error::kernel("detach", &name))?;

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     path::Path,
+    sync::OnceLock,
 };
 
 use aya::{
@@ -34,6 +35,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/st
 /// All programs, loaded and verified, attached nowhere, with their ids.
 pub(super) struct Programs {
     loaded: BTreeMap<&'static str, (ProgramFd, u32)>,
+    /// The packet programs, loaded once more where one had to be.
+    again: BTreeMap<&'static str, OnceLock<ProgramFd>>,
     mask: MarkMask,
 }
 
@@ -73,13 +76,28 @@ impl Programs {
         release_memory();
         Ok(Self {
             loaded: programs,
+            again: [GUARD, INGRESS, HOST_EGRESS]
+                .map(|name| (name, OnceLock::new()))
+                .into(),
             mask,
         })
     }
 
     /// The packet program called `name`, loaded once more with the maps in `maps`: the kernel attaches no
-    /// program twice to an interface.
-    pub(super) fn again(&self, maps: &Path, name: &'static str) -> Result<ProgramFd> {
+    /// program twice to an interface. One serves all interfaces, and those to come.
+    pub(super) fn again(&self, maps: &Path, name: &'static str) -> Result<BorrowedFd<'_>> {
+        let place = &self.again[name];
+        let program = match place.get() {
+            Some(program) => program,
+            None => {
+                let program = self.load_again(maps, name)?;
+                place.get_or_init(|| program)
+            }
+        };
+        Ok(program.as_fd())
+    }
+
+    fn load_again(&self, maps: &Path, name: &'static str) -> Result<ProgramFd> {
         let globals = Globals::of_this_thread(self.mask)?;
         let mut object = globals.object(maps)?;
         let kernel_types =

@@ -7,8 +7,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    helpers::generated::bpf_probe_read_kernel_str,
-    macros::btf_tracepoint,
+    helpers::generated::bpf_probe_read_kernel_str, macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
 use steer_common::{CgroupEntry, CgroupEvent, EventKind, NAME_LEN, NameKey, cgroup_flags, counter};

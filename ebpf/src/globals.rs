@@ -54,10 +54,15 @@ pub static INET6: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub static INET6_UNICAST_IF: Global<u32> = Global::new(0);
 
-/// Offset of the two bytes in `struct ipv6_pinfo` that hold `srcprefs`.
+/// Offset of the byte in `struct ipv6_pinfo` that says whether public addresses are preferred: of `srcprefs`,
+/// which in older kernels is a bit field.
 #[unsafe(no_mangle)]
 pub static INET6_PREFERENCES: Global<u32> = Global::new(0);
 
-/// Bits of these below `srcprefs`, which in older kernels is a bit field.
+/// The bit of that byte.
 #[unsafe(no_mangle)]
-pub static INET6_PREFERENCES_SHIFT: Global<u32> = Global::new(0);
+pub static INET6_PREFERS_PUBLIC: Global<u32> = Global::new(0);
+
+/// Offset of `inet6`, a `struct ipv6_pinfo`, in `struct udp6_sock`.
+#[unsafe(no_mangle)]
+pub static UDP6_INET6: Global<u32> = Global::new(0);

@@ -137,6 +137,11 @@ fn sources_are_ordered_by_what_is_best_to_leave_with() {
     let v6: Vec<String> = wlan.sources6.iter().map(Ipv6Addr::to_string).collect();
     assert_eq!(v6, ["2001:db8:2::99", "2001:db8:2::10", "fd00::1"]);
     assert_eq!(
+        wlan.public6,
+        Some("2001:db8:2::10".parse().unwrap()),
+        "the first that is not temporary"
+    );
+    assert_eq!(
         wlan.sources4[0],
         ip("192.0.2.10"),
         "the gateway's neighbour, not the lowest"
@@ -148,6 +153,16 @@ fn sources_are_ordered_by_what_is_best_to_leave_with() {
     let wlan = domains.get("wlan0").expect("a file names it");
     assert_eq!(wlan.sources4[0], ip("10.0.0.1"), "the file's order");
     assert_eq!(wlan.sources6.len(), 3, "of IPv6 the file says nothing");
+
+    let gone = NetworkChange::AddressGone(IfIndex(2), ip("2001:db8:2::10"));
+    network.apply(gone);
+    let domains = Domains::new(&config(""), &network);
+    let wlan = domains.get("wlan0").expect("it has a default route");
+    assert_eq!(
+        wlan.public6,
+        Some("2001:db8:2::99".parse().unwrap()),
+        "a unique local one is no public one of global ones"
+    );
 }
 
 #[test]

@@ -288,22 +288,24 @@ impl Offsets {
 
 /// Where a socket has what its application chose by an option. Without them the globals stay 0, and the
 /// programs do not look.
-fn socket_options(types: &Types<'_>) -> std::result::Result<[(&'static str, u32); 6], BtfError> {
+fn socket_options(types: &Types<'_>) -> std::result::Result<[(&'static str, u32); 7], BtfError> {
     let preferences = types.place("ipv6_pinfo", "srcprefs")?;
-    // The programs read two bytes from where it begins.
-    let (begin, width) = (preferences.bit % 8, preferences.width.unwrap_or(8));
-    let shift = if cfg!(target_endian = "little") {
-        begin
+    // IPV6_PREFER_SRC_PUBLIC is the second bit of it from below. Bits are counted as the machine fills words.
+    let (byte, bit) = if cfg!(target_endian = "little") {
+        let at = preferences.bit + 1;
+        (at / 8, at % 8)
     } else {
-        16 - begin - width
+        let at = preferences.bit + preferences.width.unwrap_or(8) - 2;
+        (at / 8, 7 - at % 8)
     };
     Ok([
         ("SOCK_ADDR_SK", types.offset("bpf_sock_addr_kern", "sk")?),
         ("INET_UNICAST_IF", types.offset("inet_sock", "uc_index")?),
         ("INET6", types.offset("inet_sock", "pinet6")?),
         ("INET6_UNICAST_IF", types.offset("ipv6_pinfo", "ucast_oif")?),
-        ("INET6_PREFERENCES", preferences.bit / 8),
-        ("INET6_PREFERENCES_SHIFT", shift),
+        ("INET6_PREFERENCES", byte),
+        ("INET6_PREFERS_PUBLIC", 1 << bit),
+        ("UDP6_INET6", types.offset("udp6_sock", "inet6")?),
     ])
 }
 

@@ -25,11 +25,7 @@ fn as_user<T: Send>(lab: &Lab, uid: u32, act: impl FnOnce() -> Result<T> + Send)
         let changed = call(libc::SYS_setgroups, [0; 3])
             && call(libc::SYS_setresgid, [id; 3])
             && call(libc::SYS_setresuid, [id; 3]);
-        ensure!(
-            changed,
-            "become user {uid}: {}",
-            std::io::Error::last_os_error()
-        );
+        ensure!(changed, "become user {uid}: {}", io::Error::last_os_error());
         act()
     })
 }
@@ -44,7 +40,7 @@ fn nobody_else_keeps_an_agent_from_starting_by_a_lock() -> Result<()> {
         "/sys/fs/bpf/steer",
     ] {
         let opened = as_user(&lab, ALICE, || Ok(File::open(private).err()))?;
-        let denied = opened.is_some_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied);
+        let denied = opened.is_some_and(|e| e.kind() == ErrorKind::PermissionDenied);
         ensure!(denied, "{private} can be opened");
     }
     agent.stop()?;
@@ -277,7 +273,7 @@ fn limit_descriptors(pid: u32, most: u64) -> Result<()> {
     let (pid, kind) = (i32::try_from(pid)?, libc::RLIMIT_NOFILE);
     // SAFETY: the limit lives until the call returns, which reads it; nothing is asked for.
     let limited = unsafe { libc::prlimit(pid, kind, &raw const limit, std::ptr::null_mut()) };
-    let error = std::io::Error::last_os_error();
+    let error = io::Error::last_os_error();
     ensure!(limited == 0, "limit process {pid}: {error}");
     Ok(())
 }

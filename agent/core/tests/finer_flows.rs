@@ -273,6 +273,15 @@ fn live(engine: &Engine, domain: &str, peer: &str, port: u16) -> sessions::Flow 
     }
 }
 
+/// The same flow of datagrams: the kernel does not tell what the socket remembers.
+fn datagrams(flow: sessions::Flow) -> sessions::Flow {
+    sessions::Flow {
+        protocol: 17,
+        memory: None,
+        ..flow
+    }
+}
+
 fn judge(engine: &Engine, flow: &sessions::Flow) -> sessions::Judged {
     engine.judge(flow, &mut Losses::default(), NOW)
 }
@@ -361,7 +370,11 @@ fn a_shared_flow_stays_on_any_member_and_leaves_one_that_is_none_any_more() {
             let file = SHARED.replace("share = \"flow\"", &says);
             let mut engine = engine_with(&file);
             let flows = ["wlan0", "lte0"].map(|domain| live(&engine, domain, "198.51.100.1", 443));
-            for flow in &flows {
+            let sockets: Vec<_> = flows
+                .iter()
+                .flat_map(|flow| [*flow, datagrams(*flow)])
+                .collect();
+            for flow in &sockets {
                 assert_eq!(judge(&engine, flow).verdict, Verdict::Home, "{says}");
             }
             // Another member comes: nothing changes for them.
@@ -371,12 +384,15 @@ fn a_shared_flow_stays_on_any_member_and_leaves_one_that_is_none_any_more() {
             apply(&mut engine, Event::Network(dump));
             let three = file.replace("\"lte0\"]", "\"lte0\", \"eth0\"]");
             reread(&mut engine, &three);
-            for flow in &flows {
+            for flow in &sockets {
                 assert_eq!(judge(&engine, flow).verdict, Verdict::Home, "{says}");
             }
             reread(&mut engine, &file.replace(", \"lte0\"]", "]"));
-            assert_eq!(judge(&engine, &flows[0]).verdict, Verdict::Home);
-            assert_eq!(judge(&engine, &flows[1]).verdict, Verdict::Reset);
+            for of in [|flow| flow, datagrams] {
+                let [wlan, lte] = flows.map(of);
+                assert_eq!(judge(&engine, &wlan).verdict, Verdict::Home);
+                assert_eq!(judge(&engine, &lte).verdict, Verdict::Reset);
+            }
         }
     }
 }

@@ -43,6 +43,15 @@ fn index(engine: &Engine, domain: &str) -> DomainIndex {
     engine.state().memory.indices[&name(domain)]
 }
 
+/// The same flow of datagrams: the kernel does not tell what the socket remembers.
+fn datagrams(flow: Flow) -> Flow {
+    Flow {
+        protocol: 17,
+        memory: None,
+        ..flow
+    }
+}
+
 /// As a socket program puts it on a domain. `remembers`: for a strict policy.
 fn steered(engine: &Engine, domain: &str, local: &str, remembers: bool) -> Flow {
     let index = index(engine, domain);
@@ -235,6 +244,36 @@ fn a_strict_policy_keeps_only_what_its_guard_knows_to_be_on_a_domain_of_its_own(
 }
 
 #[test]
+fn a_strict_policy_knows_connected_datagrams_by_their_mark_and_source() {
+    let mut engine = engine();
+    apply(
+        &mut engine,
+        set(strict(wants(Session::Keep, Session::Keep))),
+    );
+    let home = datagrams(steered(&engine, "wlan0", WLAN, true));
+    assert_eq!(verdict(&engine, &home), Verdict::Home);
+    // A better domain came.
+    let worse = datagrams(steered(&engine, "lte0", LTE, true));
+    assert_eq!(verdict(&engine, &worse), Verdict::Keep);
+    for unknown in [
+        Flow { mark: 0, ..worse },
+        Flow {
+            mark: home.mark,
+            ..worse
+        },
+    ] {
+        assert_eq!(verdict(&engine, &unknown), Verdict::Reset, "{unknown:?}");
+    }
+    without_wlan(&mut engine);
+    assert!(matches!(verdict(&engine, &home), Verdict::Linger { .. }));
+    with_wlan(&mut engine);
+    let mut only = strict(wants(Session::Keep, Session::Keep));
+    only.use_ = vec![name("wlan0")];
+    apply(&mut engine, set(only));
+    assert_eq!(verdict(&engine, &worse), Verdict::Reset);
+}
+
+#[test]
 fn flows_of_a_lost_domain_end_or_linger() {
     let mut engine = engine();
     for policy in [
@@ -419,10 +458,7 @@ fn a_flow_moves_where_its_source_is_valid_or_its_datagrams_are_repaired() {
     apply(&mut engine, set(moves.clone()));
     let tcp = steered(&engine, "lte0", LTE, false);
     assert_eq!(verdict(&engine, &tcp), Verdict::Reset);
-    let udp = Flow {
-        protocol: 17,
-        ..tcp
-    };
+    let udp = datagrams(tcp);
     assert_eq!(verdict(&engine, &udp), Verdict::Move(Means::Repair));
     apply(&mut engine, set(strict(moves)));
     assert_eq!(verdict(&engine, &udp), Verdict::Reset);
@@ -480,6 +516,7 @@ fn flows() -> impl Strategy<Value = Flow> {
         .prop_filter_map(
             "one family",
             |(protocol, (local, peer), mark, cgroup, bound, accepted, memory)| {
+                let memory = memory.filter(|_| protocol == 6);
                 (Family::of(local) == Family::of(peer)).then_some(Flow {
                     protocol,
                     local: SocketAddr::new(local, 40_000),
@@ -588,7 +625,7 @@ proptest! {
                 local: SocketAddr::new(source, 40_000),
                 mark: domain.mark,
                 bound: None,
-                memory: Some(FlowState {
+                memory: (flow.protocol == 6).then_some(FlowState {
                     creator: if owner.strict { entry.policy } else { 0 },
                     policy: entry.policy,
                     domain: index.0.into(),

@@ -53,7 +53,7 @@ pub struct Flow {
     pub bound: Option<IfIndex>,
     /// The peer asked.
     pub accepted: bool,
-    /// What the kernel programs remember of the socket.
+    /// What the kernel programs remember of the socket. The kernel never tells it of datagram sockets.
     pub memory: Option<FlowState>,
 }
 
@@ -195,7 +195,7 @@ impl Engine {
             && (!strict
                 || !disputed
                     && self.guard_lets(flow, index, &place)
-                    // Where others are right too, only its memory tells the guard that this one is its own.
+                    // Where others are right too, the guard knows from its memory alone that this is its own.
                     && (fate == Fate::Steer(index) || self.is_decided(flow, &place)))
         {
             judged.verdict = Verdict::Home;
@@ -307,13 +307,19 @@ impl Engine {
 
     /// Whether a flow remembers that it was put on the domain where it is, which is what a guard goes by,
     /// and has that domain's source.
+    ///
+    /// What a datagram socket remembers the kernel does not tell. `connect` marks it for the domain that it
+    /// remembers, so that its mark and its source say as much.
     fn is_decided(&self, flow: &Flow, place: &Place<'_>) -> bool {
         let Some(index) = place.domain.and_then(|domain| self.index_of(domain)) else {
             return false;
         };
-        let decided = flow.memory.is_some_and(|memory| {
-            memory.flags & flow_flags::DECIDED != 0 && memory.domain == u32::from(index.0)
-        });
+        let decided = match flow.memory {
+            Some(memory) => {
+                memory.flags & flow_flags::DECIDED != 0 && memory.domain == u32::from(index.0)
+            }
+            None => flow.protocol != TCP && place.marked == Some(index),
+        };
         // Of a domain that is lost the address may have gone too.
         decided && (place.lost.is_some() || self.has_source(flow, index))
     }

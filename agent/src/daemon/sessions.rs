@@ -32,12 +32,15 @@ const FEW: usize = 64;
 /// A little more than the time that was set, so that it has passed by any clock.
 const GRACE: Duration = Duration::from_millis(10);
 
+/// Flows that could not be listed are looked at again after this time.
+const TROUBLE_PAUSE: Duration = Duration::from_secs(1);
+
 /// What is known of live flows between two looks.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     losses: Losses,
     touched: Touched,
-    /// When the next flow is to end that is kept on a lost domain.
+    /// When the next flow is to end that is kept on a lost domain, or a look that failed is tried again.
     pub(super) deadline: Option<Instant>,
     all: Record,
     policies: BTreeMap<Name, Record>,
@@ -170,6 +173,13 @@ impl Sessions {
         self.touched.all = true;
     }
 
+    /// What was touched could not be looked at: the loop has its turn before that is tried again.
+    fn put_off(&mut self, touched: Touched) {
+        self.touched.all |= touched.all;
+        self.touched.cgroups.extend(touched.cgroups);
+        self.deadline = Some(Instant::now() + TROUBLE_PAUSE);
+    }
+
     /// A policy is made anew: what became of flows because of an older one is not told of it.
     pub(super) fn forget(&mut self, policy: &Name) {
         self.policies.remove(policy);
@@ -237,7 +247,10 @@ impl Daemon {
         };
         let live = match self.reconciler.live_flows(&conditions).await {
             Ok(live) => live,
-            Err(error) => return self.tell_trouble(Some(chain(&error))),
+            Err(error) => {
+                self.sessions.put_off(touched);
+                return self.tell_trouble(Some(chain(&error)));
+            }
         };
         let flows = live.iter().map(|live| (live, flow(live)));
         self.deal_with(flows.collect(), !few).await;
@@ -501,4 +514,32 @@ pub(super) fn remove() -> Result<(), statefile::Error> {
 
 fn file() -> StateFile {
     StateFile::named(Path::new(RUN_DIRECTORY), "sessions.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_failed_is_tried_again_after_a_pause_and_for_all_that_was_touched() {
+        let mut sessions = Sessions {
+            // It was for this that all were to be looked at.
+            deadline: Some(Instant::now()),
+            ..Sessions::default()
+        };
+        sessions.touched.cgroups.insert(CgroupId(2));
+        let touched = std::mem::take(&mut sessions.touched);
+        sessions.touched.cgroups.insert(CgroupId(3));
+        let failed = Instant::now();
+        sessions.put_off(touched);
+        assert!(sessions.deadline.is_some_and(|deadline| deadline > failed));
+        let both = BTreeSet::from([CgroupId(2), CgroupId(3)]);
+        assert_eq!(sessions.touched.cgroups, both);
+        assert!(!sessions.touched.all);
+        sessions.put_off(Touched {
+            all: true,
+            ..Touched::default()
+        });
+        assert!(sessions.touched.all);
+    }
 }

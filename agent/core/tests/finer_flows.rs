@@ -412,13 +412,69 @@ fn a_lost_members_flows_alone_are_lost() {
 }
 
 #[test]
-fn a_strict_shared_flow_that_remembers_nothing_is_ended() {
-    let engine = engine_with(&SHARED.replace("share", "strict = true\nshare"));
-    let flow = sessions::Flow {
-        memory: None,
-        ..live(&engine, "lte0", "198.51.100.1", 443)
-    };
-    assert_eq!(judge(&engine, &flow).verdict, Verdict::Reset);
+fn a_strict_shared_flow_whose_source_was_chosen_before_is_at_home_on_the_member_that_has_it() {
+    for share in ["flow", "destination"] {
+        let file = SHARED.replace(
+            "share = \"flow\"",
+            &format!("strict = true\nshare = \"{share}\""),
+        );
+        let mut engine = engine_with(&file);
+        let known = ["wlan0", "lte0"].map(|domain| live(&engine, domain, "198.51.100.1", 443));
+        let [wlan, lte] = known.map(|flow| sessions::Flow {
+            memory: None,
+            ..flow
+        });
+        // What the guard remembers of a listener's child: who made it, and no domain.
+        let created = FlowState {
+            creator: engine.plan().cgroups[&CgroupId(10)].policy,
+            ..FlowState::default()
+        };
+        for (here, there, remembers) in [(wlan, lte, known[1]), (lte, wlan, known[0])] {
+            let accepted = sessions::Flow {
+                accepted: true,
+                memory: Some(created),
+                ..here
+            };
+            for home in [
+                here,
+                sessions::Flow { mark: 0, ..here },
+                accepted,
+                sessions::Flow {
+                    mark: 0,
+                    ..accepted
+                },
+                // The listener's.
+                sessions::Flow {
+                    mark: there.mark,
+                    ..accepted
+                },
+            ] {
+                assert_eq!(judge(&engine, &home).verdict, Verdict::Home, "{home:?}");
+            }
+            if share == "destination" {
+                // One of both is where its destination has it, whatever else is said of it.
+                continue;
+            }
+            for other in [
+                sessions::Flow {
+                    mark: there.mark,
+                    ..here
+                },
+                sessions::Flow {
+                    memory: remembers.memory,
+                    ..here
+                },
+            ] {
+                assert_eq!(judge(&engine, &other).verdict, Verdict::Reset, "{other:?}");
+            }
+        }
+        reread(&mut engine, &file.replace(", \"lte0\"]", "]"));
+        let accepted = sessions::Flow {
+            accepted: true,
+            ..lte
+        };
+        assert_eq!(judge(&engine, &accepted).verdict, Verdict::Reset);
+    }
 }
 
 // Where flows are.

@@ -19,6 +19,7 @@ pub(super) struct Asked {
     /// It may be right where nobody steers it.
     pub(super) may_pass: bool,
     homes: DomainSet,
+    members: DomainSet,
 }
 
 /// What rules look at, as it most likely was when the flow began: its source and port were not chosen yet,
@@ -47,6 +48,7 @@ impl Asked {
             wanted: None,
             may_pass: false,
             homes: DomainSet::default(),
+            members: DomainSet::default(),
         };
         asked.wanted = match asked.fate {
             Fate::Steer(index) => Some(index),
@@ -57,6 +59,11 @@ impl Asked {
             }
             Fate::Never(_) | Fate::Local(_) | Fate::Pass(_) | Fate::Refuse(_) => None,
         };
+        if let Some(owner) = owner.filter(|owner| shares(plan, owner, &first)) {
+            for index in homes(plan, owner, &first) {
+                asked.members.insert(index.0);
+            }
+        }
         for like in all_like(plan, owner, flow, first) {
             match fate(plan, owner, &like) {
                 Fate::Steer(_) | Fate::Shared(_) => {
@@ -77,10 +84,21 @@ impl Asked {
         self.homes.contains(index.0)
     }
 
+    /// Whether it is shared, and a domain is one of those that share it.
+    pub(super) fn is_member(&self, index: DomainIndex) -> bool {
+        self.members.contains(index.0)
+    }
+
     /// The domains on which it may have begun, as things are now.
     pub(super) fn homes(&self) -> impl Iterator<Item = DomainIndex> + use<> {
         members(self.homes)
     }
+}
+
+/// Whether a flow is one that domains share.
+fn shares(plan: &Plan, owner: &Owner, like: &rules::Flow) -> bool {
+    let chosen = owner.choose(plan, like);
+    chosen.choice.share != share::NONE && plan.shares.contains_key(&chosen.id)
 }
 
 /// The domains where a flow that is decided so may be: every member, where flows are shared.

@@ -11,7 +11,8 @@
 //!
 //! Rules of a policy may look at what a socket does not tell: the code point, and whether its source was
 //! chosen before the decision or by it. A flow that is where it would be by any answer is where it should
-//! be; else it would be ended again and again. And of domains that share flows each is right.
+//! be; else it would be ended again and again. And of domains that share flows each is right: a flow whose
+//! source was chosen before, by a peer or an application, is on the member whose address that is.
 
 mod asked;
 mod losses;
@@ -195,8 +196,9 @@ impl Engine {
             && (!strict
                 || !disputed
                     && self.guard_lets(flow, index, &place)
-                    // Where others are right too, the guard knows from its memory alone that this is its own.
-                    && (fate == Fate::Steer(index) || self.is_decided(flow, &place)))
+                    && (fate == Fate::Steer(index)
+                        || self.is_decided(flow, &place)
+                        || asked.is_member(index) && goes_by_source(flow, index, &place)))
         {
             judged.verdict = Verdict::Home;
             return judged;
@@ -355,6 +357,15 @@ impl Engine {
         let moves = entry.is_some_and(|entry| entry.flags & moves == moves);
         (moves && flow.protocol != TCP).then_some(Means::Repair)
     }
+}
+
+/// Whether the guard knows a shared flow by its source, of which it accepts every member's: nobody put it on
+/// another member. One that was accepted has its listener's mark, which says nothing of it.
+fn goes_by_source(flow: &Flow, index: DomainIndex, place: &Place<'_>) -> bool {
+    let decided = flow.memory.is_some_and(|memory| {
+        memory.flags & flow_flags::DECIDED != 0 && memory.domain != u32::from(index.0)
+    });
+    !decided && (flow.accepted || place.marked.is_none_or(|marked| marked == index))
 }
 
 /// Whether new flows are refused, for whatever domain.

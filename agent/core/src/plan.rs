@@ -66,6 +66,29 @@ pub struct Plan {
     pub sysctls: BTreeMap<String, String>,
 }
 
+impl Plan {
+    /// Tells of policies whether they lead to one of these choices, by themselves or by a rule. Each set of
+    /// rules is searched once, however many policies have it.
+    pub fn leading_to<'a>(
+        &'a self,
+        choices: &'a BTreeSet<ChoiceId>,
+    ) -> impl FnMut(PolicyId) -> bool + 'a {
+        let mut known: BTreeMap<RulesetId, bool> = BTreeMap::new();
+        move |policy| {
+            let Some(policy) = self.policies.get(&policy) else {
+                return false;
+            };
+            let rules = RulesetId(policy.rules);
+            choices.contains(&ChoiceId(policy.choice))
+                || *known.entry(rules).or_insert_with(|| {
+                    let set = self.rulesets.get(&rules);
+                    let mut leads = set.into_iter().flat_map(Image::choices);
+                    leads.any(|choice| choices.contains(&ChoiceId(choice)))
+                })
+        }
+    }
+}
+
 /// A cgroup by its parent's number and its name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Named {

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use steer_common::{PolicyEntry, policy_flags, verdict};
 use steer_core::engine::{Engine, Warning};
 use steer_core::explain::flow::Owner;
-use steer_core::ids::{CgroupId, PolicyId, RulesetId};
+use steer_core::ids::{CgroupId, ChoiceId, PolicyId, RulesetId};
 use steer_core::memory::Memory;
 use steer_core::policy::{Otherwise, Policy};
 use steer_core::rules::{Flow, Rule, Rules};
@@ -127,6 +127,35 @@ fn a_preference_orders_the_domains_of_rules_too() {
 }
 
 #[test]
+fn a_policy_leads_to_what_it_and_its_rules_choose_and_to_nothing_else() {
+    let mut engine = engine();
+    let rules = vec![rule("10.0.0.0/8", &["lte0"])];
+    for policy in [
+        with_rules(policy("p", "a", &["wlan0"]), rules),
+        policy("q", "c", &["lte0", "wlan0"]),
+    ] {
+        apply(&mut engine, Event::SetPolicy(policy));
+    }
+    let plan = engine.plan();
+    let [p, q] = [10, 20].map(|id| PolicyId(plan.cgroups[&CgroupId(id)].policy));
+    let choice = |policy| ChoiceId(plan.policies[&policy].choice);
+    let owner = Owner::of(plan, plan.cgroups.get(&CgroupId(10))).unwrap();
+    let ruled = owner.choose(plan, &Flow::to(ip("10.0.0.1"))).id;
+    assert_ne!(ruled, choice(p));
+    for (of, expected) in [
+        (choice(p), [true, false]),
+        (ruled, [true, false]),
+        (choice(q), [false, true]),
+        (ChoiceId(0), [false, false]),
+    ] {
+        let of = BTreeSet::from([of]);
+        let mut leads = plan.leading_to(&of);
+        assert_eq!([p, q].map(&mut leads), expected, "{of:?}");
+        assert!(!leads(PolicyId(99)));
+    }
+}
+
+#[test]
 fn each_rule_tells_what_it_decides() {
     let mut engine = engine();
     let rules = vec![
@@ -195,7 +224,7 @@ fn rules_that_are_too_many_together_are_closed_if_strict_and_left_out_if_not() {
         assert_eq!(told, Some(("p", closed)), "{warnings:?}");
         let PolicyEntry { choice, rules, .. } = entry(&engine, 11);
         assert_eq!(rules, 0);
-        let choice = engine.plan().choices[&steer_core::ids::ChoiceId(choice)];
+        let choice = engine.plan().choices[&ChoiceId(choice)];
         let wanted = if closed {
             verdict::BLOCK
         } else {

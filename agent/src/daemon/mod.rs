@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use steer_common::CgroupEntry;
 use steer_core::cgroups::{CgroupChange, CgroupTree};
 use steer_core::engine::{Engine, Warning};
-use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId, RulesetId, TableId};
+use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId, TableId};
 use steer_core::memory::Memory;
 use steer_core::name::Name;
 use steer_core::permit::User;
@@ -352,11 +352,8 @@ impl Daemon {
                 .filter_map(|number| plan.policies.get(number))
         };
         let leads_to = |id: ChoiceId| {
-            own().any(|policy| {
-                let set = plan.rulesets.get(&RulesetId(policy.rules));
-                policy.choice == id.0
-                    || set.is_some_and(|set| set.choices().any(|choice| choice == id.0))
-            })
+            let id = BTreeSet::from([id]);
+            numbers.iter().copied().any(plan.leading_to(&id))
         };
         match step {
             Step::SetCgroup(id, entry) => known(entry) || is.cgroups.get(id).is_some_and(known),

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use steer_core::engine::{Changes, Engine};
-use steer_core::ids::{CgroupId, ChoiceId, IfIndex, PolicyId};
+use steer_core::ids::{CgroupId, ChoiceId, IfIndex, RulesetId};
 use steer_core::name::Name;
 use steer_core::plan::Plan;
 use steer_core::sessions::{Flow, Judged, Losses, Means, Verdict};
@@ -131,17 +131,23 @@ impl Touched {
             return;
         }
         self.cgroups.extend(&changes.cgroups);
-        if changes.policies.is_empty() && changes.choices.is_empty() {
+        let choices: BTreeSet<ChoiceId> = changes.choices.union(&changes.shares).copied().collect();
+        if changes.policies.is_empty() && changes.rulesets.is_empty() && choices.is_empty() {
             return;
         }
-        let touched = |policy: u32| {
-            let id = PolicyId(policy);
-            let entry = plan.policies.get(&id);
-            changes.policies.contains(&id)
-                || entry.is_some_and(|entry| changes.choices.contains(&ChoiceId(entry.choice)))
-        };
+        let mut leads = plan.leading_to(&choices);
+        let touched: BTreeSet<u32> = plan
+            .policies
+            .iter()
+            .filter(|(id, entry)| {
+                changes.policies.contains(id)
+                    || changes.rulesets.contains(&RulesetId(entry.rules))
+                    || leads(**id)
+            })
+            .map(|(id, _)| id.0)
+            .collect();
         let cgroups = plan.cgroups.iter();
-        let cgroups = cgroups.filter(|(_, entry)| touched(entry.policy));
+        let cgroups = cgroups.filter(|(_, entry)| touched.contains(&entry.policy));
         self.cgroups.extend(cgroups.map(|(id, _)| *id));
     }
 }
@@ -518,7 +524,89 @@ fn file() -> StateFile {
 
 #[cfg(test)]
 mod tests {
+    use steer_core::cgroups::CgroupChange;
+    use steer_core::ids::PolicyId;
+    use steer_core::state::{Event, State};
+
     use super::*;
+
+    const FILE: &str = "[policy.p]\nmatch.cgroup = \"a\"\nuse = \"wlan0\"\n[[policy.p.rule]]\nports = 1\nuse = \
+                        \"lte0\"\n[policy.q]\nmatch.cgroup = \"b\"\nuse = [\"wlan0\", \"lte0\"]\n";
+
+    #[test]
+    fn a_change_touches_the_cgroups_whose_policies_lead_to_it_also_by_rules_and_shares() {
+        let mut state = State::new(CgroupId(1));
+        state.config = steer_core::config::parse(&[("f", FILE)]).unwrap();
+        let mut engine = Engine::new(state);
+        for (id, name) in [(2, "a"), (3, "b")] {
+            let made = CgroupChange::Made {
+                id: CgroupId(id),
+                parent: CgroupId(1),
+                name: name.to_owned(),
+            };
+            engine.apply(Event::Cgroups(made)).unwrap();
+        }
+        engine.settle();
+        let plan = engine.plan();
+        let number = PolicyId(plan.cgroups[&CgroupId(2)].policy);
+        let policy = plan.policies[&number];
+        let ruleset = RulesetId(policy.rules);
+        let mut choices = plan.rulesets[&ruleset].choices().map(ChoiceId);
+        let ruled = choices.find(|choice| choice.0 != policy.choice).unwrap();
+        let none = Changes::default;
+        for (changes, touched) in [
+            (none(), false),
+            (
+                Changes {
+                    policies: [number].into(),
+                    ..none()
+                },
+                true,
+            ),
+            (
+                Changes {
+                    choices: [ChoiceId(policy.choice)].into(),
+                    ..none()
+                },
+                true,
+            ),
+            (
+                Changes {
+                    choices: [ruled].into(),
+                    ..none()
+                },
+                true,
+            ),
+            (
+                Changes {
+                    shares: [ruled].into(),
+                    ..none()
+                },
+                true,
+            ),
+            (
+                Changes {
+                    rulesets: [ruleset].into(),
+                    ..none()
+                },
+                true,
+            ),
+            (
+                Changes {
+                    rulesets: [RulesetId(99)].into(),
+                    shares: [ChoiceId(99)].into(),
+                    ..none()
+                },
+                false,
+            ),
+        ] {
+            let mut noted = Touched::default();
+            noted.note(&changes, plan);
+            assert!(!noted.all);
+            let expected: BTreeSet<_> = touched.then_some(CgroupId(2)).into_iter().collect();
+            assert_eq!(noted.cgroups, expected, "{changes:?}");
+        }
+    }
 
     #[test]
     fn a_look_that_failed_is_tried_again_after_a_pause_and_for_all_that_was_touched() {

@@ -56,12 +56,26 @@ pub(super) struct Flows {
     fresh: bool,
     /// When the look began that is under way, or the last one.
     began: Option<Instant>,
+    /// For whom that is.
+    round: Round,
     /// No look begins before: at most half of the time is spent with them, whoever asks.
     rest: Option<Instant>,
     /// When who watches is told next.
     next: Option<Instant>,
     memory: Memory,
     serial: u64,
+}
+
+/// For whom a look is, and so what it must find. Whoever asks while it is under way waits for the next one:
+/// what was passed by until then may be theirs.
+#[derive(Debug, Default)]
+struct Round {
+    /// Serial of the last call.
+    last: u64,
+    /// Somebody asks for flows that no policy has, too.
+    all: bool,
+    /// Only these users ask; none: an administrator does.
+    users: Option<BTreeSet<u32>>,
 }
 
 /// A call.
@@ -107,6 +121,26 @@ pub(super) struct Step(Came);
 enum Came {
     Listed(Result<Result<Listed, String>, JoinError>),
     Told(Result<(Vec<Told>, Memory), JoinError>),
+}
+
+impl Round {
+    fn new<'a>(asked: impl Iterator<Item = (u64, &'a tell::Filter)> + Clone) -> Self {
+        Self {
+            last: asked.clone().map(|(serial, _)| serial).max().unwrap_or(0),
+            all: asked.clone().any(|(_, filter)| filter.all),
+            users: asked.map(|(_, filter)| filter.uid).collect(),
+        }
+    }
+
+    /// Whether it is for a call.
+    fn is_for(&self, serial: u64) -> bool {
+        serial <= self.last
+    }
+
+    /// Whether a user's flow is wanted. A plain user's look is cheap for others.
+    fn wants(&self, uid: u32) -> bool {
+        self.users.as_ref().is_none_or(|users| users.contains(&uid))
+    }
 }
 
 impl Flows {
@@ -224,6 +258,8 @@ impl Daemon {
         }
         flows.fresh = false;
         flows.began = Some(Instant::now());
+        let asked = flows.asked.iter();
+        flows.round = Round::new(asked.map(|asked| (asked.serial, &*asked.filter)));
         flows.count(self.tree.root());
         let storage = match self.reconciler.flow_storage() {
             Ok(storage) => storage,
@@ -286,19 +322,13 @@ impl Daemon {
             return;
         };
         self.flows.forget_gone();
-        let all = self.flows.asked.iter().any(|asked| asked.filter.all);
-        let users: Option<BTreeSet<u32>> = self
-            .flows
-            .asked
-            .iter()
-            .map(|asked| asked.filter.uid)
-            .collect();
+        let round = &self.flows.round;
         let began = Instant::now();
         for flow in left.by_ref() {
-            // A plain user's look is cheap for others.
-            let wanted = users.as_ref().is_none_or(|users| users.contains(&flow.uid));
             let counted = counts.get(&flow.cookie);
-            if wanted && let Some(found) = self.place(flow, counted, all) {
+            if round.wants(flow.uid)
+                && let Some(found) = self.place(flow, counted, round.all)
+            {
                 placed.push(found);
             }
             if began.elapsed() > TURN {
@@ -314,7 +344,8 @@ impl Daemon {
             return;
         }
         let mut wishes = Vec::new();
-        for asked in &self.flows.asked {
+        let asked = self.flows.asked.iter();
+        for asked in asked.filter(|asked| round.is_for(asked.serial)) {
             let authority = self.authority(&asked.caller);
             let sees = authority.owner().map(|_| {
                 let seen = self.seen(&asked.caller, &authority);
@@ -328,7 +359,9 @@ impl Daemon {
         }
         let search = tell::Search {
             cgroups: self.cgroups_of(&placed),
-            uid: users
+            uid: round
+                .users
+                .as_ref()
                 .filter(|users| users.len() == 1)
                 .and_then(|users| users.first().copied()),
         };
@@ -407,4 +440,35 @@ fn monotonic() -> u64 {
     now.ok()
         .and_then(|now| u64::try_from(now).ok())
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(uid: Option<u32>, all: bool) -> tell::Filter {
+        let asked = ListFlows {
+            all: Some(all),
+            ..ListFlows::default()
+        };
+        tell::Filter::new(&asked, None, None, uid).unwrap()
+    }
+
+    #[test]
+    fn a_look_is_for_those_who_had_asked_when_it_began() {
+        let (user, other, admin) = (
+            filter(Some(1000), false),
+            filter(Some(1001), false),
+            filter(None, true),
+        );
+        let round = |asked: &[(u64, &tell::Filter)]| Round::new(asked.iter().copied());
+        // One who watches has an old serial.
+        let look = round(&[(7, &user), (3, &other)]);
+        assert!(look.is_for(3) && look.is_for(7));
+        assert!(!look.is_for(8), "it found nothing for this one");
+        assert!(look.wants(1000) && look.wants(1001) && !look.wants(0));
+        assert!(!look.all);
+        let next = round(&[(7, &user), (8, &admin)]);
+        assert!(next.is_for(8) && next.wants(0) && next.all);
+    }
 }

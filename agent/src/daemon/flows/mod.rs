@@ -10,13 +10,15 @@ mod tell;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::pending;
-use std::path::Path;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::time::ClockId;
 use steer_common::FlowCount;
 use steer_core::name::Name;
+use tokio::runtime::Handle;
 use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -41,6 +43,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Counting ends when nobody has asked for this time.
 const LEASE: Duration = Duration::from_secs(60);
 
+/// Programs that could not be made to count are tried again after this time: loading them costs more than a
+/// look, and anybody may ask.
+const TROUBLE_PAUSE: Duration = Duration::from_secs(60);
+
 /// How long the loop places flows before everything else has its turn.
 const TURN: Duration = Duration::from_millis(2);
 
@@ -50,8 +56,7 @@ pub(super) struct Flows {
     asked: Vec<Asked>,
     stage: Stage,
     counting: Option<Counting>,
-    /// Why flows are not counted, if they are not.
-    not_counted: Option<String>,
+    not_counted: Option<NotCounted>,
     /// Somebody asked since the last look began.
     fresh: bool,
     /// When the look began that is under way, or the last one.
@@ -94,6 +99,30 @@ struct Counting {
     until: Instant,
 }
 
+/// Why flows are not counted.
+struct NotCounted {
+    words: String,
+    /// When that is tried again.
+    until: Instant,
+}
+
+/// What counts in a look.
+enum Counter {
+    /// Programs that do already.
+    Counts(Arc<FlowCounts>),
+    /// They are loaded first, for the managed cgroup with this directory.
+    Begin(PathBuf),
+    /// Nothing: that failed just now.
+    Nothing,
+}
+
+/// What a look at the kernel came to.
+struct Looked {
+    /// What came of making programs count, if that was tried, and since when they do.
+    begun: Option<(SystemTime, Result<Arc<FlowCounts>, String>)>,
+    listed: Result<Listed, String>,
+}
+
 /// What the kernel told.
 struct Listed {
     flows: Vec<LiveFlow>,
@@ -106,7 +135,7 @@ struct Listed {
 enum Stage {
     #[default]
     Idle,
-    Listing(JoinHandle<Result<Listed, String>>),
+    Listing(JoinHandle<Looked>),
     Placing {
         left: std::vec::IntoIter<LiveFlow>,
         counts: HashMap<u64, FlowCount>,
@@ -119,7 +148,7 @@ enum Stage {
 pub(super) struct Step(Came);
 
 enum Came {
-    Listed(Result<Result<Listed, String>, JoinError>),
+    Looked(Result<Looked, JoinError>),
     Told(Result<(Vec<Told>, Memory), JoinError>),
 }
 
@@ -160,7 +189,7 @@ impl Flows {
     /// Waits for a thread. Cancel-safe.
     pub(super) async fn step(&mut self) -> Step {
         match &mut self.stage {
-            Stage::Listing(thread) => Step(Came::Listed(thread.await)),
+            Stage::Listing(thread) => Step(Came::Looked(thread.await)),
             Stage::Telling(thread) => Step(Came::Told(thread.await)),
             Stage::Idle | Stage::Placing { .. } => pending().await,
         }
@@ -171,29 +200,45 @@ impl Flows {
         self.asked.retain(|asked| !asked.answer.is_closed());
     }
 
-    /// Sees to it that the kernel counts.
-    fn count(&mut self, root: &Path) {
-        let until = Instant::now() + LEASE;
+    /// Somebody asks: what counts goes on.
+    fn renew_lease(&mut self) {
         if let Some(counting) = &mut self.counting {
-            counting.until = until;
-            return;
+            counting.until = Instant::now() + LEASE;
         }
-        match FlowCounts::begin(root) {
+    }
+
+    /// What is to count in a look that begins.
+    fn counter(&self, root: &Path) -> Counter {
+        let failed = self.not_counted.as_ref();
+        match &self.counting {
+            Some(counting) => Counter::Counts(Arc::clone(&counting.counts)),
+            None if failed.is_some_and(|failed| Instant::now() < failed.until) => Counter::Nothing,
+            None => Counter::Begin(root.to_owned()),
+        }
+    }
+
+    /// Takes what came of making programs count.
+    fn begun(&mut self, since: SystemTime, begun: Result<Arc<FlowCounts>, String>) {
+        let now = Instant::now();
+        match begun {
             Ok(counts) => {
                 debug!("flows are counted");
                 self.not_counted = None;
                 self.counting = Some(Counting {
-                    counts: Arc::new(counts),
-                    since: SystemTime::now(),
-                    until,
+                    counts,
+                    since,
+                    until: now + LEASE,
                 });
             }
-            Err(error) => {
-                let words = chain(&error);
-                if self.not_counted.as_ref() != Some(&words) {
+            Err(words) => {
+                let told = self.not_counted.as_ref();
+                if told.is_none_or(|told| told.words != words) {
                     warn!("flows of datagrams are not counted: {words}");
                 }
-                self.not_counted = Some(words);
+                self.not_counted = Some(NotCounted {
+                    words,
+                    until: now + TROUBLE_PAUSE,
+                });
             }
         }
     }
@@ -232,7 +277,7 @@ impl Daemon {
             filter: Arc::new(filter),
             answer,
         });
-        flows.count(self.tree.root());
+        flows.renew_lease();
     }
 
     /// Begins a look, goes on with one, or ends counting.
@@ -260,52 +305,51 @@ impl Daemon {
         flows.began = Some(Instant::now());
         let asked = flows.asked.iter();
         flows.round = Round::new(asked.map(|asked| (asked.serial, &*asked.filter)));
-        flows.count(self.tree.root());
+        flows.renew_lease();
+        let counter = flows.counter(self.tree.root());
         let storage = match self.reconciler.flow_storage() {
             Ok(storage) => storage,
             Err(error) => return flows.fail(&chain(&error)),
         };
-        let counts = flows.counting.as_ref().map(|c| Arc::clone(&c.counts));
-        let runtime = tokio::runtime::Handle::current();
+        let runtime = Handle::current();
         flows.stage = Stage::Listing(spawn_blocking(move || {
-            use std::os::fd::AsFd as _;
-            let wanted = Wanted {
-                storage: Some(storage.as_fd()),
-                unconnected: true,
-                carried: true,
-                ..Wanted::default()
-            };
-            // First, so that what is counted and not listed then is no longer there.
-            let counted = counts
-                .as_ref()
-                .map_or(Ok(Vec::new()), |counts| counts.read());
-            let counted = counted.map_err(|error| chain(&error))?;
-            let flows = runtime.block_on(live_flows(wanted));
-            let flows = flows.map_err(|error| chain(&error))?;
-            let live: HashSet<u64> = flows.iter().map(|flow| flow.cookie).collect();
-            for (cookie, _) in counted.iter().filter(|(cookie, _)| !live.contains(cookie)) {
-                if let Some(Err(error)) = counts.as_ref().map(|counts| counts.forget(*cookie)) {
-                    return Err(chain(&error));
+            let begun = match &counter {
+                Counter::Begin(root) => {
+                    let begun = FlowCounts::begin(root);
+                    let begun = begun.map(Arc::new).map_err(|error| chain(&error));
+                    Some((SystemTime::now(), begun))
                 }
-            }
-            let counts = counted.into_iter().collect();
-            Ok(Listed { flows, counts })
+                Counter::Counts(_) | Counter::Nothing => None,
+            };
+            let counts = match (&counter, &begun) {
+                (Counter::Counts(counts), _) | (_, Some((_, Ok(counts)))) => Some(&**counts),
+                _ => None,
+            };
+            let listed = list(&runtime, &storage, counts);
+            Looked { begun, listed }
         }));
     }
 
     /// Takes what a thread came to.
     pub(super) fn flows_step(&mut self, Step(came): Step) {
         match came {
-            Came::Listed(Ok(Ok(Listed { flows, counts }))) => {
-                self.flows.stage = Stage::Placing {
-                    left: flows.into_iter(),
-                    counts,
-                    placed: Vec::new(),
-                };
+            Came::Looked(Ok(Looked { begun, listed })) => {
+                if let Some((since, begun)) = begun {
+                    self.flows.begun(since, begun);
+                }
+                match listed {
+                    Ok(Listed { flows, counts }) => {
+                        self.flows.stage = Stage::Placing {
+                            left: flows.into_iter(),
+                            counts,
+                            placed: Vec::new(),
+                        };
+                    }
+                    Err(words) => self.flows.fail(&words),
+                }
             }
-            Came::Listed(Ok(Err(words))) => self.flows.fail(&words),
             Came::Told(Ok((told, memory))) => self.tell(told, memory),
-            Came::Listed(Err(error)) | Came::Told(Err(error)) => {
+            Came::Looked(Err(error)) | Came::Told(Err(error)) => {
                 self.flows
                     .fail(&format!("a thread of the agent ended: {error}"));
             }
@@ -368,7 +412,7 @@ impl Daemon {
         let flows = &mut self.flows;
         let memory = std::mem::take(&mut flows.memory);
         let counted_since = flows.counting.as_ref().map(|c| timestamp(c.since));
-        let not_counted = flows.not_counted.clone();
+        let not_counted = flows.not_counted.as_ref().map(|why| why.words.clone());
         flows.stage = Stage::Telling(spawn_blocking(move || {
             let (since, not_counted) = (counted_since.as_deref(), not_counted.as_deref());
             tell::tell(&placed, &wishes, &search, since, not_counted, memory)
@@ -434,6 +478,33 @@ impl Daemon {
     }
 }
 
+/// Lists the sockets, with what was counted of each.
+fn list(
+    runtime: &Handle,
+    storage: &impl AsFd,
+    counts: Option<&FlowCounts>,
+) -> Result<Listed, String> {
+    let wanted = Wanted {
+        storage: Some(storage.as_fd()),
+        unconnected: true,
+        carried: true,
+        ..Wanted::default()
+    };
+    // First, so that what is counted and not listed then is no longer there.
+    let counted = counts.map_or(Ok(Vec::new()), FlowCounts::read);
+    let counted = counted.map_err(|error| chain(&error))?;
+    let flows = runtime.block_on(live_flows(wanted));
+    let flows = flows.map_err(|error| chain(&error))?;
+    let live: HashSet<u64> = flows.iter().map(|flow| flow.cookie).collect();
+    for (cookie, _) in counted.iter().filter(|(cookie, _)| !live.contains(cookie)) {
+        if let Some(Err(error)) = counts.map(|counts| counts.forget(*cookie)) {
+            return Err(chain(&error));
+        }
+    }
+    let counts = counted.into_iter().collect();
+    Ok(Listed { flows, counts })
+}
+
 /// Seconds of the clock that the kernel programs go by.
 fn monotonic() -> u64 {
     let now = ClockId::CLOCK_MONOTONIC.now().map(|now| now.tv_sec());
@@ -452,6 +523,23 @@ mod tests {
             ..ListFlows::default()
         };
         tell::Filter::new(&asked, None, None, uid).unwrap()
+    }
+
+    #[test]
+    fn programs_that_could_not_be_loaded_are_not_loaded_again_by_the_next_call() {
+        let mut flows = Flows::default();
+        let counter = |flows: &Flows| flows.counter(Path::new("/there/is/none"));
+        let Counter::Begin(root) = counter(&flows) else {
+            panic!("nothing is tried");
+        };
+        let begun = FlowCounts::begin(&root).map(Arc::new);
+        flows.begun(SystemTime::now(), begun.map_err(|error| chain(&error)));
+        assert!(flows.not_counted.is_some() && flows.counting.is_none());
+        assert!(matches!(counter(&flows), Counter::Nothing));
+        if let Some(failed) = &mut flows.not_counted {
+            failed.until = Instant::now();
+        }
+        assert!(matches!(counter(&flows), Counter::Begin(_)));
     }
 
     #[test]

@@ -168,7 +168,8 @@ fn each_rule_tells_what_it_decides() {
     let policy = with_rules(policy("p", "a", &["wlan0"]), rules);
     apply(&mut engine, Event::SetPolicy(policy));
     let chain = engine.effective(CgroupId(10)).unwrap().chain;
-    let decisions = engine.rule_decisions(&chain);
+    assert_eq!(engine.rule_decisions(&chain, 1).len(), 1);
+    let decisions = engine.rule_decisions(&chain, 10);
     let says: Vec<_> = decisions
         .into_iter()
         .map(|one| (one.at.number, one.decision.verdict))
@@ -180,6 +181,26 @@ fn each_rule_tells_what_it_decides() {
     let asked = engine.decide_flow(&chain, &Flow::to(ip("192.0.2.9")));
     assert_eq!(asked.rules[0].number, 2);
     assert_eq!(asked.decision.verdict, Verdict::Block);
+}
+
+#[test]
+fn rules_of_a_policy_that_is_in_force_nowhere_are_told_as_its_decision_is() {
+    let file = "[policy.default]\nuse = \"wlan0\"\n[policy.p]\nmatch.cgroup = \"nowhere\"\notherwise = \
+                \"next\"\n[[policy.p.rule]]\nports = 443\notherwise = \"next\"\n";
+    let engine = engine_with(file);
+    let chain = engine.chain_of(&name("p"));
+    assert_eq!(chain, [name("p"), name("default")]);
+    let wlan = Verdict::Steer(name("wlan0"));
+    assert_eq!(engine.decision("p").unwrap().verdict, wlan);
+    let [rule] = &engine.rule_decisions(&chain, 10)[..] else {
+        panic!("it has one rule");
+    };
+    assert_eq!(rule.decision.verdict, wlan);
+    // In force it is told with those that are behind it there.
+    let engine = engine_with(&file.replace("nowhere", "a"));
+    let effective = engine.effective(CgroupId(10)).unwrap();
+    assert_eq!(engine.chain_of(&name("p")), effective.chain);
+    assert_eq!(engine.chain_of(&name("default")), [name("default")]);
 }
 
 #[test]

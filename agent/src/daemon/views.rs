@@ -99,14 +99,8 @@ impl Daemon {
         /// Enough to look at, and far from the size that an answer may have.
         const SHOWN: usize = 1_000;
         let state = self.engine.state();
-        let numbers = self.engine.numbers(&policy.name);
-        let chain = numbers
-            .first()
-            .and_then(|number| state.memory.policies.key(number.0));
-        let alone = [policy.name.clone()];
-        let decisions = self
-            .engine
-            .rule_decisions(chain.map_or(&alone[..], |chain| chain));
+        let chain = self.engine.chain_of(&policy.name);
+        let decisions = self.engine.rule_decisions(&chain, SHOWN);
         let view = |RuleDecision { at, decision }: RuleDecision| {
             let policy = state.policy(at.policy.as_str())?;
             let rule = policy.rules.get(at.number.checked_sub(1)?)?;
@@ -120,7 +114,7 @@ impl Daemon {
                 reason: decision.reason,
             })
         };
-        decisions.into_iter().filter_map(view).take(SHOWN).collect()
+        decisions.into_iter().filter_map(view).collect()
     }
 
     /// Where a policy is not in force although it matches.

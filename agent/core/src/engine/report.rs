@@ -87,30 +87,25 @@ impl Engine {
         })
     }
 
-    /// What is chosen for a policy now. Where it is in force with several others behind it by
-    /// `next`, for the first of those chains; where nowhere, with the default policy behind it.
+    /// What is chosen for a policy now, by its [`Engine::chain_of`].
     pub fn decision(&self, name: &str) -> Option<Decision> {
         let policy = self.state.policy(name)?;
-        if let Some((_, chain)) = self
-            .state
-            .memory
-            .policies
-            .starting_with(&policy.name)
-            .next()
-        {
-            return Some(self.decide(chain));
+        Some(self.decide(&self.chain_of(&policy.name)))
+    }
+
+    /// A policy and those behind it. Where it is in force with several others behind it by `next`, the first
+    /// of those chains; where nowhere, with the default policy behind it.
+    pub fn chain_of(&self, policy: &Name) -> Vec<Name> {
+        let mut in_force = self.state.memory.policies.starting_with(policy);
+        if let Some((_, chain)) = in_force.next() {
+            return chain.to_vec();
         }
-        let mut chain = vec![policy.name.clone()];
         let default = self
             .state
             .policy(Name::DEFAULT_POLICY)
-            .filter(|default| default.acts());
-        chain.extend(
-            default
-                .map(|default| default.name.clone())
-                .filter(|name| *name != policy.name),
-        );
-        Some(self.decide(&self.chain(chain)))
+            .filter(|default| default.acts() && default.name != *policy);
+        let behind = default.map(|default| default.name.clone());
+        self.chain([policy.clone()].into_iter().chain(behind).collect())
     }
 
     /// Kernel policies that begin with a policy: one for each chain behind it.

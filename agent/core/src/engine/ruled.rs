@@ -278,9 +278,9 @@ impl Engine {
         }
     }
 
-    /// What each rule of a chain of policies decides now, in the order in which they are asked. Empty where
-    /// they cannot be in force.
-    pub fn rule_decisions(&self, chain: &[Name]) -> Vec<RuleDecision> {
+    /// What each rule of a chain of policies decides now, in the order in which they are asked, for so many at
+    /// most. Empty where they cannot be in force.
+    pub fn rule_decisions(&self, chain: &[Name], most: usize) -> Vec<RuleDecision> {
         let links = self.links(chain);
         let (Ok(flat), None) = (flatten(&links), self.overruled(chain)) else {
             return Vec::new();
@@ -297,7 +297,7 @@ impl Engine {
                 decision: decision.clone(),
             })
         });
-        own.collect()
+        own.take(most).collect()
     }
 
     /// Inputs to selection of a chain of policies for what none of their rules fits.

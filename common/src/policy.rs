@@ -117,16 +117,58 @@ pub struct ShareEntry {
     pub ipv4: [u8; ShareEntry::SLOTS],
     /// The same for IPv6 flows.
     pub ipv6: [u8; ShareEntry::SLOTS],
+    /// The members that `ipv4` names, each once, with zeros behind them.
+    pub members4: [u8; ShareEntry::MEMBERS],
+    /// The same of `ipv6`.
+    pub members6: [u8; ShareEntry::MEMBERS],
 }
 
 impl ShareEntry {
     /// Slots of a share; a power of two.
     pub const SLOTS: usize = 1_024;
+    /// Room for the members of a family; more domains there are not.
+    pub const MEMBERS: usize = 256;
+
+    /// The share with these slots.
+    pub const fn new(ipv4: [u8; Self::SLOTS], ipv6: [u8; Self::SLOTS]) -> Self {
+        Self {
+            members4: Self::named(&ipv4),
+            members6: Self::named(&ipv6),
+            ipv4,
+            ipv6,
+        }
+    }
+
+    /// What slots hold, each once.
+    const fn named(slots: &[u8; Self::SLOTS]) -> [u8; Self::MEMBERS] {
+        let mut is_named = [false; Self::MEMBERS];
+        let mut slot = 0;
+        while slot < Self::SLOTS {
+            is_named[slots[slot] as usize] = true;
+            slot += 1;
+        }
+        let mut members = [0; Self::MEMBERS];
+        let (mut count, mut domain) = (0, u8::MAX);
+        while domain > 0 {
+            if is_named[domain as usize] {
+                members[count] = domain;
+                count += 1;
+            }
+            domain -= 1;
+        }
+        members
+    }
 
     /// The slots of a family.
     #[inline(always)]
     pub const fn slots(&self, ipv4: bool) -> &[u8; Self::SLOTS] {
         if ipv4 { &self.ipv4 } else { &self.ipv6 }
+    }
+
+    /// The members of a family.
+    #[inline(always)]
+    pub const fn members(&self, ipv4: bool) -> &[u8; Self::MEMBERS] {
+        if ipv4 { &self.members4 } else { &self.members6 }
     }
 }
 
@@ -348,7 +390,7 @@ const _: () = {
     assert!(size_of::<NameKey>() == 260);
     assert!(size_of::<PolicyEntry>() == 12);
     assert!(size_of::<ChoiceEntry>() == 12);
-    assert!(size_of::<ShareEntry>() == 2 * ShareEntry::SLOTS);
+    assert!(size_of::<ShareEntry>() == 2 * (ShareEntry::SLOTS + ShareEntry::MEMBERS));
     assert!(size_of::<IngressEntry>() == 8);
     assert!(size_of::<DomainEntry>() == 64);
     assert!(size_of::<DomainSlots>() == 260);
@@ -360,7 +402,16 @@ const _: () = {
 
 #[cfg(test)]
 mod tests {
-    use super::share_slot;
+    use super::{ShareEntry, share_slot};
+
+    #[test]
+    fn a_share_names_each_member_of_a_family_once() {
+        let mut slots = [7; ShareEntry::SLOTS];
+        (slots[3], slots[900]) = (255, 1);
+        let share = ShareEntry::new(slots, [0; ShareEntry::SLOTS]);
+        assert_eq!(share.members(true)[..4], [255, 7, 1, 0]);
+        assert_eq!(share.members(false), &[0; ShareEntry::MEMBERS]);
+    }
 
     #[test]
     fn a_destination_has_its_slot_for_all_time() {

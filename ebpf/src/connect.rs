@@ -14,6 +14,7 @@ use crate::{
     decision::{ALLOW, Decision, Domain, decide, refuse_no_domain, refuse_not_allowed},
     flow, options,
     owner::{self, Owner},
+    share::member_by_source,
     sock::{self, bind6, field, is_ours, our_mark, set_mark},
     tuple::Tuple,
 };
@@ -115,6 +116,7 @@ fn ask(
             PASS_CHOSEN
         }
         Decision::Steer(domain, choice) => {
+            let domain = member_by_source(choice, domain, &raw const tuple);
             let family = if v4 { IS_V4 } else { 0 };
             u64::from(choice) << 32 | STEER | family | u64::from(domain)
         }

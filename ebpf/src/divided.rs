@@ -14,9 +14,10 @@ use steer_common::{flow_flags, rules::has_ports, verdict};
 use crate::{
     address::Address,
     decision::{choose, chosen, stays},
-    judge::{Judgement, Memory, has_source_of},
+    judge::{Judgement, Memory},
     owner::Owner,
     packet::{self, Headers, Transport, shape},
+    share::member_of_packet,
     sock::{AF_PACKET, CONNECTED, SOCK_DGRAM, SOCK_STREAM, field},
     tuple::Tuple,
 };
@@ -31,15 +32,27 @@ pub const NAMED: u64 = 1 << 32;
 #[inline(always)]
 pub fn expected(skb: *mut __sk_buff, asked: &Judgement) -> u64 {
     let (owner, memory) = (&raw const asked.owner, &raw const asked.memory);
-    let domain = expected_of_rules(skb, owner, memory, WITHOUT_SOURCE);
-    if domain & SOURCE_KNOWN != 0 || has_source_of(domain as u32, skb) {
-        return domain & !SOURCE_KNOWN;
+    let open = expected_of_rules(skb, owner, memory, WITHOUT_SOURCE);
+    let found = where_right(skb, open);
+    if found != 0 || open & SOURCE_KNOWN != 0 {
+        return if found != 0 { found } else { open & SAID };
     }
     let by_source = expected_of_rules(skb, owner, memory, 0);
-    if has_source_of(by_source as u32, skb) {
-        by_source & !SOURCE_KNOWN
-    } else {
-        domain
+    let found = where_right(skb, by_source);
+    if found != 0 { found } else { open & SAID }
+}
+
+/// What was said, with the domain at which the packet is right as it is. 0: it is right nowhere, or that need
+/// not be asked.
+#[inline(always)]
+fn where_right(skb: *mut __sk_buff, said: u64) -> u64 {
+    let choice = (said >> CHOICE_SHIFT) as u32;
+    if said & SOURCE_KNOWN != 0 && choice == 0 {
+        return 0;
+    }
+    match member_of_packet(skb, said as u32, choice) {
+        0 => 0,
+        domain => said & NAMED | u64::from(domain),
     }
 }
 
@@ -47,6 +60,10 @@ pub fn expected(skb: *mut __sk_buff, asked: &Judgement) -> u64 {
 const WITHOUT_SOURCE: u32 = 1;
 /// It counted all the same.
 const SOURCE_KNOWN: u64 = 1 << 33;
+/// From here on: the choice whose members the domain is one of, or 0.
+const CHOICE_SHIFT: u32 = 40;
+/// What is said to who asked.
+const SAID: u64 = NAMED | 0xff;
 
 /// A global function to the verifier, as those of `rules` are.
 #[unsafe(no_mangle)]
@@ -87,8 +104,11 @@ extern "C" fn expected_of_rules(
     let found = choose(owner, &tuple, || unsafe {
         bpf_get_socket_cookie(skb.cast())
     });
+    if found.is(chosen::SHARED) {
+        expected |= u64::from(found.choice) << CHOICE_SHIFT;
+    }
     if found.is(chosen::UNKNOWN) {
-        return u64::from(memory.domain) | SOURCE_KNOWN;
+        return expected | u64::from(memory.domain) | SOURCE_KNOWN;
     }
     if found.is(chosen::NAMED) {
         expected |= NAMED;

@@ -15,6 +15,7 @@ use crate::{
     decision::{ALLOW, Decision, Domain, decide, refuse_no_domain, refuse_not_allowed},
     flow, options,
     owner::{self, Owner},
+    share::member_by_source,
     sock::{self, CONNECTED, field, is_ours, our_mark, set_field, set_mark},
     tuple::Tuple,
 };
@@ -103,9 +104,14 @@ fn ask<const V4: bool>(
         Decision::Free => FREE,
         Decision::NoDomain => NO_DOMAIN,
         Decision::NotAllowed => NOT_ALLOWED,
-        // The mark that it has leads round the domain where an interface is named.
-        Decision::Steer(domain, _) if options::lead_elsewhere(ctx, owner, V4, domain) => PASS,
-        Decision::Steer(domain, choice) => u64::from(choice) << 32 | STEER | u64::from(domain),
+        Decision::Steer(domain, choice) => {
+            let domain = member_by_source(choice, domain, &raw const tuple);
+            // The mark that it has leads round the domain where an interface is named.
+            if options::lead_elsewhere(ctx, owner, V4, domain) {
+                return PASS;
+            }
+            u64::from(choice) << 32 | STEER | u64::from(domain)
+        }
     }
 }
 

@@ -39,10 +39,7 @@ pub fn slots(members: &[Member]) -> ShareEntry {
             among(&serving)
         }
     };
-    ShareEntry {
-        ipv4: of_family(Family::Ipv4),
-        ipv6: of_family(Family::Ipv6),
-    }
+    ShareEntry::new(of_family(Family::Ipv4), of_family(Family::Ipv6))
 }
 
 fn among(members: &[&Member]) -> [u8; ShareEntry::SLOTS] {

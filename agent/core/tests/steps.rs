@@ -99,10 +99,10 @@ fn rulesets() -> impl Strategy<Value = BTreeMap<RulesetId, Image>> {
 
 fn shares() -> impl Strategy<Value = BTreeMap<ChoiceId, Arc<ShareEntry>>> {
     let slots = (1u8..3).prop_map(|domain| {
-        Arc::new(ShareEntry {
-            ipv4: [domain; ShareEntry::SLOTS],
-            ipv6: [domain; ShareEntry::SLOTS],
-        })
+        Arc::new(ShareEntry::new(
+            [domain; ShareEntry::SLOTS],
+            [domain; ShareEntry::SLOTS],
+        ))
     });
     few(1..4, ChoiceId, slots)
 }
@@ -604,10 +604,10 @@ fn a_policy_that_could_not_be_written_keeps_its_rules_and_their_choices() {
         share: share::FLOW,
     };
     let slots = |domain| {
-        Arc::new(ShareEntry {
-            ipv4: [domain; ShareEntry::SLOTS],
-            ipv6: [domain; ShareEntry::SLOTS],
-        })
+        Arc::new(ShareEntry::new(
+            [domain; ShareEntry::SLOTS],
+            [domain; ShareEntry::SLOTS],
+        ))
     };
     let plan = |number: u32, domain: u8| Plan {
         policies: [(

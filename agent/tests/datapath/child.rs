@@ -8,7 +8,7 @@ use std::{
     ffi::c_void,
     fs,
     io::{self, BufRead as _, BufReader, Write as _},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::{
         fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::process::CommandExt as _,
@@ -181,6 +181,22 @@ fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<Str
             // SAFETY: takes numbers.
             done(i64::from(unsafe { libc::listen(descriptor(name), 8) }))
         }
+        ["accept", listener, name] => {
+            // SAFETY: nothing is told of the peer.
+            let socket = unsafe {
+                libc::accept(
+                    descriptor(listener),
+                    std::ptr::null_mut(),
+                    std::ptr::null_mut(),
+                )
+            };
+            if socket < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // SAFETY: just made.
+            sockets.insert(name.to_owned(), unsafe { OwnedFd::from_raw_fd(socket) });
+            Ok(String::new())
+        }
         ["disconnect", name] => {
             // SAFETY: all zero is `AF_UNSPEC`.
             let address: libc::sockaddr = unsafe { std::mem::zeroed() };
@@ -271,6 +287,9 @@ fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<Str
         ["pump", name, bytes] => pump(descriptor(name), bytes.parse().unwrap()),
         ["send-by", name, interface, target, text] => {
             done(send_by(descriptor(name), interface, target, text))
+        }
+        ["send-from", name, source, target, text] => {
+            done(send_from(descriptor(name), source, target, text))
         }
         ["packet", name, interface] => done(packet(descriptor(name), interface)),
         // Loops of their own, so that measurements are not of this conversation.
@@ -375,13 +394,47 @@ fn decode(storage: &libc::sockaddr_storage) -> String {
 
 /// Sends one IPv4 datagram by an interface of the sender's choice (`IP_PKTINFO`).
 fn send_by(socket: i32, interface: &str, target: &str, text: &str) -> i64 {
-    let (mut address, length) = encode(target);
     let index = nix::net::if_::if_nametoindex(interface).unwrap();
     let information = libc::in_pktinfo {
         ipi_ifindex: i32::try_from(index).unwrap(),
         ipi_spec_dst: libc::in_addr { s_addr: 0 },
         ipi_addr: libc::in_addr { s_addr: 0 },
     };
+    let kind = (libc::IPPROTO_IP, libc::IP_PKTINFO);
+    send_with(socket, kind, information, target, text)
+}
+
+/// Sends a datagram from an address of the sender's choice (`IP_PKTINFO`, `IPV6_PKTINFO`), as a server that
+/// answers does.
+fn send_from(socket: i32, source: &str, target: &str, text: &str) -> i64 {
+    match source.parse().unwrap() {
+        IpAddr::V4(source) => {
+            let information = libc::in_pktinfo {
+                ipi_ifindex: 0,
+                ipi_spec_dst: libc::in_addr {
+                    s_addr: u32::from_ne_bytes(source.octets()),
+                },
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            };
+            let kind = (libc::IPPROTO_IP, libc::IP_PKTINFO);
+            send_with(socket, kind, information, target, text)
+        }
+        IpAddr::V6(source) => {
+            let information = libc::in6_pktinfo {
+                ipi6_addr: libc::in6_addr {
+                    s6_addr: source.octets(),
+                },
+                ipi6_ifindex: 0,
+            };
+            let kind = (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO);
+            send_with(socket, kind, information, target, text)
+        }
+    }
+}
+
+/// Sends a datagram with a control message: level and type, and what it says.
+fn send_with<T>(socket: i32, kind: (i32, i32), information: T, target: &str, text: &str) -> i64 {
+    let (mut address, length) = encode(target);
     let mut part = libc::iovec {
         iov_base: text.as_ptr().cast_mut().cast(),
         iov_len: text.len(),
@@ -394,19 +447,18 @@ fn send_by(socket: i32, interface: &str, target: &str, text: &str) -> i64 {
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast::<c_void>();
-    let size = u32::try_from(size_of::<libc::in_pktinfo>()).unwrap();
+    let size = u32::try_from(size_of::<T>()).unwrap();
     // SAFETY: computes.
     message.msg_controllen = unsafe { libc::CMSG_SPACE(size) } as usize;
     // SAFETY: reads the message.
     let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     // SAFETY: there is room for one header and its data.
     let header = unsafe { &mut *header };
-    header.cmsg_level = libc::IPPROTO_IP;
-    header.cmsg_type = libc::IP_PKTINFO;
+    (header.cmsg_level, header.cmsg_type) = kind;
     // SAFETY: computes.
     header.cmsg_len = unsafe { libc::CMSG_LEN(size) } as usize;
     // SAFETY: computes an address within `control`.
-    let data = unsafe { libc::CMSG_DATA(header) }.cast::<libc::in_pktinfo>();
+    let data = unsafe { libc::CMSG_DATA(header) }.cast::<T>();
     // SAFETY: there is room for it.
     unsafe { data.write_unaligned(information) };
     // SAFETY: everything that the message points to is alive.

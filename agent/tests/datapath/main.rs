@@ -2,6 +2,7 @@
 //! two uplinks, and what arrives at their other end. Needs root, a cgroup2 mount and iproute2.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod answers;
 mod cgroups;
 mod child;
 mod costs;

@@ -18,9 +18,9 @@ use crate::{
 };
 
 /// A choice with members.
-const SHARED: u32 = 5;
-/// Index of the domain on `h3`.
-const THREE: u32 = 3;
+pub(crate) const SHARED: u32 = 5;
+/// Index of the domain on `h3`, which is no member at first.
+pub(crate) const THREE: u32 = 3;
 
 /// Gives the domains so many slots each, the first slots to the first.
 fn members(lab: &Lab, kind: u32, slots: &[(u32, usize)]) {
@@ -36,13 +36,7 @@ fn members(lab: &Lab, kind: u32, slots: &[(u32, usize)]) {
     assert_eq!(written, ShareEntry::SLOTS);
     lab.maps()
         .shares
-        .set(
-            &SHARED,
-            &ShareEntry {
-                ipv4: domains,
-                ipv6: domains,
-            },
-        )
+        .set(&SHARED, &ShareEntry::new(domains, domains))
         .unwrap();
     let choice = ChoiceEntry {
         verdict: verdict::STEER,
@@ -55,6 +49,15 @@ fn members(lab: &Lab, kind: u32, slots: &[(u32, usize)]) {
 /// A host with everything attached and three uplinks guarded, policy 1 with the choice [`SHARED`], and a
 /// process that has it.
 fn shared(flags: u32, test: impl Fn(&mut Lab, &mut Child) + Send + 'static) {
+    with_a_share(flags, move |lab, child| {
+        test(lab, child);
+        let counters = lab.datapath().counters().unwrap();
+        assert_eq!((counters.guard_dropped, counters.guard_wrong), (0, 0));
+    });
+}
+
+/// The same, where packets may be wrong.
+pub(crate) fn with_a_share(flags: u32, test: impl Fn(&mut Lab, &mut Child) + Send + 'static) {
     on_a_new_host(move |lab| {
         lab.attach_all();
         lab.write_domains();
@@ -66,8 +69,6 @@ fn shared(flags: u32, test: impl Fn(&mut Lab, &mut Child) + Send + 'static) {
         lab.policy(1, SHARED, flags);
         let mut child = Child::start(&lab.group("app", 1));
         test(lab, &mut child);
-        let counters = lab.datapath().counters().unwrap();
-        assert_eq!((counters.guard_dropped, counters.guard_wrong), (0, 0));
     });
 }
 
@@ -195,10 +196,7 @@ fn spread(lab: &mut Lab, child: &mut Child) {
 #[test]
 fn each_family_is_shared_by_those_that_have_its_flows() {
     shared(STRICT, |lab, child| {
-        let slots = ShareEntry {
-            ipv4: [2; ShareEntry::SLOTS],
-            ipv6: [1; ShareEntry::SLOTS],
-        };
+        let slots = ShareEntry::new([2; ShareEntry::SLOTS], [1; ShareEntry::SLOTS]);
         lab.maps().shares.set(&SHARED, &slots).unwrap();
         let server = Udp::new(lab);
         for (family, target, domain) in [

@@ -70,7 +70,7 @@ impl Case {
     }
 }
 
-/// Each has its own destinations.
+/// The place that rules name.
 const NAMED: Place = Place(1);
 
 fn by_rule(_: Kind) -> &'static str {

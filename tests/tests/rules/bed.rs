@@ -131,8 +131,8 @@ impl Flow {
     }
 }
 
-/// A flow to each address of a place that `numbers` give, by each kind and family, leaves by `uplink`; of every
-/// kind has another address.
+/// A flow of each kind and family, each to an address of its own in `place` (or in none that a rule names), leaves
+/// by `uplink`.
 pub(crate) fn flows_leave_by(
     lab: &Lab,
     cgroup: &LabCgroup,

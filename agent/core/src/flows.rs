@@ -21,6 +21,8 @@ pub struct Seen {
     pub mark: u32,
     /// Its own address, if it has one.
     pub source: Option<IpAddr>,
+    /// The source of what it sent last, as far as that was seen.
+    pub sent_from: Option<IpAddr>,
     /// Its peer's, if it has one.
     pub destination: Option<IpAddr>,
     /// `IPPROTO_*`.
@@ -33,6 +35,8 @@ pub struct Seen {
     pub accepted: bool,
     /// It is made of datagrams, which can be repaired at any time.
     pub datagrams: bool,
+    /// Its socket has no peer: each datagram is put on its domain by itself.
+    pub unconnected: bool,
     /// The interface that it left by last, as far as that was seen.
     pub left_by: Option<IfIndex>,
 }
@@ -149,7 +153,9 @@ fn at(plan: &Plan, mask: MarkMask, seen: &Seen, owner: &Owner) -> At {
         // It was left to the host, or goes by a source that the application chose.
         Some(_) if !owner.strict => return by_source(plan, seen),
         _ => match (marked(plan, mask, seen), seen.destination) {
-            (Some(index), Some(to)) if Never::of(to).is_none() => index,
+            // The mark of an unconnected socket is what the policy chose for what no rule fits, when the
+            // socket was made.
+            (Some(index), Some(to)) if !seen.unconnected && Never::of(to).is_none() => index,
             (marked, None) => match marked {
                 Some(index) => index,
                 None => return At::Host,
@@ -180,21 +186,51 @@ fn at(plan: &Plan, mask: MarkMask, seen: &Seen, owner: &Owner) -> At {
     }
 }
 
-/// What rules look at, as far as a socket tells.
+/// What rules look at, as it most likely was when the flow began. Of an unconnected socket a datagram is the
+/// flow: whatever the socket has was there before.
 fn asked(seen: &Seen, destination: IpAddr) -> Flow {
-    Flow {
-        source: seen.source.filter(|ip| !ip.is_unspecified()),
+    let flow = Flow {
+        source: own_source(seen),
         destination,
         protocol: seen.protocol,
         source_port: seen.source_port,
         port: seen.port,
         dscp: 0,
+    };
+    if seen.unconnected {
+        flow
+    } else {
+        when_it_began(flow, seen.accepted, seen.state.as_ref())
     }
 }
 
+/// What rules most likely saw of a flow when it began: its source and port were not chosen yet, unless the
+/// application or the peer did.
+pub(crate) fn when_it_began(flow: Flow, accepted: bool, memory: Option<&FlowState>) -> Flow {
+    if accepted || memory.is_some_and(|memory| memory.flags & flow_flags::APP_BOUND != 0) {
+        return flow;
+    }
+    Flow {
+        source: None,
+        source_port: 0,
+        ..flow
+    }
+}
+
+/// Whether the application bound an address.
 fn app_bound(seen: &Seen) -> bool {
-    seen.state
-        .is_some_and(|state| state.flags & flow_flags::APP_BOUND != 0)
+    let state = seen.state;
+    seen.unconnected && own_source(seen).is_some()
+        || state.is_some_and(|state| state.flags & flow_flags::APP_BOUND != 0)
+}
+
+fn own_source(seen: &Seen) -> Option<IpAddr> {
+    seen.source.filter(|ip| !ip.is_unspecified())
+}
+
+/// The source of what it sends.
+fn source(seen: &Seen) -> Option<IpAddr> {
+    own_source(seen).or(seen.sent_from)
 }
 
 fn repairs(plan: &Plan, seen: &Seen) -> bool {
@@ -206,10 +242,8 @@ fn repairs(plan: &Plan, seen: &Seen) -> bool {
 fn by_source(plan: &Plan, seen: &Seen) -> At {
     let mut domains = plan.domains.keys().copied().filter(|index| index.0 != 0);
     let has = |index: &DomainIndex| {
-        let source = seen
-            .source
-            .is_some_and(|ip| plan.sources.contains(&(*index, ip)));
-        source && wrong(plan, seen, *index).is_none()
+        let has = source(seen).is_some_and(|ip| plan.sources.contains(&(*index, ip)));
+        has && wrong(plan, seen, *index).is_none()
     };
     domains.find(has).map_or(At::Host, At::Domain)
 }
@@ -222,7 +256,7 @@ fn wrong(plan: &Plan, seen: &Seen, domain: DomainIndex) -> Option<Wrong> {
     {
         return Some(Wrong::Interface { domain, leaves_by });
     }
-    let source = seen.source.filter(|ip| !ip.is_unspecified())?;
+    let source = source(seen)?;
     let own = source.is_ipv6() && Never::of(source) == Some(Never::LinkLocal)
         || plan.sources.contains(&(domain, source));
     (!own).then_some(Wrong::Source { domain, source })

@@ -486,12 +486,14 @@ fn a_flow_without_a_mark_is_where_its_rule_or_a_member_has_it() {
         cgroup: CgroupId(10),
         mark: 0,
         source: Some(ip("192.0.3.10")),
+        sent_from: None,
         destination: Some(ip("10.1.1.1")),
         protocol: 6,
         source_port: 40_000,
         port: 443,
         accepted: false,
         datagrams: false,
+        unconnected: false,
         left_by: Some(IfIndex(3)),
     };
     let at = |engine: &Engine, seen: &Seen| {
@@ -513,4 +515,85 @@ fn a_flow_without_a_mark_is_where_its_rule_or_a_member_has_it() {
         fate(&passed, "a", &to("10.1.1.1", 6, 443)),
         Fate::Pass(Pass::Policy)
     );
+}
+
+/// An unconnected socket of the cgroup `a` with the mark that `sock_create` gave it.
+fn unconnected(engine: &Engine, made_for: &str) -> Seen {
+    Seen {
+        state: None,
+        cgroup: CgroupId(10),
+        mark: engine.plan().domains[&index(engine, made_for)].mark,
+        source: None,
+        sent_from: Some(ip("192.0.3.10")),
+        destination: Some(ip("10.1.1.1")),
+        protocol: 17,
+        source_port: 40_000,
+        port: 443,
+        accepted: false,
+        datagrams: true,
+        unconnected: true,
+        left_by: Some(IfIndex(3)),
+    }
+}
+
+fn whereabouts(engine: &Engine, seen: &Seen) -> At {
+    place(engine.plan(), engine.state().config.agent.mark_mask, seen).at
+}
+
+#[test]
+fn an_unconnected_socket_is_where_its_last_datagram_was_to_go_and_not_where_its_mark_says() {
+    let engine = engine_with(RULES);
+    let [wlan, lte] = ["wlan0", "lte0"].map(|domain| index(&engine, domain));
+    let seen = unconnected(&engine, "wlan0");
+    assert_eq!(whereabouts(&engine, &seen), At::Domain(lte));
+    // No rule fits this one.
+    let other = Seen { port: 80, ..seen };
+    let wrong = Wrong::Interface {
+        domain: wlan,
+        leaves_by: IfIndex(3),
+    };
+    assert_eq!(whereabouts(&engine, &other), At::Wrong(wrong));
+    // The kernel gives it a port before the programs are asked.
+    let port = Seen {
+        source_port: 5000,
+        ..other
+    };
+    assert_eq!(whereabouts(&engine, &port), At::Domain(lte));
+    // Its address was bound, and what it sends goes by that.
+    let bound = Seen {
+        source: Some(ip("192.0.3.10")),
+        ..other
+    };
+    assert_eq!(whereabouts(&engine, &bound), At::Domain(lte));
+    let engine = engine_with(SHARED);
+    for made_for in ["wlan0", "lte0"] {
+        let seen = unconnected(&engine, made_for);
+        assert_eq!(whereabouts(&engine, &seen), At::Domain(lte));
+    }
+}
+
+#[test]
+fn rules_are_asked_for_what_they_saw_when_a_flow_began() {
+    let file = RULES.replace("source-ports = 5000", "source = \"192.0.3.10\"");
+    let engine = engine_with(&file);
+    let lte = index(&engine, "lte0");
+    let connected = Seen {
+        mark: 0,
+        source: Some(ip("192.0.3.10")),
+        sent_from: None,
+        port: 80,
+        unconnected: false,
+        ..unconnected(&engine, "wlan0")
+    };
+    // Its source was chosen after that.
+    assert!(matches!(whereabouts(&engine, &connected), At::Wrong(_)));
+    let bound = FlowState {
+        flags: flow_flags::APP_BOUND,
+        ..FlowState::default()
+    };
+    let bound = Seen {
+        state: Some(bound),
+        ..connected
+    };
+    assert_eq!(whereabouts(&engine, &bound), At::Domain(lte));
 }

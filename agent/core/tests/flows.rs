@@ -20,12 +20,14 @@ fn seen() -> Seen {
         cgroup: CgroupId(10),
         mark: 0x0100_0000,
         source: Some(ip("192.0.2.10")),
+        sent_from: None,
         destination: Some(ip(OUTSIDE)),
         protocol: 6,
         source_port: 40_000,
         port: 443,
         accepted: false,
         datagrams: false,
+        unconnected: false,
         left_by: None,
     }
 }

@@ -1,9 +1,10 @@
 //! What a policy's rules say of a live flow, by all that the rules may have known of it when it began.
 
-use steer_common::{DomainSet, flow_flags, rules::dimension, share};
+use steer_common::{DomainSet, rules::dimension, share};
 
 use super::Flow;
 use crate::explain::flow::{Fate, Owner, Pass, fate, members};
+use crate::flows::when_it_began;
 use crate::ids::DomainIndex;
 use crate::plan::Plan;
 use crate::rules;
@@ -22,21 +23,17 @@ pub(super) struct Asked {
     members: DomainSet,
 }
 
-/// What rules look at, as it most likely was when the flow began: its source and port were not chosen yet,
-/// unless the application or the peer did.
+/// What rules look at, as it most likely was when the flow began.
 pub(super) fn asked(flow: &Flow) -> rules::Flow {
-    let bound = flow
-        .memory
-        .is_some_and(|memory| memory.flags & flow_flags::APP_BOUND != 0);
-    let known = flow.accepted || bound;
-    rules::Flow {
-        source: known.then(|| flow.local.ip()),
+    let now = rules::Flow {
+        source: Some(flow.local.ip()),
         destination: flow.peer.ip(),
         protocol: flow.protocol,
-        source_port: if known { flow.local.port() } else { 0 },
+        source_port: flow.local.port(),
         port: flow.peer.port(),
         dscp: 0,
-    }
+    };
+    when_it_began(now, flow.accepted, flow.memory.as_ref())
 }
 
 impl Asked {

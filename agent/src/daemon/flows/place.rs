@@ -43,8 +43,9 @@ impl Daemon {
             return None;
         }
         let address = |bytes: [u8; 16]| IpAddr::from(bytes).to_canonical();
-        let source = Some(flow.local.ip()).filter(|ip| !ip.is_unspecified());
-        let source = source.or_else(|| sent.map(|sent| address(sent.source)));
+        let own = Some(flow.local.ip()).filter(|ip| !ip.is_unspecified());
+        let sent_from = sent.map(|sent| address(sent.source));
+        let source = own.or(sent_from);
         let destination = if unconnected {
             sent.map(|sent| {
                 let port = u16::try_from(sent.port).unwrap_or_default();
@@ -59,13 +60,15 @@ impl Daemon {
             state: flow.state,
             cgroup: CgroupId(flow.cgroup),
             mark: flow.mark,
-            source,
+            source: own,
+            sent_from,
             destination: destination.map(|(ip, _)| ip),
             protocol: flow.transport.number(),
             source_port: flow.local.port(),
             port: destination.map_or(0, |(_, port)| port),
             accepted: flow.accepted,
             datagrams: flow.transport != Transport::Tcp,
+            unconnected,
             left_by,
         };
         let Place { policy, at } = place(self.engine.plan(), state.config.agent.mark_mask, &seen);

@@ -96,7 +96,7 @@ pub struct FragmentLease {
     pub mac: [u8; 6],
     /// As [`ReturnLease::link`].
     pub link: u16,
-    /// When the first came, as [`RepairLease::checked`].
+    /// When the first came, as [`RepairLease::checked`]; of no fragment: [`ReturnLease::seen`].
     pub since: u64,
 }
 

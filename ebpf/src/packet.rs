@@ -179,6 +179,8 @@ pub struct Transport {
 
 /// `SYN`
 pub const TCP_SYN: u32 = 0x02;
+/// `RST`
+pub const TCP_RST: u32 = 0x04;
 /// `ACK`
 pub const TCP_ACK: u32 = 0x10;
 

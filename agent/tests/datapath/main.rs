@@ -18,6 +18,7 @@ mod parsing;
 mod peer;
 mod rebind;
 mod repair;
+mod repair_ends;
 mod rules;
 mod rules_found;
 mod rulesets;

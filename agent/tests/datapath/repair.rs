@@ -67,12 +67,12 @@ pub(crate) const RETURNS: IngressEntry = IngressEntry {
 };
 
 /// Both families: how a socket is opened, where the peer is, and the sources by `ONE` and by `TWO`.
-const FAMILIES: [(&str, &str, &str, &str); 2] = [
+pub(crate) const FAMILIES: [(&str, &str, &str, &str); 2] = [
     ("inet", SERVER4, "10.0.1.2", "10.0.2.2"),
     ("inet6", SERVER6, "fd00:1::2", "fd00:2::2"),
 ];
 
-fn target(address: &str, port: u16) -> String {
+pub(crate) fn target(address: &str, port: u16) -> String {
     if address.contains(':') {
         format!("[{address}]:{port}")
     } else {
@@ -196,7 +196,7 @@ fn a_connection_is_repaired_from_its_syn_on() {
 }
 
 /// A connected datagram socket that is older than its policy, which it has then.
-fn older(lab: &Lab, child: &mut Child, group: &Path, family: &str, target: &str) {
+pub(crate) fn older(lab: &Lab, child: &mut Child, group: &Path, family: &str, target: &str) {
     lab.give(group, 0, 0);
     child.must(&[&format!("open s {family} dgram")]);
     child.must(&[&format!("connect s {target}")]);

@@ -22,7 +22,7 @@ use crate::{
     fit,
     maps::{REPAIRED, RETURNS},
     owner::Owner,
-    packet::{self, TCP, UDP},
+    packet::{self, TCP, TCP_RST, TCP_SYN, UDP},
     sock::{field, words},
     tuple::Tuple,
 };
@@ -32,6 +32,8 @@ const SECOND: u64 = 1_000_000_000;
 const RECHECK: u64 = SECOND;
 /// A lease without a socket (ICMP) that was not used for so long may be taken by another flow.
 const IDLE: u64 = 30 * SECOND;
+/// A flow without connection that sent nothing for so long is over, if no socket has it.
+const FORGOTTEN: u64 = 180 * SECOND;
 
 /// The coarse monotonic clock, in nanoseconds.
 #[inline(always)]
@@ -63,26 +65,61 @@ fn key(packet: &Packet) -> RepairKey {
 /// Where an answer is to arrive. False: it is no answer to a repaired flow.
 #[inline(never)]
 pub fn find_return(packet: &Packet, lease: &mut FragmentLease) -> bool {
-    let transport = &packet.transport;
-    if packet::is_echo_request(transport.protocol, transport.detail) {
+    if packet::is_echo_request(packet.transport.protocol, packet.transport.detail) {
         // The peer asks.
         return false;
     }
+    of_return(&return_key(packet), lease)
+}
+
+/// The key of the lease that an answer has.
+#[inline(always)]
+fn return_key(packet: &Packet) -> ReturnKey {
+    let transport = &packet.transport;
     let (local_port, remote_port) = if transport.protocol == TCP || transport.protocol == UDP {
         (transport.destination_port, transport.source_port)
     } else {
         // The identifier of an echo.
         (transport.source_port, 0)
     };
-    let key = ReturnKey {
+    ReturnKey {
         local: packet.headers.destination.bytes(),
         remote: packet.headers.source.bytes(),
         local_port: local_port as u16,
         remote_port: remote_port as u16,
         protocol: transport.protocol,
         ifindex: field!(packet.skb, ifindex),
-    };
-    of_return(&key, lease)
+    }
+}
+
+/// Whether the flow whose lease was found for an answer is over: the answer is to a newer one that looks the same,
+/// as its own socket says, or the older has been forgotten. The lease goes then.
+#[inline(never)]
+pub fn is_over(packet: &Packet, lease: &FragmentLease) -> bool {
+    let transport = &packet.transport;
+    // Of a new connection's answers one of these comes first.
+    let is_first = transport.protocol == UDP
+        || transport.protocol == TCP && transport.detail & (TCP_SYN | TCP_RST) != 0;
+    let over = is_first && is_answered(packet, &packet.headers.destination)
+        || transport.protocol != TCP
+            && now().wrapping_sub(lease.since) > FORGOTTEN
+            && !is_answered(packet, &Address::from_bytes(lease.address));
+    if over {
+        // It may be gone already.
+        let _ = RETURNS.remove(&return_key(packet));
+    }
+    over
+}
+
+/// Whether an answer, if it went to `local`, would go to a socket as [`has_socket`] says.
+#[inline(never)]
+fn is_answered(packet: &Packet, local: &Address) -> bool {
+    let transport = &packet.transport;
+    let ports = [
+        transport.source_port as u16,
+        transport.destination_port as u16,
+    ];
+    is_taken(packet, &packet.headers.source, local, ports)
 }
 
 /// What the lease of the answers to a flow says. False: there is none.
@@ -96,6 +133,7 @@ pub fn of_return(key: &ReturnKey, lease: &mut FragmentLease) -> bool {
             lease.domain = found.domain;
             lease.mac = found.mac;
             lease.link = found.link;
+            lease.since = found.seen;
             true
         }
         None => false,
@@ -276,32 +314,40 @@ fn is_in_use(packet: &Packet, source: &Address, idle: u64) -> bool {
 #[inline(never)]
 fn has_socket(packet: &Packet, source: &Address) -> bool {
     let transport = &packet.transport;
-    if transport.protocol != TCP && transport.protocol != UDP {
+    let ports = [
+        transport.destination_port as u16,
+        transport.source_port as u16,
+    ];
+    is_taken(packet, &packet.headers.destination, source, ports)
+}
+
+/// Whether what arrives from `remote` for `local` goes to a socket with just that address. `ports`: likewise.
+#[inline(always)]
+fn is_taken(packet: &Packet, remote: &Address, local: &Address, ports: [u16; 2]) -> bool {
+    let protocol = packet.transport.protocol;
+    if protocol != TCP && protocol != UDP {
         return false;
     }
-    let ports = [
-        (transport.destination_port as u16).to_be(),
-        (transport.source_port as u16).to_be(),
-    ];
+    let ports = [ports[0].to_be(), ports[1].to_be()];
     let (mut tuple4, mut tuple6);
     let (tuple, size) = if packet.is_v4() {
         tuple4 = Tuple4 {
-            addresses: [packet.headers.destination.0[3], source.0[3]],
+            addresses: [remote.0[3], local.0[3]],
             ports,
         };
         ((&raw mut tuple4).cast(), size_of::<Tuple4>() as u32)
     } else {
         tuple6 = Tuple6 {
-            addresses: [packet.headers.destination.0, source.0],
+            addresses: [remote.0, local.0],
             ports,
         };
         ((&raw mut tuple6).cast(), size_of::<Tuple6>() as u32)
     };
     // Apart, because an instruction of the program may read one kind of socket only.
-    if transport.protocol == TCP {
-        belongs::<true>(packet, tuple, size, source)
+    if protocol == TCP {
+        belongs::<true>(packet, tuple, size, local)
     } else {
-        belongs::<false>(packet, tuple, size, source)
+        belongs::<false>(packet, tuple, size, local)
     }
 }
 

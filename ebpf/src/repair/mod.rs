@@ -199,7 +199,7 @@ fn back(skb: *mut __sk_buff) -> i32 {
         }
         return arrive(packet, &lease);
     } else {
-        if !lease::find_return(packet, &mut lease) {
+        if !lease::find_return(packet, &mut lease) || lease::is_over(packet, &lease) {
             return LEAVE;
         }
         if packet.transport.fragment == fragment::FIRST {

@@ -106,8 +106,14 @@ fn ask<const V4: bool>(
         Decision::NotAllowed => NOT_ALLOWED,
         Decision::Steer(domain, choice) => {
             let domain = member_by_source(choice, domain, &raw const tuple);
+            // Asked with the first datagram alone: the answer costs as much as the decision.
+            let known = memory.is_some_and(|flow| {
+                flow.flags & flow_flags::DECIDED != 0
+                    && flow.choice == choice
+                    && flow.domain == domain
+            });
             // The mark that it has leads round the domain where an interface is named.
-            if options::lead_elsewhere(ctx, owner, V4, domain) {
+            if !known && options::lead_elsewhere(ctx, owner, V4, domain) {
                 return PASS;
             }
             u64::from(choice) << 32 | STEER | u64::from(domain)

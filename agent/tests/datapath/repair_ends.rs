@@ -2,10 +2,12 @@
 
 use std::{net::TcpStream, os::fd::AsRawFd as _, path::Path};
 
+use steer_common::policy_flags::REPAIR;
+
 use crate::{
     child::Child,
-    lab::{Lab, ip},
-    peer::{Tcp, Udp},
+    lab::{Lab, ONE, TWO, ip},
+    peer::{Capture, Tcp, Udp, eventually},
     repair::{FAMILIES, repaired, target},
 };
 
@@ -24,22 +26,33 @@ fn open(child: &mut Child, name: &str, family: &str, kind: &str) {
 }
 
 /// A connection that begins while its group has no policy and nothing from `one` is answered, and that
-/// comes about once it has policy 1.
+/// comes about once it has policy 1, `repaired` or not.
 fn older_connection(
     lab: &Lab,
     child: &mut Child,
     group: &Path,
     (family, address, one): (&str, &str, &str),
     server: &Tcp,
+    repaired: bool,
 ) -> TcpStream {
     lab.give(group, 0, 0);
     lab.in_peer(|| ip(&format!("route add blackhole {one}")));
     open(child, "s", family, "stream");
     child.must(&[&format!("connect-begin s {}", target(address, server.port))]);
+    let captures = ["p1", "p2"].map(|interface| Capture::on(lab, interface));
     lab.give(group, 1, 0);
+    eventually("the SYN is sent again", || {
+        captures.iter().any(|capture| capture.saw("zz"))
+    });
+    // Unless it was repaired, it is answered from now on.
+    if !repaired {
+        lab.in_peer(|| ip(&format!("route del blackhole {one}")));
+    }
     child.must(&["connect-end s"]);
     let stream = server.accept();
-    lab.in_peer(|| ip(&format!("route del blackhole {one}")));
+    if repaired {
+        lab.in_peer(|| ip(&format!("route del blackhole {one}")));
+    }
     stream
 }
 
@@ -74,7 +87,7 @@ fn a_newer_connection_with_the_same_tuple_gets_its_own_answers() {
     repaired(|lab, child, group| {
         let server = Tcp::new(lab);
         for (family, address, one, two) in FAMILIES {
-            let older = older_connection(lab, child, &group, (family, address, one), &server);
+            let older = older_connection(lab, child, &group, (family, address, one), &server, true);
             assert_eq!(source(&older), two);
             reset(child, "s", older);
             open(child, "n", family, "stream");
@@ -106,6 +119,26 @@ fn a_newer_datagram_flow_with_the_same_tuple_gets_its_own_answers() {
             assert_eq!(server.echo(), ("newer".into(), two.parse().unwrap()));
             assert_eq!(child.ask("read n"), "ok newer");
             child.must(&["close n"]);
+        }
+    });
+}
+
+#[test]
+fn a_new_connection_goes_where_its_policy_says_now_and_not_by_an_older_ones_lease() {
+    repaired(|lab, child, group| {
+        let server = Tcp::new(lab);
+        for (family, address, one, two) in FAMILIES {
+            let flow = (family, address, one);
+            lab.policy(1, TWO, REPAIR);
+            let older = older_connection(lab, child, &group, flow, &server, true);
+            assert_eq!(source(&older), two);
+            reset(child, "s", older);
+            lab.policy(1, ONE, REPAIR);
+            let before = lab.datapath().counters().unwrap().repaired;
+            let newer = older_connection(lab, child, &group, flow, &server, false);
+            assert_eq!(source(&newer), one);
+            reset(child, "s", newer);
+            assert_eq!(lab.datapath().counters().unwrap().repaired, before);
         }
     });
 }

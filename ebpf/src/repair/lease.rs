@@ -154,16 +154,29 @@ pub fn renew(packet: &Packet, policy: u32, lease: &mut RepairLease) -> bool {
     } else {
         0
     };
-    if !choose(packet, wanted, lease) {
-        return false;
-    }
-    lease.checked = now();
-    if keep_return(packet, lease) {
-        remember(packet, lease)
-    } else {
+    if choose(packet, wanted, lease) {
+        lease.checked = now();
+        if keep_return(packet, lease) {
+            return remember(packet, lease);
+        }
         count(counter::REPAIR_REFUSED);
-        false
     }
+    if connects(packet) {
+        forget(packet);
+    }
+    false
+}
+
+/// Whether a packet begins a connection, which must not go on by the lease of an older one.
+#[inline(always)]
+pub fn connects(packet: &Packet) -> bool {
+    packet.transport.protocol == TCP && sender::begins(packet)
+}
+
+#[inline(never)]
+fn forget(packet: &Packet) {
+    // Most have none.
+    let _ = REPAIRED.remove(&key(packet));
 }
 
 #[inline(never)]
@@ -178,7 +191,8 @@ fn choose(packet: &Packet, wanted: u32, lease: &mut RepairLease) -> bool {
     let kept = lease.domain != 0 && holds(lease);
     // A connection stays where its SYN went. Datagrams stay too unless they are to move; echo requests
     // are no sessions.
-    if kept && (protocol == TCP || protocol == UDP && packet.sender != MOVES) {
+    let goes_on = protocol == TCP && !connects(packet);
+    if kept && (goes_on || protocol == UDP && packet.sender != MOVES) {
         return true;
     }
     let Some(domain) = Domain::get(wanted) else {

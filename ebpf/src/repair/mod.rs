@@ -101,7 +101,8 @@ extern "C" fn repaired(skb: *mut __sk_buff, policy: u32) -> i32 {
         }
     } else {
         lease::find(packet, &mut lease);
-        if lease::is_stale(&lease) && !lease::renew(packet, policy, &mut lease) {
+        let again = lease::is_stale(&lease) || lease::connects(packet);
+        if again && !lease::renew(packet, policy, &mut lease) {
             return LEAVE;
         }
         if packet.transport.fragment == fragment::FIRST {

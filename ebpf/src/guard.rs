@@ -15,7 +15,8 @@ use aya_ebpf::{
 
 use crate::{
     divided,
-    judge::{Judgement, UNASKED, Verdict, judge},
+    judge::{Judgement, UNASKED, Verdict, judge, was_judged},
+    owner::Owner,
     repair,
 };
 
@@ -27,6 +28,9 @@ const DROP: i32 = TC_ACT_SHOT as i32;
 #[classifier]
 pub fn guard(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
+    if was_judged(skb) && !Owner::any_is_strict() {
+        return NEXT;
+    }
     let mut place = MaybeUninit::uninit();
     let judgement = Judgement::none(&mut place);
     let mut verdict = judgement_of_guard(skb, &raw mut *judgement, UNASKED);

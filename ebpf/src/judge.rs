@@ -289,7 +289,7 @@ fn others<const TC: bool>(
     expected: u64,
     light: bool,
 ) -> Verdict {
-    if field!(skb, tc_index) & TAG_MASK == TAG {
+    if was_judged(skb) {
         // Judged at an interface of which this one is a part or carrier.
         return Verdict::Leave;
     }
@@ -488,6 +488,12 @@ const TAG_MASK: u32 = 0xff00;
 #[inline(always)]
 pub fn tag(index: u32) -> u32 {
     TAG | index & !TAG_MASK & 0xffff
+}
+
+/// Whether a packet was judged, at an interface of which this one is a part or carrier, or where it was repaired.
+#[inline(always)]
+pub fn was_judged(skb: *mut __sk_buff) -> bool {
+    field!(skb, tc_index) & TAG_MASK == TAG
 }
 
 /// Tells the agent, unless the ring is half full: the rest is kept for cgroups.

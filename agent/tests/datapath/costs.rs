@@ -14,6 +14,7 @@ use crate::{
     child::Child,
     lab::{Lab, ONE, SERVER4, SERVER6, TWO, ifindex, on_a_new_host},
     peer::{Tcp, Udp},
+    repair::repaired,
 };
 
 /// Runs and nanoseconds of each of our programs so far.
@@ -228,6 +229,22 @@ fn measure_the_guard() {
                 }
                 println!("{what}, {family}: {}.{} ns", best / 10, best % 10);
             }
+        }
+    });
+}
+
+/// Each packet meets a guard twice: where it would have left, and where it is put.
+#[test]
+#[ignore = "a measurement"]
+fn measure_repair() {
+    repaired(|lab, child, group| {
+        let server = Udp::new(lab);
+        let udp = server.port;
+        child.must(&["open s inet dgram", &format!("connect s {SERVER4}:{udp}")]);
+        lab.give(&group, 1, 0);
+        let _counting = aya::sys::enable_stats(Stats::RunTime).unwrap();
+        for _ in 0..4 {
+            report("repaired", || child.must(&["loop-write s 40000"]));
         }
     });
 }

@@ -28,8 +28,8 @@ use crate::{
     owner::Owner,
     packet::{self, Headers},
     sock::{
-        self, AF_INET, AF_INET6, AF_PACKET, SOCK_DGRAM, SOCK_STREAM, domain_of_mark, field,
-        our_mark, set_field,
+        self, AF_INET, AF_INET6, AF_PACKET, NEW_SYN_RECV, SOCK_DGRAM, SOCK_STREAM, TIME_WAIT,
+        domain_of_mark, field, set_field,
     },
     traffic::{self, Kind},
 };
@@ -98,13 +98,11 @@ pub fn judge<const TC: bool>(skb: *mut __sk_buff, place: &mut Judgement, expecte
     if socket.is_null() {
         return Verdict::Leave;
     }
-    // SAFETY: not null.
-    let full = unsafe { bpf_sk_fullsock(socket) };
     let mut owner = Owner::NONE;
     let mut memory = Memory::NONE;
-    if is_light(full) {
+    if is_light(socket) {
         owner = of_cgroup(skb);
-        let mark = our_mark(full);
+        let mark = field!(skb, mark) & globals::MARK_MASK.load();
         if owner.is_none() && mark == 0 {
             return Verdict::Leave;
         }
@@ -114,6 +112,8 @@ pub fn judge<const TC: bool>(skb: *mut __sk_buff, place: &mut Judgement, expecte
         }
     }
     let light = memory.domain != 0;
+    // SAFETY: not null.
+    let full = unsafe { bpf_sk_fullsock(socket) };
     if !light {
         (owner, memory) = whose(skb, full);
         if owner.is_none() {
@@ -189,9 +189,15 @@ fn whose(skb: *mut __sk_buff, full: *mut bpf_sock) -> (Owner, Memory) {
 /// no policy is strict. Then one without a mark of ours whose cgroup has no policy is nobody's, and one
 /// with the mark that its cgroup's policy gives now is that policy's. That is how most processes send, and
 /// looking the memory up would cost as much as the cgroup.
+///
+/// The mark is the packet's, as the socket gave it: of a socket that need not be a full one no more is seen.
 #[inline(always)]
-fn is_light(full: *mut bpf_sock) -> bool {
-    !full.is_null() && field!(full, dst_port) != 0 && !Owner::any_is_strict()
+fn is_light(socket: *mut bpf_sock) -> bool {
+    let state = field!(socket, state);
+    field!(socket, dst_port) != 0
+        && state != TIME_WAIT
+        && state != NEW_SYN_RECV
+        && !Owner::any_is_strict()
 }
 
 /// The policy of the cgroup that made the packet's socket. Request sockets answer for their listener.

@@ -31,6 +31,10 @@ pub const SOCK_DGRAM: u32 = 2;
 pub const SOCK_RAW: u32 = 3;
 /// `TCP_ESTABLISHED`, which a connected datagram socket is too.
 pub const CONNECTED: u32 = 1;
+/// `TCP_TIME_WAIT`: what is left of a socket.
+pub const TIME_WAIT: u32 = 6;
+/// `TCP_NEW_SYN_RECV`: what will be a socket.
+pub const NEW_SYN_RECV: u32 = 12;
 
 /// Reads one context or socket field by itself: the verifier refuses merged loads.
 macro_rules! field {

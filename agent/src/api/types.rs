@@ -206,8 +206,8 @@ pub struct PolicyView {
     pub local_networks: LocalNetworks,
     /// How its flows are spread over the members of what it uses; none: one domain has them all.
     pub share: Option<Share>,
-    /// How many rules it has that are finer than the application. Not known while no agent runs, if that
-    /// kept no record.
+    /// How many rules it has that are finer than the application. Not known of a policy in a file while no
+    /// agent runs, unless there are none.
     pub rules: Option<u64>,
     /// Where one policy is shown: what its rules, and those of the policies behind it, decide now, in the
     /// order in which they are asked; at most the first 1,000.

@@ -136,7 +136,10 @@ pub fn offline_status() -> anyhow::Result<StatusView> {
             share: written
                 .map_or(wish.and_then(|stage| stage.share), |policy| policy.share)
                 .map(share),
-            rules: written.map(|policy| policy.rules.len() as u64),
+            // A file's are counted in what is compiled of them, together with those of others.
+            rules: written
+                .map(|policy| policy.rules.len() as u64)
+                .or((!numbers.is_empty() && entry.rules == 0).then_some(0)),
             rule_decisions: None,
             priority: written.map(|policy| i64::from(policy.priority)),
             saved: written.is_none(),

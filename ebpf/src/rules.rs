@@ -5,8 +5,8 @@
 //! leads out of a page make the set a damaged one, which says nothing.
 //!
 //! The bound, however many rules there are. Lookups: the set and its first page, for each of the six tables of
-//! a family 2 pages, for each of the 4 summaries of a row the set, its first page and 6 pages, and for the
-//! choice 3: 49 in all. Words: 11 starts in each page of a table, and for each summary 64 times 6 words, and as
+//! a family the set and its first page again and 2 pages, for each of the 4 summaries of a row the set, its
+//! first page and 6 pages, and for the choice 3: 61 in all. Words: 11 starts in each page of a table, and for each summary 64 times 6 words, and as
 //! many summaries: some 3,300. A set of a few dozen rules is one page: 6 lookups, and in each table as many
 //! starts as its size has binary digits.
 //!

@@ -127,7 +127,7 @@ fn a_socket_handed_in_obeys_the_policy_of_who_uses_it() -> Result<()> {
     let free = lab.cgroup().child("free")?;
     for (kind, family) in matrix() {
         // A raw socket has no hook that tells who uses it, nor has a ping socket that is not connected:
-        // what they send is its who made them. docs/guarantees says so.
+        // what they send is its who made them. README says so.
         if kind == Kind::Raw {
             continue;
         }

@@ -26,7 +26,9 @@ pub use policy::{
     LocalEntry, LocalKey4, LocalKey6, NameKey, PolicyEntry, ShareEntry, SourceKey, cgroup_flags,
     counter, domain_flags, ingress_flags, local_flags, policy_flags, share, share_slot, verdict,
 };
-pub use repair::{FragmentKey, FragmentLease, RepairKey, RepairLease, ReturnKey, ReturnLease};
+pub use repair::{
+    FragmentKey, FragmentLease, RepairKey, RepairLease, ReturnKey, ReturnLease, SocketLease, changes,
+};
 pub use traffic::{Traffic, TrafficKey};
 
 /// Version of every layout in this crate; part of the pin path.
@@ -36,7 +38,7 @@ pub use traffic::{Traffic, TrafficKey};
 /// of [`FlowState`] gives that map another name, that of the first version that has it.
 pub const LAYOUT_VERSION: u32 = LAYOUT + NEXT;
 
-const LAYOUT: u32 = 4;
+const LAYOUT: u32 = 5;
 /// The feature `next-layout` builds the agent that the upgrade scenarios upgrade to.
 const NEXT: u32 = if cfg!(feature = "next-layout") { 1 } else { 0 };
 

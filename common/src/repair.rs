@@ -66,6 +66,70 @@ pub struct ReturnLease {
     pub link: u16,
     /// When the flow last sent something, to about a second, as [`RepairLease::checked`].
     pub seen: u64,
+    /// The difference between the destination that answers have and the flow's own source, as checksums count.
+    pub difference: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+/// Value of `SOCKET_LEASES` (socket storage): what the packets of a socket get that are like the one it was
+/// made for, so that nothing is to be asked about them but whether they are.
+///
+/// It is replaced and never written, so a program reads one as a whole. Addresses are in network byte order,
+/// IPv4 ones v4-mapped.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SocketLease {
+    /// Their own source.
+    pub own: [u32; 4],
+    /// Their destination.
+    pub destination: [u32; 4],
+    /// Their ports as they stand in the packet, source first.
+    pub ports: u32,
+    /// `ETH_P_IP` or `ETH_P_IPV6`, network byte order.
+    pub ethertype: u32,
+    /// Version and class as they stand in the first word of the IP header, and the length of IPv4's.
+    pub class: u32,
+    /// `IPPROTO_TCP` or `IPPROTO_UDP`.
+    pub protocol: u32,
+    /// The interface that they would leave by.
+    pub from: u32,
+    /// Bytes of its link-layer header: 14, or 0 where it has none.
+    pub link: u32,
+    /// The mark that they have.
+    pub old_mark: u32,
+    /// The policy that they count for.
+    pub policy: u32,
+    /// Their new source.
+    pub source: [u32; 4],
+    /// The difference between the two sources as checksums count.
+    pub difference: u32,
+    /// The domain that they are put on.
+    pub domain: u32,
+    /// Its interface.
+    pub ifindex: u32,
+    /// The mark that they get.
+    pub mark: u32,
+    /// How long they may be there, from the IP header on.
+    pub mtu: u32,
+    /// Not 0: the next hop there is known.
+    pub hop: u32,
+    /// Its hardware address, and that of the interface.
+    pub hardware: [[u8; 6]; 2],
+    /// The number in `CHANGES` when it was made.
+    pub changes: u32,
+    /// When it was made, in ticks of the kernel.
+    pub made: u64,
+}
+
+/// Indices of `CHANGES` (array of `u32`).
+pub mod changes {
+    /// How often the agent has changed what flows are decided by, wrapping.
+    pub const MADE: u32 = 0;
+    /// Not 0: a socket has had a [`super::SocketLease`] since the maps were made.
+    pub const LEASED: u32 = 1;
+    /// Number of them.
+    pub const COUNT: u32 = 2;
 }
 
 /// Key of `FRAGMENTS` (LRU hash): what the fragments of a packet have in common.
@@ -98,13 +162,18 @@ pub struct FragmentLease {
     pub link: u16,
     /// When the first came, as [`RepairLease::checked`]; of no fragment: [`ReturnLease::seen`].
     pub since: u64,
+    /// As [`ReturnLease::difference`]; of those that leave: 0.
+    pub difference: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 const _: () = {
     assert!(size_of::<RepairKey>() == 40);
     assert!(size_of::<RepairLease>() == 32);
     assert!(size_of::<ReturnKey>() == 44);
-    assert!(size_of::<ReturnLease>() == 40);
+    assert!(size_of::<ReturnLease>() == 48);
+    assert!(size_of::<SocketLease>() == 128);
     assert!(size_of::<FragmentKey>() == 40);
-    assert!(size_of::<FragmentLease>() == 40);
+    assert!(size_of::<FragmentLease>() == 48);
 };

@@ -13,6 +13,7 @@ use crate::{
     judge::{Judgement, UNASKED, Verdict, judge},
     maps::GUARDED,
     sock::{field, is_ours},
+    stack,
 };
 
 const PASS: i32 = 1;
@@ -36,7 +37,7 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
         return PASS;
     }
     let mut place = MaybeUninit::uninit();
-    let judgement = Judgement::none(&mut place);
+    let judgement = stack::zeroed(&mut place);
     let mut verdict = judgement_of_egress(skb, &raw mut *judgement, UNASKED);
     if verdict == Verdict::Ask as u32 {
         let expected = divided::expected(skb, judgement);

@@ -68,6 +68,12 @@ pub fn interface(index: u32) -> u32 {
     entry(index).map_or(0, |entry| word(&entry.ifindex))
 }
 
+/// The mark of domain `index`; 0: it has none.
+#[inline(always)]
+pub fn mark(index: u32) -> u32 {
+    entry(index).map_or(0, |entry| word(&entry.mark))
+}
+
 /// Whether packets with these bits of the mark go by the table of domain `index`.
 #[inline(always)]
 pub fn bears_mark_of(index: u32, bits: u32) -> bool {

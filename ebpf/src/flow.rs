@@ -1,8 +1,8 @@
 //! Socket storage.
 
 use aya_ebpf::{
-    bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock, bpf_sock_addr},
-    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_sk_storage_get},
+    bindings::{bpf_sock, bpf_sock_addr},
+    helpers::generated::bpf_ktime_get_coarse_ns,
 };
 use steer_common::{FlowState, counter, flow_flags};
 
@@ -16,12 +16,7 @@ use crate::{
 /// What `socket` remembers, if anything.
 #[inline(always)]
 pub fn get(socket: *mut bpf_sock) -> Option<&'static mut FlowState> {
-    // SAFETY: the kernel gives null or this socket's own value, which lives as long as the program runs.
-    unsafe {
-        bpf_sk_storage_get(FLOWS3.as_ptr(), socket.cast(), core::ptr::null_mut(), 0)
-            .cast::<FlowState>()
-            .as_mut()
-    }
+    FLOWS3.get(socket)
 }
 
 /// What `socket` remembers, beginning with `initial`. `None`: no memory; counted.
@@ -30,17 +25,7 @@ pub fn get_or_create(
     socket: *mut bpf_sock,
     mut initial: FlowState,
 ) -> Option<&'static mut FlowState> {
-    // SAFETY: as in `get`; `initial` outlives the call.
-    let state = unsafe {
-        bpf_sk_storage_get(
-            FLOWS3.as_ptr(),
-            socket.cast(),
-            (&raw mut initial).cast(),
-            BPF_SK_STORAGE_GET_F_CREATE.into(),
-        )
-        .cast::<FlowState>()
-        .as_mut()
-    };
+    let state = FLOWS3.get_or_create(socket, &mut initial);
     if state.is_none() {
         count(counter::STORAGE_FAILED);
     }

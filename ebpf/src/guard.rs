@@ -15,9 +15,9 @@ use aya_ebpf::{
 
 use crate::{
     divided,
-    judge::{Judgement, UNASKED, Verdict, judge, was_judged},
+    judge::{Judgement, UNASKED, Verdict, is_to_show, judge, was_judged},
     owner::Owner,
-    repair,
+    repair, stack,
 };
 
 /// Goes on with the next program of the chain (`TCX_NEXT`).
@@ -28,11 +28,21 @@ const DROP: i32 = TC_ACT_SHOT as i32;
 #[classifier]
 pub fn guard(ctx: TcContext) -> i32 {
     let skb = ctx.skb.skb;
-    if was_judged(skb) && !Owner::any_is_strict() {
-        return NEXT;
+    if was_judged(skb) {
+        if is_to_show(skb) {
+            repair::socket::learn(skb);
+        }
+        if !Owner::any_is_strict() {
+            return NEXT;
+        }
+    } else if repair::socket::any() {
+        let verdict = repair::socket::leased(skb);
+        if verdict != NEXT {
+            return verdict;
+        }
     }
     let mut place = MaybeUninit::uninit();
-    let judgement = Judgement::none(&mut place);
+    let judgement = stack::zeroed(&mut place);
     let mut verdict = judgement_of_guard(skb, &raw mut *judgement, UNASKED);
     if verdict == Verdict::Ask as u32 {
         verdict = ask(skb, judgement);

@@ -4,8 +4,6 @@
 //! The cheapest facts come first. Most packets are nobody's, or bear the mark that their policy's choice
 //! of the moment has, at that domain's interface and with its preferred source.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_RB_AVAIL_DATA, bpf_sock},
     helpers::generated::{
@@ -31,6 +29,7 @@ use crate::{
         self, AF_INET, AF_INET6, AF_PACKET, NEW_SYN_RECV, SOCK_DGRAM, SOCK_STREAM, TIME_WAIT,
         domain_of_mark, field, set_field,
     },
+    stack,
     traffic::{self, Kind},
 };
 
@@ -58,22 +57,10 @@ pub struct Judgement {
     pub memory: Memory,
 }
 
-impl Judgement {
-    /// About nobody. Written word by word: the compiler would call `memset`, which costs.
-    #[inline(always)]
-    pub fn none(place: &mut MaybeUninit<Self>) -> &mut Self {
-        const WORDS: usize = size_of::<Judgement>() / 8;
-        let words = place.as_mut_ptr().cast::<u64>();
-        let mut at = 0;
-        while at < WORDS {
-            // SAFETY: within the place, which is aligned for it.
-            unsafe { words.add(at).write_volatile(0) };
-            at += 1;
-        }
-        // SAFETY: all of it is written.
-        unsafe { place.assume_init_mut() }
-    }
+// SAFETY: numbers alone.
+unsafe impl stack::Numbers for Judgement {}
 
+impl Judgement {
     /// Nothing more is to be done about what was asked about.
     #[inline(always)]
     pub fn forget(&mut self) {
@@ -488,18 +475,27 @@ fn is_passed_local(owner: &Owner, headers: &Headers, index: u32) -> bool {
 /// It stays with a packet through VLAN, bond, bridge and kernel tunnels; nothing else in the kernel
 /// has used it since the tcindex classifier was removed (Linux 6.3), and no application can set it.
 const TAG: u32 = 0x5300;
-const TAG_MASK: u32 = 0xff00;
+const TAG_MASK: u32 = 0xfb00;
+/// Bit beside it: what the kernel writes in front of this packet is to be seen
+/// ([`crate::repair::socket::learn`]).
+pub const SHOWS: u32 = 0x0400;
 
 /// The tag of a packet that leaves by domain `index`.
 #[inline(always)]
 pub fn tag(index: u32) -> u32 {
-    TAG | index & !TAG_MASK & 0xffff
+    TAG | index & 0xff
 }
 
 /// Whether a packet was judged, at an interface of which this one is a part or carrier, or where it was repaired.
 #[inline(always)]
 pub fn was_judged(skb: *mut __sk_buff) -> bool {
     field!(skb, tc_index) & TAG_MASK == TAG
+}
+
+/// Whether a packet's link-layer header is to be seen.
+#[inline(always)]
+pub fn is_to_show(skb: *mut __sk_buff) -> bool {
+    field!(skb, tc_index) & (TAG_MASK | SHOWS) == TAG | SHOWS
 }
 
 /// Tells the agent, unless the ring is half full: the rest is kept for cgroups.

@@ -26,6 +26,7 @@ mod maps;
 mod options;
 mod owner;
 mod packet;
+mod plain;
 mod post_bind;
 mod repair;
 mod rules;
@@ -34,6 +35,7 @@ mod setsockopt;
 mod share;
 mod sock;
 mod sock_create;
+mod stack;
 mod traffic;
 mod tuple;
 

@@ -2,11 +2,13 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_CLONE, BPF_F_INNER_MAP, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
+        BPF_F_CLONE, BPF_F_INNER_MAP, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE,
+        bpf_map_type::BPF_MAP_TYPE_SK_STORAGE,
     },
     btf_maps::{
         Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf,
     },
+    helpers::generated::{bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::btf_map,
 };
 use steer_common::{
@@ -14,8 +16,8 @@ use steer_common::{
     FragmentLease, HostCounts, HostKey, IngressEntry, LocalEntry, MAX_CGROUPS, MAX_CHOICES,
     MAX_DOMAINS, MAX_FRAGMENTS, MAX_GUARDED, MAX_HOSTS, MAX_INGRESS, MAX_LOCALS, MAX_NAMES,
     MAX_POLICIES, MAX_REPAIRED, MAX_SHARES, MAX_SOURCES, MAX_TRAFFIC, NameKey, PolicyEntry,
-    RepairKey, RepairLease, ReturnKey, ReturnLease, ShareEntry, SourceKey, Traffic, TrafficKey,
-    counter,
+    RepairKey, RepairLease, ReturnKey, ReturnLease, ShareEntry, SocketLease, SourceKey, Traffic,
+    TrafficKey, changes, counter,
     rules::{MAX_RULESETS, RulePage},
 };
 
@@ -92,6 +94,14 @@ pub static REPAIRED: LruHashMap<RepairKey, RepairLease, { MAX_REPAIRED as usize 
 pub static RETURNS: LruHashMap<ReturnKey, ReturnLease, { MAX_REPAIRED as usize }> =
     LruHashMap::new();
 
+/// Repaired flow's socket -> what its packets get.
+#[btf_map]
+pub static SOCKET_LEASES: SocketStorage<SocketLease, ON_DEMAND> = SocketStorage::new();
+
+/// See [`changes`].
+#[btf_map]
+pub static CHANGES: Array<u32, { changes::COUNT as usize }> = Array::new();
+
 /// First fragment of a repaired flow's packet -> what the later ones get.
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, FragmentLease, { MAX_FRAGMENTS as usize }> =
@@ -110,25 +120,26 @@ pub static TRAFFIC: PerCpuHashMap<TrafficKey, Traffic, { MAX_TRAFFIC as usize },
 #[btf_map]
 pub static EVENTS: RingBuf<CgroupEvent, { EVENT_RING_BYTES as usize }> = RingBuf::new();
 
-/// What sockets remember. Accepted sockets take over their listener's state, hence `BPF_F_CLONE`,
-/// which aya's own `SkStorage` cannot say.
+/// What sockets remember. Accepted sockets take over their listener's state, hence `BPF_F_CLONE`.
 #[btf_map]
-pub static FLOWS3: FlowStorage = FlowStorage::new();
+pub static FLOWS3: SocketStorage<FlowState, { (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize }> =
+    SocketStorage::new();
 
-/// Definition of a socket storage map in the form that loaders read from BTF.
+/// Definition of a socket storage map in the form that loaders read from BTF. aya's own `SkStorage` takes no
+/// other flags, and no socket but that of an address program.
 #[repr(C)]
-pub struct FlowStorage {
+pub struct SocketStorage<V, const FLAGS: usize> {
     r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
     key: *const i32,
-    value: *const FlowState,
+    value: *const V,
     max_entries: *const [i32; 0],
-    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+    map_flags: *const [i32; FLAGS],
 }
 
 // SAFETY: the pointers only carry types for the loader and are never followed.
-unsafe impl Sync for FlowStorage {}
+unsafe impl<V, const FLAGS: usize> Sync for SocketStorage<V, FLAGS> {}
 
-impl FlowStorage {
+impl<V, const FLAGS: usize> SocketStorage<V, FLAGS> {
     const fn new() -> Self {
         Self {
             r#type: core::ptr::null(),
@@ -139,8 +150,36 @@ impl FlowStorage {
         }
     }
 
-    /// The map as helpers want it.
-    pub fn as_ptr(&self) -> *mut core::ffi::c_void {
+    /// The value of a socket, if it has one, which lives as long as the program runs.
+    #[inline(always)]
+    pub fn get<S>(&self, socket: *mut S) -> Option<&'static mut V> {
+        self.value(socket, core::ptr::null_mut(), 0)
+    }
+
+    /// The value of a socket, beginning with `initial`. `None`: no memory.
+    #[inline(always)]
+    pub fn get_or_create<S>(&self, socket: *mut S, initial: &mut V) -> Option<&'static mut V> {
+        self.value(socket, initial, BPF_SK_STORAGE_GET_F_CREATE.into())
+    }
+
+    #[inline(always)]
+    fn value<S>(&self, socket: *mut S, initial: *mut V, flags: u64) -> Option<&'static mut V> {
+        // SAFETY: `initial` is null or outlives the call; the kernel gives null or this socket's own value.
+        unsafe {
+            bpf_sk_storage_get(self.as_ptr(), socket.cast(), initial.cast(), flags)
+                .cast::<V>()
+                .as_mut()
+        }
+    }
+
+    /// Removes the value of a socket, if it has one.
+    #[inline(always)]
+    pub fn remove<S>(&self, socket: *mut S) {
+        // SAFETY: the verifier checks that it is a socket. There being none is no failure.
+        unsafe { bpf_sk_storage_delete(self.as_ptr(), socket.cast()) };
+    }
+
+    fn as_ptr(&self) -> *mut core::ffi::c_void {
         core::ptr::from_ref(self).cast_mut().cast()
     }
 }

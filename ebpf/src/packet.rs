@@ -12,6 +12,7 @@ use steer_common::rules::has_ports;
 
 use crate::{
     address::Address,
+    plain::Plain,
     sock::{AF_PACKET, SOCK_RAW, field},
 };
 
@@ -66,7 +67,13 @@ pub fn is_extension(protocol: u32) -> bool {
 /// Whether it is an IPv4 packet.
 #[inline(always)]
 pub fn is_v4(skb: *mut __sk_buff) -> bool {
-    field!(skb, protocol) == ETH_P_IP
+    is_ethertype_v4(field!(skb, protocol))
+}
+
+/// Whether that is the type of frames with IPv4 packets.
+#[inline(always)]
+pub fn is_ethertype_v4(ethertype: u32) -> bool {
+    ethertype == ETH_P_IP
 }
 
 /// The source of `skb`; `None` where it is not IP.
@@ -207,6 +214,21 @@ pub fn borne_transport(skb: *mut __sk_buff, headers: &Headers, base: u32, link: 
 }
 
 impl Transport {
+    /// Of a plain packet.
+    #[inline(always)]
+    pub fn of(plain: &Plain) -> Self {
+        let ports = u32::from_be(plain.ports);
+        Self {
+            shape: shape::WHOLE,
+            protocol: plain.protocol,
+            offset: plain.network,
+            source_port: ports >> 16,
+            destination_port: ports & 0xffff,
+            detail: plain.flags,
+            ..Self::BROKEN
+        }
+    }
+
     const BROKEN: Self = Self {
         shape: shape::BROKEN,
         protocol: 0,
@@ -405,12 +427,23 @@ pub fn is_error(protocol: u32, kind: u32) -> bool {
 /// be a multicast address for IPv4, and a particular pair of addresses for IPv6.
 #[inline(always)]
 pub fn link_header(skb: *mut __sk_buff, headers: &Headers) -> Option<u32> {
+    let start = field!(skb, data) as usize;
     let mut bytes = [0_u16; 12];
-    // SAFETY: the buffer has the length that is told. A packet that is shorter than this is none that
-    // anything is done with: the least IP header takes 20 bytes, and the least transport 8.
-    let result = unsafe { bpf_skb_load_bytes(skb.cast(), 0, bytes.as_mut_ptr().cast(), 24) };
-    if result != 0 {
-        return None;
+    if start + 24 <= field!(skb, data_end) as usize {
+        // In one piece, as mostly.
+        let mut at = 0;
+        while at < 12 {
+            // SAFETY: found to be there.
+            bytes[at] = unsafe { ((start + at * 2) as *const u16).read_volatile() };
+            at += 1;
+        }
+    } else {
+        // SAFETY: the buffer has the length that is told. A packet that is shorter than this is none that
+        // anything is done with: the least IP header takes 20 bytes, and the least transport 8.
+        let result = unsafe { bpf_skb_load_bytes(skb.cast(), 0, bytes.as_mut_ptr().cast(), 24) };
+        if result != 0 {
+            return None;
+        }
     }
     let word = |at: usize| u32::from(bytes[at].to_be()) << 16 | u32::from(bytes[at + 1].to_be());
     let is = |at: usize| {

@@ -14,8 +14,8 @@ use steer_common::{
     HostCounts, HostKey, IngressEntry, LocalEntry, LocalKey4, LocalKey6, MAX_CGROUPS, MAX_CHOICES,
     MAX_DOMAINS, MAX_FRAGMENTS, MAX_GUARDED, MAX_HOSTS, MAX_INGRESS, MAX_LOCALS, MAX_NAMES,
     MAX_POLICIES, MAX_REPAIRED, MAX_SHARES, MAX_SOURCES, MAX_TRAFFIC, NameKey, PolicyEntry,
-    RepairKey, RepairLease, ReturnKey, ReturnLease, ShareEntry, SourceKey, Traffic, TrafficKey,
-    counter, rules::MAX_RULESETS,
+    RepairKey, RepairLease, ReturnKey, ReturnLease, ShareEntry, SocketLease, SourceKey, Traffic,
+    TrafficKey, changes, counter, rules::MAX_RULESETS,
 };
 
 use super::{
@@ -84,6 +84,8 @@ const HOST_COUNTS: MapSpec = spec::<u32, HostCounts>("HOST_COUNTS", PERCPU_HASH,
 const GUARDED: MapSpec = spec::<u32, u8>("GUARDED", HASH, MAX_GUARDED);
 const REPAIRED: MapSpec = spec::<RepairKey, RepairLease>("REPAIRED", LRU_HASH, MAX_REPAIRED);
 const RETURNS: MapSpec = spec::<ReturnKey, ReturnLease>("RETURNS", LRU_HASH, MAX_REPAIRED);
+const SOCKET_LEASES: MapSpec = spec::<i32, SocketLease>("SOCKET_LEASES", SK_STORAGE, 0);
+const CHANGES: MapSpec = spec::<u32, u32>("CHANGES", ARRAY, changes::COUNT);
 const FRAGMENTS: MapSpec = spec::<FragmentKey, FragmentLease>("FRAGMENTS", LRU_HASH, MAX_FRAGMENTS);
 const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", PERCPU_ARRAY, counter::COUNT);
 pub(super) const TRAFFIC: MapSpec =
@@ -94,7 +96,7 @@ pub(super) const FLOWS: MapSpec = spec::<i32, FlowState>("FLOWS3", SK_STORAGE, 0
 pub(super) const EVENTS: MapSpec = spec::<(), ()>("EVENTS", RINGBUF, EVENT_RING_BYTES);
 
 /// Every map there is.
-pub(super) const MAPS: [MapSpec; 21] = [
+pub(super) const MAPS: [MapSpec; 23] = [
     CGROUPS,
     NAMES,
     POLICIES,
@@ -111,6 +113,8 @@ pub(super) const MAPS: [MapSpec; 21] = [
     GUARDED,
     REPAIRED,
     RETURNS,
+    SOCKET_LEASES,
+    CHANGES,
     FRAGMENTS,
     COUNTERS,
     TRAFFIC,
@@ -436,6 +440,7 @@ pub struct Tables {
     pub(super) host_counts: PerCpu<HostCounts>,
     pub(super) ingress: Table<u32, IngressEntry>,
     pub(super) guarded: Table<u32, u8>,
+    changes: Array<u32>,
     counters: OwnedFd,
     traffic: OwnedFd,
     flows: OwnedFd,
@@ -459,10 +464,18 @@ impl Tables {
             host_counts: PerCpu::open(&HOST_COUNTS, directory)?,
             ingress: Table::open(&INGRESS, directory)?,
             guarded: Table::open(&GUARDED, directory)?,
+            changes: Array::open(&CHANGES, directory)?,
             counters: COUNTERS.open_existing(directory)?,
             traffic: TRAFFIC.open_existing(directory)?,
             flows: FLOWS.open_existing(directory)?,
         })
+    }
+
+    /// Ends what programs found out by what has been written since: to be called after anything that flows are
+    /// decided by was changed, and before anybody is told so.
+    pub fn count_change(&self) -> Result<()> {
+        let made = self.changes.get(changes::MADE)?;
+        self.changes.set(changes::MADE, &made.wrapping_add(1))
     }
 
     /// The socket storage with what sockets remember ([`FlowState`]), for a dump of live flows.

@@ -351,6 +351,12 @@ impl Reconciler {
                 }
             }
         }
+        if !steps.is_empty()
+            && let Err(error) = self.datapath.maps.count_change()
+        {
+            // What is cached lasts a quarter of a second at most.
+            warn!("{}", chain(&error));
+        }
         attached
     }
 

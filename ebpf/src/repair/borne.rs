@@ -1,6 +1,8 @@
 //! ICMP errors about repaired packets: they bear the packet as the peer saw it, and go back with it as its
 //! socket sent it, so that traceroute, refusals and path MTU discovery work.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::generated::{bpf_l3_csum_replace, bpf_l4_csum_replace};
 use steer_common::{FragmentLease, ReturnKey};
 
@@ -25,9 +27,13 @@ impl Borne {
     };
 }
 
-/// Where an ICMP error is to arrive. False: it is not about a repaired flow.
+/// Where an ICMP error is to arrive. False: it is not about a repaired flow, and `lease` is not written.
 #[inline(never)]
-pub fn find(packet: &Packet, borne: &mut Borne, lease: &mut FragmentLease) -> bool {
+pub fn find(
+    packet: &Packet,
+    borne: &mut Borne,
+    lease: &mut MaybeUninit<FragmentLease>,
+) -> bool {
     let base = packet.transport.offset + 8;
     let Some(headers) = headers_at(packet.skb, base) else {
         return false;

@@ -3,6 +3,8 @@
 //! A later fragment whose first was not seen, or not within the time in which a packet is put together,
 //! passes unchanged.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::BPF_ANY;
 use steer_common::{FragmentKey, FragmentLease, RepairLease};
 
@@ -51,12 +53,12 @@ pub fn outbound(packet: &Packet, lease: &mut RepairLease) -> bool {
     }
 }
 
-/// What a later fragment that arrives gets. False: nothing.
+/// What a later fragment that arrives gets. False: nothing, and `lease` is not written.
 #[inline(never)]
-pub fn back(packet: &Packet, lease: &mut FragmentLease) -> bool {
+pub fn back(packet: &Packet, lease: &mut MaybeUninit<FragmentLease>) -> bool {
     match find(packet, field!(packet.skb, ifindex)) {
         Some(found) => {
-            *lease = found;
+            lease.write(found);
             true
         }
         None => false,

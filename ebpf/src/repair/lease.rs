@@ -1,7 +1,9 @@
 //! Leases: which flow is repaired to what, and that no two flows look alike to their peer.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, bpf_sock_tuple},
+    bindings::{__sk_buff, BPF_ANY, BPF_F_CURRENT_NETNS, bpf_sock_tuple},
     helpers::generated::{
         bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_sk_lookup_udp, bpf_sk_release,
         bpf_skc_lookup_tcp,
@@ -12,7 +14,7 @@ use steer_common::{
 };
 
 use super::{
-    Packet, link,
+    Packet, Parts, link, rewrite,
     sender::{self, MOVES, NOBODY},
 };
 use crate::{
@@ -62,9 +64,9 @@ fn key(packet: &Packet) -> RepairKey {
     }
 }
 
-/// Where an answer is to arrive. False: it is no answer to a repaired flow.
+/// Where an answer is to arrive. False: it is no answer to a repaired flow, and `lease` is not written.
 #[inline(never)]
-pub fn find_return(packet: &Packet, lease: &mut FragmentLease) -> bool {
+pub fn find_return(packet: &Packet, lease: &mut MaybeUninit<FragmentLease>) -> bool {
     if packet::is_echo_request(packet.transport.protocol, packet.transport.detail) {
         // The peer asks.
         return false;
@@ -122,18 +124,22 @@ fn is_answered(packet: &Packet, local: &Address) -> bool {
     is_taken(packet, &packet.headers.source, local, ports)
 }
 
-/// What the lease of the answers to a flow says. False: there is none.
+/// What the lease of the answers to a flow says. False: there is none, and `lease` is not written.
 #[inline(always)]
-pub fn of_return(key: &ReturnKey, lease: &mut FragmentLease) -> bool {
+pub fn of_return(key: &ReturnKey, lease: &mut MaybeUninit<FragmentLease>) -> bool {
     // SAFETY: copied at once, as in `find`.
     match unsafe { RETURNS.get(key) } {
         Some(found) => {
-            lease.address = found.source;
-            lease.ifindex = found.ifindex;
-            lease.domain = found.domain;
-            lease.mac = found.mac;
-            lease.link = found.link;
-            lease.since = found.seen;
+            lease.write(FragmentLease {
+                address: found.source,
+                ifindex: found.ifindex,
+                domain: found.domain,
+                mac: found.mac,
+                link: found.link,
+                since: found.seen,
+                difference: found.difference,
+                reserved: 0,
+            });
             true
         }
         None => false,
@@ -146,9 +152,25 @@ pub fn is_stale(lease: &RepairLease) -> bool {
     now().wrapping_sub(lease.checked) > RECHECK
 }
 
-/// Makes the lease of a packet's flow, or looks whether it still holds. False: there is none.
-#[inline(always)]
-pub fn renew(packet: &Packet, policy: u32, lease: &mut RepairLease) -> bool {
+/// Makes the lease of a packet's flow, or looks whether it still holds. 0: there is none. A global function to the
+/// verifier, as those of `rules` are.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn renew_lease(
+    skb: *mut __sk_buff,
+    parts: *const Parts,
+    policy: u32,
+    lease: *mut RepairLease,
+) -> u32 {
+    // SAFETY: null, or what was read.
+    let Some(parts) = (unsafe { parts.as_ref() }) else {
+        return 0;
+    };
+    // SAFETY: null, or a lease that nobody else uses.
+    let Some(lease) = (unsafe { lease.as_mut() }) else {
+        return 0;
+    };
+    let packet = &Packet { skb, parts };
     let wanted = if sender::begins(packet) {
         wanted(packet, policy)
     } else {
@@ -157,14 +179,14 @@ pub fn renew(packet: &Packet, policy: u32, lease: &mut RepairLease) -> bool {
     if choose(packet, wanted, lease) {
         lease.checked = now();
         if keep_return(packet, lease) {
-            return remember(packet, lease);
+            return remember(packet, lease).into();
         }
         count(counter::REPAIR_REFUSED);
     }
     if connects(packet) {
         forget(packet);
     }
-    false
+    0
 }
 
 /// Whether a packet begins a connection, which must not go on by the lease of an older one.
@@ -308,6 +330,11 @@ fn keep_return(packet: &Packet, lease: &RepairLease) -> bool {
         mac: link::own_mac(packet.skb, packet.link),
         link: packet.link as u16,
         seen: lease.checked,
+        difference: rewrite::difference(
+            &Address::from_bytes(lease.source),
+            &packet.headers.source,
+        ) as u32,
+        reserved: 0,
     };
     RETURNS.insert(&key, &entry, BPF_ANY.into()).is_ok()
 }

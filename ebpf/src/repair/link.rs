@@ -26,6 +26,15 @@ pub fn own_mac(skb: *mut __sk_buff, link: u32) -> [u8; 6] {
     mac
 }
 
+/// The hardware address that a packet with an Ethernet header is for.
+#[inline(always)]
+pub fn peer_mac(skb: *mut __sk_buff) -> [u8; 6] {
+    let mut mac = [0; 6];
+    // SAFETY: the buffer has the length that is told.
+    unsafe { bpf_skb_load_bytes(skb.cast(), 0, mac.as_mut_ptr().cast(), 6) };
+    mac
+}
+
 /// Writes an Ethernet header to `mac`, pushed in front where there is none: the kernel takes a packet for
 /// another host's otherwise.
 #[inline(always)]

@@ -15,6 +15,7 @@ mod lease;
 mod link;
 mod rewrite;
 mod sender;
+pub mod socket;
 mod too_big;
 
 use core::mem::MaybeUninit;
@@ -25,16 +26,18 @@ use aya_ebpf::{
 };
 use steer_common::{FragmentLease, RepairLease, counter};
 
-use self::borne::Borne;
+use self::{borne::Borne, sender::NOBODY};
 use crate::{
     address::Address,
     count::count,
     decision::Domain,
     globals,
-    judge::tag,
+    judge::{SHOWS, tag},
     owner::Owner,
     packet::{self, Headers, Transport, fragment, headers, link_header, shape, transport},
+    plain,
     sock::{field, set_field},
+    stack,
 };
 
 /// The packet goes on as it is, with the next program of the chain.
@@ -42,10 +45,10 @@ const LEAVE: i32 = TC_ACT_UNSPEC;
 /// Half rewritten, or too big: it goes nowhere.
 const DROP: i32 = TC_ACT_SHOT as i32;
 
-/// A packet, as far as it was read.
+/// What was read of a packet. Words alone, as in [`crate::tuple::Tuple`].
+#[repr(C, align(8))]
 #[derive(Clone, Copy)]
-struct Packet {
-    skb: *mut __sk_buff,
+struct Parts {
     headers: Headers,
     transport: Transport,
     /// Bytes in front of the IP header.
@@ -54,21 +57,53 @@ struct Packet {
     sender: u32,
 }
 
-impl Packet {
-    #[inline(always)]
-    fn read(skb: *mut __sk_buff, sender: u32) -> Option<Self> {
-        let headers = headers(skb)?;
-        let link = link_header(skb, &headers)?;
-        let transport = transport(skb, &headers, link);
-        Some(Self {
-            skb,
-            headers,
-            transport,
-            link,
-            sender,
-        })
-    }
+// SAFETY: numbers alone.
+unsafe impl stack::Numbers for Parts {}
 
+impl Parts {
+    /// Reads a packet. False: it is none that anything is done with.
+    #[inline(always)]
+    fn read(&mut self, skb: *mut __sk_buff, sender: u32) -> bool {
+        self.sender = sender;
+        match headers(skb) {
+            Some(headers) => self.headers = headers,
+            None => return false,
+        }
+        match link_header(skb, &self.headers) {
+            Some(link) => self.link = link,
+            None => return false,
+        }
+        self.transport = transport_of(skb, &self.headers, self.link);
+        true
+    }
+}
+
+/// What follows the IP header.
+#[inline(always)]
+fn transport_of(skb: *mut __sk_buff, headers: &Headers, link: u32) -> Transport {
+    let mut place = MaybeUninit::uninit();
+    match plain::read(skb, link, &mut place) {
+        Some(found) => Transport::of(found),
+        None => transport(skb, headers, link),
+    }
+}
+
+/// A packet, as far as it was read.
+struct Packet<'parts> {
+    skb: *mut __sk_buff,
+    parts: &'parts Parts,
+}
+
+impl core::ops::Deref for Packet<'_> {
+    type Target = Parts;
+
+    #[inline(always)]
+    fn deref(&self) -> &Parts {
+        self.parts
+    }
+}
+
+impl Packet<'_> {
     #[inline(always)]
     fn is_v4(&self) -> bool {
         self.headers.source.is_v4()
@@ -89,11 +124,11 @@ pub fn outbound(skb: *mut __sk_buff, policy: u32) -> Option<i32> {
 #[inline(never)]
 extern "C" fn repaired(skb: *mut __sk_buff, policy: u32) -> i32 {
     let mut place = MaybeUninit::uninit();
-    if !read_outbound(skb, policy, &mut place) {
+    let parts = stack::zeroed(&mut place);
+    if read_sent(skb, policy, parts) == 0 {
         return LEAVE;
     }
-    // SAFETY: written where `read_outbound` says so.
-    let packet = unsafe { place.assume_init_ref() };
+    let packet = &Packet { skb, parts };
     let mut lease = RepairLease::default();
     if packet.transport.shape == shape::LATER {
         if !fragments::outbound(packet, &mut lease) {
@@ -102,7 +137,7 @@ extern "C" fn repaired(skb: *mut __sk_buff, policy: u32) -> i32 {
     } else {
         lease::find(packet, &mut lease);
         let again = lease::is_stale(&lease) || lease::connects(packet);
-        if again && !lease::renew(packet, policy, &mut lease) {
+        if again && lease::renew_lease(skb, parts, policy, &mut lease) == 0 {
             return LEAVE;
         }
         if packet.transport.fragment == fragment::FIRST {
@@ -110,38 +145,43 @@ extern "C" fn repaired(skb: *mut __sk_buff, policy: u32) -> i32 {
         }
     }
     let mtu = too_big::mtu(packet, lease.ifindex);
-    if mtu != 0 {
+    if mtu & too_big::EXCEEDED != 0 {
         count(counter::REPAIR_TOO_BIG);
-        return too_big::tell(packet, mtu);
+        return too_big::tell(packet, mtu as u32);
+    }
+    if packet.sender != NOBODY && packet.transport.shape == shape::WHOLE {
+        socket::note(packet, policy, &lease, mtu as u32);
     }
     send(packet, &lease)
 }
 
-/// Reads a packet that leaves. False: it is none that is repaired, and `place` may not be written.
+/// Reads a packet that leaves. 0: it is none that is repaired. A global function too.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn read_outbound(skb: *mut __sk_buff, policy: u32, place: &mut MaybeUninit<Packet>) -> bool {
+extern "C" fn read_sent(skb: *mut __sk_buff, policy: u32, place: *mut Parts) -> u32 {
+    // SAFETY: null, or room that nobody else uses.
+    let Some(place) = (unsafe { place.as_mut() }) else {
+        return 0;
+    };
     let socket: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
     if socket.is_null() {
-        return false;
+        return 0;
     }
     // SAFETY: not null.
     let full = unsafe { bpf_sk_fullsock(socket) };
     let sender = sender::of(skb, full, &Owner::of_policy(policy));
     if sender == sender::NOT_OURS || sender == sender::DECIDED && !sender::asks_for_echo(full) {
-        return false;
+        return 0;
     }
-    match Packet::read(skb, sender) {
-        Some(packet) => {
-            let repaired = match packet.transport.shape {
-                shape::LATER => true,
-                shape::WHOLE => sender::sent(&packet, full),
-                _ => false,
-            };
-            place.write(packet);
-            repaired
-        }
-        None => false,
+    if !place.read(skb, sender) {
+        return 0;
     }
+    let repaired = match place.transport.shape {
+        shape::LATER => true,
+        shape::WHOLE => sender::sent(&Packet { skb, parts: place }, full),
+        _ => false,
+    };
+    repaired.into()
 }
 
 /// Gives the packet its source and sends it by the domain of its lease.
@@ -154,19 +194,39 @@ fn send(packet: &Packet, lease: &RepairLease) -> i32 {
     if domain.entry.ifindex != lease.ifindex {
         return LEAVE;
     }
-    if !rewrite::source(packet, &Address::from_bytes(lease.source))
-        || !link::push_ethernet(skb, packet.link)
-    {
+    let mark = field!(skb, mark) & !globals::MARK_MASK.load() | domain.entry.mark;
+    if !rewrite::source(packet, &Address::from_bytes(lease.source)) {
         return DROP;
     }
-    // The mark has the lookup that `bpf_redirect_neigh` makes take the domain's table.
-    let mark = field!(skb, mark) & !globals::MARK_MASK.load() | domain.entry.mark;
+    give_to_neighbour(skb, packet.link, lease.ifindex, lease.domain, mark)
+}
+
+/// Sends a packet that has its new source by the kernel's own lookup of its neighbour.
+#[inline(always)]
+fn give_to_neighbour(skb: *mut __sk_buff, link: u32, ifindex: u32, domain: u32, mark: u32) -> i32 {
+    if !link::push_ethernet(skb, link) {
+        return DROP;
+    }
+    // The mark has the lookup take the domain's table.
+    prepare(skb, tag(domain) | SHOWS, mark);
+    // SAFETY: takes numbers; no next hop is told.
+    unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 }
+}
+
+/// Sends a packet that has its new source and link-layer header.
+#[inline(always)]
+fn give(skb: *mut __sk_buff, ifindex: u32, domain: u32, mark: u32) -> i32 {
+    prepare(skb, tag(domain), mark);
+    // SAFETY: takes numbers.
+    unsafe { bpf_redirect(ifindex, 0) as i32 }
+}
+
+#[inline(always)]
+fn prepare(skb: *mut __sk_buff, tag: u32, mark: u32) {
     set_field!(mark, skb, mark);
     // So the guard there knows that it is right.
-    set_field!(tag(lease.domain), skb, tc_index);
+    set_field!(tag, skb, tc_index);
     count(counter::REPAIRED);
-    // SAFETY: takes numbers; no next hop is told.
-    unsafe { bpf_redirect_neigh(lease.ifindex, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
 /// Sends an answer to a repaired flow, or an ICMP error about it, where the flow's socket expects it. The
@@ -180,49 +240,58 @@ pub fn way_back(skb: *mut __sk_buff) -> Option<i32> {
 #[inline(never)]
 fn back(skb: *mut __sk_buff) -> i32 {
     let mut place = MaybeUninit::uninit();
-    if !read_inbound(skb, &mut place) {
+    let parts = stack::zeroed(&mut place);
+    if read_arrived(skb, parts) == 0 {
         return LEAVE;
     }
-    // SAFETY: written where `read_inbound` says so.
-    let packet = unsafe { place.assume_init_ref() };
-    let mut lease = FragmentLease::default();
+    let packet = &Packet { skb, parts };
+    let mut place = MaybeUninit::uninit();
     if packet.transport.shape == shape::LATER {
-        if !fragments::back(packet, &mut lease) {
+        if !fragments::back(packet, &mut place) {
             return LEAVE;
         }
     } else if is_error(packet) {
         let mut borne = Borne::NONE;
-        if !borne::find(packet, &mut borne, &mut lease) {
+        if !borne::find(packet, &mut borne, &mut place) {
             return LEAVE;
         }
-        if !borne::rewrite(packet, &borne, &lease) {
+        // SAFETY: written where `find` says so.
+        let lease = unsafe { place.assume_init_ref() };
+        if !borne::rewrite(packet, &borne, lease) {
             return DROP;
         }
-        return arrive(packet, &lease);
-    } else {
-        if !lease::find_return(packet, &mut lease) || lease::is_over(packet, &lease) {
+        return arrive(packet, lease);
+    } else if !lease::find_return(packet, &mut place) {
+        return LEAVE;
+    }
+    // SAFETY: written where the functions say so.
+    let lease = unsafe { place.assume_init_mut() };
+    if packet.transport.shape != shape::LATER {
+        if lease::is_over(packet, lease) {
             return LEAVE;
         }
         if packet.transport.fragment == fragment::FIRST {
-            fragments::note_inbound(packet, &mut lease);
+            fragments::note_inbound(packet, lease);
         }
     }
-    if !rewrite::destination(packet, &Address::from_bytes(lease.address)) {
+    if !rewrite::destination(packet, &Address::from_bytes(lease.address), lease.difference) {
         return DROP;
     }
-    arrive(packet, &lease)
+    arrive(packet, lease)
 }
 
-/// Reads a packet that arrives. False: it cannot be an answer, and `place` may not be written.
+/// Reads a packet that arrives. 0: it cannot be an answer. A global function too.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn read_inbound(skb: *mut __sk_buff, place: &mut MaybeUninit<Packet>) -> bool {
-    match Packet::read(skb, sender::NOBODY) {
-        Some(packet) => {
-            place.write(packet);
-            packet.transport.shape == shape::WHOLE || packet.transport.shape == shape::LATER
-        }
-        None => false,
+extern "C" fn read_arrived(skb: *mut __sk_buff, place: *mut Parts) -> u32 {
+    // SAFETY: null, or room that nobody else uses.
+    let Some(place) = (unsafe { place.as_mut() }) else {
+        return 0;
+    };
+    if !place.read(skb, sender::NOBODY) {
+        return 0;
     }
+    (place.transport.shape == shape::WHOLE || place.transport.shape == shape::LATER).into()
 }
 
 #[inline(always)]

@@ -6,13 +6,13 @@
 //! sum that a device delivered (`CHECKSUM_COMPLETE`) come out right on every kernel.
 
 use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
     helpers::generated::{
         bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_store_bytes,
     },
 };
 
-use super::Packet;
+use super::{Packet, link};
 use crate::{
     address::Address,
     packet::{ICMPV6, TCP, UDP, shape},
@@ -21,20 +21,21 @@ use crate::{
 /// Replaces the source.
 #[inline(always)]
 pub fn source(packet: &Packet, new: &Address) -> bool {
-    address(
-        packet,
-        if packet.is_v4() { 12 } else { 8 },
-        &packet.headers.source,
-        new,
-    )
+    let old = &packet.headers.source;
+    address(packet, SOURCE, old, new, difference(old, new) as u32)
 }
 
-/// Replaces the destination.
+/// Replaces the destination, which differs as `difference` says.
 #[inline(always)]
-pub fn destination(packet: &Packet, new: &Address) -> bool {
-    let at = if packet.is_v4() { 16 } else { 24 };
-    address(packet, at, &packet.headers.destination, new)
+pub fn destination(packet: &Packet, new: &Address, difference: u32) -> bool {
+    let old = &packet.headers.destination;
+    address(packet, DESTINATION, old, new, difference)
 }
+
+/// Where the source is in a header of IPv4 and of IPv6.
+pub const SOURCE: [u32; 2] = [12, 8];
+/// Likewise the destination.
+const DESTINATION: [u32; 2] = [16, 24];
 
 /// Where a transport's checksum is that covers the addresses; `None`: it has none.
 #[inline(always)]
@@ -66,36 +67,44 @@ pub fn difference(from: &Address, to: &Address) -> u64 {
 }
 
 #[inline(never)]
-fn address(packet: &Packet, at: u32, from: &Address, to: &Address) -> bool {
-    let skb = packet.skb;
-    let sum = if packet.transport.shape == shape::WHOLE {
-        checksum(packet.transport.protocol)
-    } else {
-        None
-    };
-    if let Some(sum) = sum {
-        let offset = packet.link + packet.transport.offset + sum;
-        let flags = u64::from(BPF_F_PSEUDO_HDR) | flags(packet.transport.protocol);
-        // The parts that both addresses have in common, as v4-mapped ones do, add nothing.
-        // SAFETY: the kernel checks the offset.
-        if unsafe { bpf_l4_csum_replace(skb, offset, 0, difference(from, to), flags) } != 0 {
-            return false;
-        }
+fn address(packet: &Packet, at: [u32; 2], from: &Address, to: &Address, difference: u32) -> bool {
+    let (skb, link, transport) = (packet.skb, packet.link, &packet.transport);
+    // The parts that both addresses have in common, as v4-mapped ones do, add nothing.
+    if transport.shape == shape::WHOLE
+        && let Some(sum) = checksum(transport.protocol)
+        && !adjust(
+            skb,
+            link + transport.offset + sum,
+            difference,
+            transport.protocol,
+        )
+    {
+        return false;
     }
+    store(skb, link, at, from, to)
+}
+
+/// Adds the difference between two addresses to a transport's checksum.
+#[inline(always)]
+pub fn adjust(skb: *mut __sk_buff, checksum: u32, difference: u32, protocol: u32) -> bool {
+    let flags = u64::from(BPF_F_PSEUDO_HDR) | flags(protocol);
+    // SAFETY: the kernel checks the offset.
+    unsafe { bpf_l4_csum_replace(skb, checksum, 0, difference.into(), flags) == 0 }
+}
+
+/// Replaces an address in the IP header, and makes up for it in that header's own checksum. `at`: where it is in a
+/// header of IPv4 and of IPv6.
+#[inline(always)]
+pub fn store(skb: *mut __sk_buff, link: u32, at: [u32; 2], from: &Address, to: &Address) -> bool {
     // SAFETY: the kernel checks offsets; the addresses have the lengths that are told.
     unsafe {
-        if packet.is_v4() {
-            bpf_l3_csum_replace(skb, packet.link + 10, from.0[3].into(), to.0[3].into(), 4) == 0
-                && bpf_skb_store_bytes(skb, packet.link + at, (&raw const to.0[3]).cast(), 4, 0)
-                    == 0
+        if from.is_v4() {
+            let (from, to) = (from.0[3], to.0[3]);
+            bpf_l3_csum_replace(skb, link + 10, from.into(), to.into(), 4) == 0
+                && link::store(skb, link + at[0], &to)
         } else {
-            bpf_skb_store_bytes(
-                skb,
-                packet.link + at,
-                to.0.as_ptr().cast(),
-                16,
-                BPF_F_RECOMPUTE_CSUM.into(),
-            ) == 0
+            let to = to.0.as_ptr().cast();
+            bpf_skb_store_bytes(skb, link + at[1], to, 16, BPF_F_RECOMPUTE_CSUM.into()) == 0
         }
     }
 }

@@ -33,9 +33,12 @@ const BORNE4: usize = 80;
 /// The same of IPv6, with room for further headers.
 const BORNE6: usize = 128;
 
-/// The MTU of an interface that the packet is too big for, or 0.
+/// Bit of what [`mtu`] gives: the packet is too big.
+pub const EXCEEDED: u64 = 1 << 32;
+
+/// The MTU of an interface, and perhaps [`EXCEEDED`].
 #[inline(never)]
-pub fn mtu(packet: &Packet, ifindex: u32) -> u32 {
+pub fn mtu(packet: &Packet, ifindex: u32) -> u64 {
     let skb = packet.skb;
     // Of a packet that will be split the segments count; else what is behind the link-layer header,
     // because the other interface's may be longer or shorter.
@@ -47,7 +50,11 @@ pub fn mtu(packet: &Packet, ifindex: u32) -> u32 {
     // SAFETY: `length` outlives the call.
     let result = unsafe { bpf_check_mtu(skb.cast(), ifindex, &raw mut length, 0, flags) };
     // Negative: there is no such interface, and the packet goes nowhere.
-    if result > 0 { length } else { 0 }
+    if result > 0 {
+        EXCEEDED | u64::from(length)
+    } else {
+        u64::from(length)
+    }
 }
 
 /// Makes an ICMP error of the packet and has it arrive at the interface that the packet was leaving by.

@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod doctor;
 pub mod draw;
+mod heap;
 pub mod netlink;
 pub mod reconcile;
 pub mod statefile;

@@ -12,6 +12,7 @@ use crate::api::error::ApiError;
 use crate::api::methods::Reloaded;
 use crate::api::mistake::{MISTAKE, Mistake, QUARANTINED};
 use crate::draw::draw_first;
+use crate::heap;
 use crate::reconcile::chain;
 
 /// What the files say, and what is wrong with single policies of theirs.
@@ -138,6 +139,7 @@ impl Daemon {
     pub(super) async fn reload(&mut self) -> Result<Reloaded, ApiError> {
         tell_reloading();
         let result = self.reload_and_converge().await;
+        heap::release();
         tell_ready();
         self.bad_files = result.as_ref().err().map(ToString::to_string);
         match &result {

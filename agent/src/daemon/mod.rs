@@ -44,6 +44,7 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::cgroup::{self, Tree};
+use crate::heap;
 use crate::netlink;
 use crate::reconcile::{Reconciler, chain};
 use crate::statefile::{self, StateFile};
@@ -239,6 +240,7 @@ impl Daemon {
         if everything {
             self.decided
                 .note(&self.engine.plan().choices, None, SystemTime::now());
+            heap::release();
         }
         self.claim.seen();
         kept

@@ -176,6 +176,8 @@ impl MapSpec {
 
 /// Elements per system call when many are written or read.
 const BATCH: usize = 4_096;
+/// Most bytes of them that are read by one, unless a bucket of a hash table holds more.
+const BATCH_BYTES: usize = 256 * 1024;
 
 /// A map from `K` to `V` whose keys come and go.
 pub struct Table<K, V> {
@@ -344,9 +346,13 @@ impl<V: Pod + PartialEq> Array<V> {
 
     /// All that are not zero.
     pub fn entries(&self) -> Result<Vec<(u32, V)>> {
-        let mut entries = entries(&self.map, self.name)?;
-        entries.retain(|(_, value)| *value != V::zeroed());
-        Ok(entries)
+        let mut all = Vec::new();
+        for_each(&self.map, self.name, 1, |index, values: &[V]| {
+            if values[0] != V::zeroed() {
+                all.push((index, values[0]));
+            }
+        })?;
+        Ok(all)
     }
 }
 
@@ -383,11 +389,12 @@ fn for_each<K: Pod, V: Pod>(
     cpus: usize,
     mut seen: impl FnMut(K, &[V]),
 ) -> Result<()> {
-    let mut room = BATCH;
+    let element = size_of::<K>() + size_of::<V>() * cpus;
+    let mut room = BATCH.min(BATCH_BYTES / element).max(1);
+    let mut keys = vec![K::zeroed(); room];
+    let mut values = vec![V::zeroed(); room * cpus];
     let mut from = None;
     loop {
-        let mut keys = vec![K::zeroed(); room];
-        let mut values = vec![V::zeroed(); room * cpus];
         let found = sys::lookup_batch(
             map.as_fd(),
             from,
@@ -407,7 +414,11 @@ fn for_each<K: Pod, V: Pod>(
                 }
             }
             // One bucket of the hash table holds more than there is room for.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => room *= 2,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                room *= 2;
+                keys.resize(room, K::zeroed());
+                values.resize(room * cpus, V::zeroed());
+            }
             Err(error) => return Err(Error::kernel("read map", name)(error)),
         }
     }

@@ -22,6 +22,7 @@ use super::{
     maps::MAPS,
     sys,
 };
+use crate::heap;
 
 /// The program at tc egress.
 pub(super) const GUARD: &str = "guard";
@@ -73,7 +74,8 @@ impl Programs {
             }
         }
         drop((object, kernel_types, globals));
-        release_memory();
+        // The kernel's types took some 20 MB.
+        heap::release();
         Ok(Self {
             loaded: programs,
             again: [GUARD, INGRESS, HOST_EGRESS]
@@ -107,7 +109,8 @@ impl Programs {
             source: Box::new(error),
         });
         drop((object, kernel_types, globals));
-        release_memory();
+        // The kernel's types took some 20 MB.
+        heap::release();
         program
     }
 
@@ -209,15 +212,6 @@ fn with_id(program: ProgramFd) -> Result<(ProgramFd, u32)> {
     let id = sys::program_id(program.as_fd())
         .map_err(Error::kernel("read the properties of", "a program"))?;
     Ok((program, id))
-}
-
-/// Gives back what the kernel's types took: some 20 MB that the C library would keep for later.
-fn release_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: takes a number.
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 fn load_one(

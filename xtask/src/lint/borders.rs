@@ -82,6 +82,8 @@ const UNSAFE: &[&str] = &[
     "agent/src/cgroup/",
     // adjtimex(2), which no other crate of ours wraps.
     "agent/src/doctor/clock.rs",
+    // malloc_trim(3).
+    "agent/src/heap.rs",
     "agent/tests/",
     "ebpf/",
     "tests/",

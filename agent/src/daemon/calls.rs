@@ -454,15 +454,18 @@ impl Daemon {
         drop_in: DropIn,
         policy: Option<Event>,
     ) -> Result<Undo, ApiError> {
-        let loaded = self.load_again().map_err(ApiError::from);
-        let wrong = match loaded {
-            Ok(loaded) => loaded.config.quarantined.get(name).map(|bad| {
-                let mistakes: Vec<String> = bad.mistakes.iter().map(ToString::to_string).collect();
-                ApiError::InvalidArgument {
-                    field: "save".to_owned(),
-                    reason: format!("the file would be wrong: {}", mistakes.join("; ")),
-                }
-            }),
+        let wrong = match self.load_again().map_err(ApiError::from) {
+            Ok(_) => {
+                let quarantined = &self.engine.state().config.quarantined;
+                quarantined.get(name).map(|bad| {
+                    let mistakes: Vec<String> =
+                        bad.mistakes.iter().map(ToString::to_string).collect();
+                    ApiError::InvalidArgument {
+                        field: "save".to_owned(),
+                        reason: format!("the file would be wrong: {}", mistakes.join("; ")),
+                    }
+                })
+            }
             Err(wrong) => Some(wrong),
         };
         let undo = Undo {

@@ -92,15 +92,24 @@ fn fixed(agent: &AgentConfig) -> [(&'static str, String); 4] {
 impl Daemon {
     /// Reads the files again, and takes them as the configuration; bad ones change nothing. They are in
     /// force after [`Daemon::converge`].
-    pub(super) fn load_again(&mut self) -> Result<Loaded, Error> {
-        let loaded = load(self.config.as_deref())?;
-        let unfit = self.needs_restart(&loaded.config);
+    pub(super) fn load_again(&mut self) -> Result<Reloaded, Error> {
+        let Loaded {
+            config,
+            quarantined,
+            files,
+        } = load(self.config.as_deref())?;
+        let unfit = self.needs_restart(&config);
         if !unfit.is_empty() {
             return Err(Mistakes(unfit).into());
         }
-        self.access.look_up_again(&loaded.config);
-        self.fact(Event::Config(Box::new(loaded.config.clone())));
-        Ok(loaded)
+        let policies = config.policies.len() as u64;
+        self.access.look_up_again(&config);
+        self.fact(Event::Config(Box::new(config)));
+        Ok(Reloaded {
+            files: files as u64,
+            policies,
+            quarantined,
+        })
     }
 
     /// What a running agent cannot take over.
@@ -160,17 +169,13 @@ impl Daemon {
     }
 
     async fn reload_and_converge(&mut self) -> Result<Reloaded, ApiError> {
-        let loaded = self.load_again()?;
+        let reloaded = self.load_again()?;
         self.converge(Look::Nothing)
             .await
             .map_err(|error| ApiError::Failed {
                 reason: chain(&error),
             })?;
-        Ok(Reloaded {
-            files: loaded.files as u64,
-            policies: loaded.config.policies.len() as u64,
-            quarantined: loaded.quarantined,
-        })
+        Ok(reloaded)
     }
 }
 

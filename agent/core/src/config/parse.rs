@@ -1,6 +1,6 @@
 //! Parsing and merging files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use toml::de::DeTable;
@@ -78,38 +78,17 @@ pub struct Replaced {
 /// All mistakes of all files are found at once. A policy that is bad in itself, and whose match can be
 /// read, is put into [`Config::quarantined`]. On any other mistake nothing of the files is taken.
 pub fn parse(files: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
-    parse_with_places(files).map(|parsed| parsed.config)
+    Merged::of(files).map(Merged::config)
 }
 
 /// As [`parse`], with the places.
 pub fn parse_with_places(files: &[(&str, &str)]) -> Result<Parsed, Vec<ConfigError>> {
-    let mut merged = Merged::default();
-    let mut errors = Vec::new();
-    for (file, text) in files {
-        let mut reader = Reader {
-            source: Source::new(file, text),
-            errors: Vec::new(),
-        };
-        merged.read(&mut reader);
-        errors.extend(reader.errors);
-    }
-    // Without all definitions, what refers to them would be refused wrongly.
-    if errors.is_empty() {
-        merged.check(&mut errors);
-    }
-    if errors.is_empty() {
-        return Ok(merged.parsed());
-    }
-    let policies = merged.policies.into_values();
-    errors.extend(policies.flat_map(|at| at.mistakes));
-    let order = |error: &ConfigError| {
-        let file = files
-            .iter()
-            .position(|(name, _)| **name == *error.place.file);
-        (file, error.place.start)
-    };
-    errors.sort_by_key(order);
-    Err(errors)
+    let mut merged = Merged::of(files)?;
+    let places = merged.take_places();
+    Ok(Parsed {
+        config: merged.config(),
+        places,
+    })
 }
 
 /// What was read so far, with places for checks across files.
@@ -119,7 +98,11 @@ pub(super) struct Merged {
     pub(super) agent_places: BTreeMap<&'static str, Place>,
     pub(super) domains: BTreeMap<Name, (DomainConfig, Place)>,
     pub(super) groups: BTreeMap<Name, (Vec<(Name, Place)>, Place)>,
-    pub(super) policies: BTreeMap<Name, PolicyAt>,
+    /// In the order of their names once all are read. In one piece, for there may be many, of which most is
+    /// gone once they are checked: pieces of it would leave gaps between what stays.
+    policies: Vec<PolicyAt>,
+    /// Where each of them is while they are read.
+    policy_index: HashMap<Name, usize>,
     pub(super) permits: BTreeMap<Name, PermitAt>,
     replaced: Vec<Replaced>,
     awaited: Vec<Awaited>,
@@ -145,6 +128,40 @@ pub(super) struct PermitAt {
 }
 
 impl Merged {
+    /// Reads and checks files.
+    fn of(files: &[(&str, &str)]) -> Result<Self, Vec<ConfigError>> {
+        let mut merged = Self::default();
+        let mut errors = Vec::new();
+        for (file, text) in files {
+            let mut reader = Reader {
+                source: Source::new(file, text),
+                errors: Vec::new(),
+            };
+            merged.read(&mut reader);
+            errors.extend(reader.errors);
+        }
+        merged.policy_index = HashMap::new();
+        let by_name = |a: &PolicyAt, b: &PolicyAt| a.policy.name.cmp(&b.policy.name);
+        merged.policies.sort_unstable_by(by_name);
+        // Without all definitions, what refers to them would be refused wrongly.
+        if errors.is_empty() {
+            merged.check(&mut errors);
+        }
+        if errors.is_empty() {
+            return Ok(merged);
+        }
+        let policies = merged.policies.into_iter();
+        errors.extend(policies.flat_map(|at| at.mistakes));
+        let order = |error: &ConfigError| {
+            let file = files
+                .iter()
+                .position(|(name, _)| **name == *error.place.file);
+            (file, error.place.start)
+        };
+        errors.sort_by_key(order);
+        Err(errors)
+    }
+
     fn read(&mut self, reader: &mut Reader<'_>) {
         if reader.source.text.len() > MAX_FILE_BYTES {
             let message = format!(
@@ -207,6 +224,20 @@ impl Merged {
         }
     }
 
+    /// Takes a policy that was read, in place of an earlier one of its name, which is returned.
+    pub(super) fn insert_policy(&mut self, at: PolicyAt) -> Option<PolicyAt> {
+        let next = self.policies.len();
+        let index = *self
+            .policy_index
+            .entry(at.policy.name.clone())
+            .or_insert(next);
+        if index == next {
+            self.policies.push(at);
+            return None;
+        }
+        Some(std::mem::replace(&mut self.policies[index], at))
+    }
+
     /// Notes that a section took the place of an earlier one.
     pub(super) fn note(
         &mut self,
@@ -256,7 +287,8 @@ impl Merged {
             }
         }
         let mut mistakes: BTreeMap<Name, Vec<ConfigError>> = BTreeMap::new();
-        for (policy, at) in &self.policies {
+        for at in &self.policies {
+            let policy = &at.policy.name;
             let of_rules = at.rules.iter().flat_map(|rule| &rule.uses);
             for (name, place) in at.policy.names().zip(at.uses.iter().chain(of_rules)) {
                 if !self.groups.contains_key(name) {
@@ -268,10 +300,9 @@ impl Merged {
             }
         }
         self.check_matches(&mut mistakes);
-        for (name, mistakes) in mistakes {
-            if let Some(at) = self.policies.get_mut(&name) {
-                at.mistakes.extend(mistakes);
-            }
+        for at in &mut self.policies {
+            at.mistakes
+                .extend(mistakes.remove(&at.policy.name).unwrap_or_default());
         }
         self.awaited = awaited.into_values().collect();
     }
@@ -323,7 +354,8 @@ impl Merged {
     /// refused, so the order of files does not matter.
     fn check_matches(&self, mistakes: &mut BTreeMap<Name, Vec<ConfigError>>) {
         let mut seen: BTreeMap<(&Match, i32), (&Name, &Place)> = BTreeMap::new();
-        for (name, at) in &self.policies {
+        for at in &self.policies {
+            let name = &at.policy.name;
             // One that is in quarantine competes with none.
             if !at.mistakes.is_empty() || mistakes.contains_key(name) {
                 continue;
@@ -348,47 +380,67 @@ impl Merged {
         }
     }
 
-    fn parsed(self) -> Parsed {
-        let mut parsed = Parsed::default();
-        let Parsed { config, places } = &mut parsed;
-        config.agent = self.agent;
-        config.agent_places = self.agent_places;
-        config.awaited = self.awaited;
-        for (name, (domain, place)) in self.domains {
-            places.domains.insert(name.clone(), place);
-            config.domains.insert(name, domain);
-        }
-        for (name, (domains, place)) in self.groups {
-            let (domains, uses) = domains.into_iter().unzip();
-            places.groups.insert(name.clone(), (place, uses));
-            config.groups.insert(name, domains);
-        }
-        for (name, at) in self.policies {
-            let at_places = PolicyPlaces {
-                name: at.place,
-                uses: at.uses,
-                matches: at.matches,
-                rules: at.rules,
-                share: at.share,
+    /// Takes out where everything is.
+    fn take_places(&mut self) -> Places {
+        let domains = self.domains.iter();
+        let groups = self.groups.iter();
+        let policies = self.policies.iter_mut().map(|at| {
+            let places = PolicyPlaces {
+                name: at.place.clone(),
+                uses: std::mem::take(&mut at.uses),
+                matches: std::mem::take(&mut at.matches),
+                rules: std::mem::take(&mut at.rules),
+                share: at.share.take(),
             };
-            places.policies.insert(name.clone(), at_places);
+            (at.policy.name.clone(), places)
+        });
+        Places {
+            domains: domains
+                .map(|(name, (_, place))| (name.clone(), place.clone()))
+                .collect(),
+            groups: groups
+                .map(|(name, (domains, place))| {
+                    let uses = domains.iter().map(|(_, place)| place.clone());
+                    (name.clone(), (place.clone(), uses.collect()))
+                })
+                .collect(),
+            policies: policies.collect(),
+            replaced: std::mem::take(&mut self.replaced),
+        }
+    }
+
+    fn config(self) -> Config {
+        let mut quarantined = BTreeMap::new();
+        let policies = self.policies.into_iter().filter_map(|at| {
+            let name = at.policy.name.clone();
             if at.mistakes.is_empty() {
-                config.policies.insert(name, at.policy);
-                continue;
+                return Some((name, at.policy));
             }
-            if at.policy.strict {
-                config.policies.insert(name.clone(), at.policy.closed());
-            }
+            let closed = at.policy.strict.then(|| at.policy.closed());
             let quarantine = Quarantine {
                 policy: at.policy,
                 mistakes: at.mistakes,
             };
-            config.quarantined.insert(name, quarantine);
-        }
+            quarantined.insert(name.clone(), quarantine);
+            closed.map(|policy| (name, policy))
+        });
+        let policies = policies.collect();
+        let domains = self.domains.into_iter();
+        let groups = self.groups.into_iter().map(|(name, (domains, _))| {
+            let domains = domains.into_iter().map(|(domain, _)| domain);
+            (name, domains.collect())
+        });
         let permits = self.permits.into_iter();
-        config.permits = permits.map(|(name, at)| (name, at.permit)).collect();
-        places.replaced = self.replaced;
-        parsed
+        Config {
+            agent: self.agent,
+            domains: domains.map(|(name, (domain, _))| (name, domain)).collect(),
+            groups: groups.collect(),
+            policies,
+            permits: permits.map(|(name, at)| (name, at.permit)).collect(),
+            quarantined,
+            agent_places: self.agent_places,
+            awaited: self.awaited,
+        }
     }
 }
 

@@ -190,12 +190,13 @@ impl Merged {
             );
         }
         let readable = reader.errors.len() == before;
-        let (matches, spans): (Vec<_>, Vec<_>) = matches.into_iter().unzip();
+        let (mut matches, spans): (Vec<_>, Vec<_>) = matches.into_iter().unzip();
+        matches.shrink_to_fit();
         let Wishes {
             policy,
             uses,
             rules,
-        } = read_wishes(reader, name.clone(), matches, table);
+        } = read_wishes(reader, name, matches, table);
         let mistakes = if readable {
             reader.errors.split_off(before)
         } else {
@@ -217,7 +218,7 @@ impl Merged {
             mistakes,
         };
         let here = at.place.clone();
-        let earlier = self.policies.insert(name, at);
+        let earlier = self.insert_policy(at);
         let earlier = earlier.map(|at| (at.place, at.mistakes));
         self.note(earlier, table.title, &here);
     }
@@ -306,7 +307,8 @@ fn read_wishes(
     } else {
         None
     };
-    let (uses, use_spans): (Vec<_>, Vec<_>) = uses.unwrap_or_default().into_iter().unzip();
+    let (mut uses, use_spans): (Vec<_>, Vec<_>) = uses.unwrap_or_default().into_iter().unzip();
+    uses.shrink_to_fit();
     let rules = rules::read(reader, table, strict);
     let policy = Policy {
         origin: if default {

@@ -318,6 +318,10 @@ impl Deref for Rules {
 
 impl From<Vec<Rule>> for Rules {
     fn from(rules: Vec<Rule>) -> Self {
+        // All that are empty are one list.
+        if rules.is_empty() {
+            return Self::default();
+        }
         Self(rules.into())
     }
 }

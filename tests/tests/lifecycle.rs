@@ -48,6 +48,23 @@ fn a_killed_and_restarted_agent_loses_nothing_and_leaks_nothing() -> Result<()> 
 }
 
 #[test]
+fn what_the_start_took_is_given_back() -> Result<()> {
+    let lab = Lab::new()?;
+    let agent = lab.start_agent()?;
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()?))?;
+    // Pages of files and of the kernel's ring, which are there for all who use them, are counted apart.
+    let own = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"))
+        .and_then(|value| value.trim().strip_suffix(" kB"))
+        .context("no RssAnon")?;
+    let kilobytes: u64 = own.parse()?;
+    // The kernel's types alone take three times as much while programs are loaded.
+    ensure!(kilobytes < 6 * 1024, "{kilobytes} kB");
+    Ok(())
+}
+
+#[test]
 fn runs_policy_is_still_there_after_the_agent_was_killed() -> Result<()> {
     let lab = Lab::new()?;
     let mut agent = lab.start_agent()?;

@@ -27,7 +27,8 @@ pub use policy::{
     counter, domain_flags, ingress_flags, local_flags, policy_flags, share, share_slot, verdict,
 };
 pub use repair::{
-    FragmentKey, FragmentLease, RepairKey, RepairLease, ReturnKey, ReturnLease, SocketLease, changes,
+    FragmentKey, FragmentLease, RepairKey, RepairLease, ReturnKey, ReturnLease, SocketLease,
+    changes,
 };
 pub use traffic::{Traffic, TrafficKey};
 

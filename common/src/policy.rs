@@ -347,6 +347,8 @@ pub mod ingress_flags {
     pub const COUNT: u32 = 1 << 1;
     /// Answers to repaired flows arrive there.
     pub const RETURNS: u32 = 1 << 2;
+    /// With [`RETURNS`]: packets have an Ethernet header there.
+    pub const ETHERNET: u32 = 1 << 3;
     /// Either of the host model's.
     pub const HOST_MODEL: u32 = STRONG | COUNT;
 }

@@ -35,7 +35,7 @@ pub fn ingress(ctx: TcContext) -> i32 {
         return DROP;
     }
     if entry.flags & ingress_flags::RETURNS != 0
-        && let Some(verdict) = repair::way_back(skb)
+        && let Some(verdict) = repair::way_back(skb, entry.flags & ingress_flags::ETHERNET != 0)
     {
         return verdict;
     }

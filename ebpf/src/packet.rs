@@ -3,6 +3,8 @@
 //! [`headers`] reads the IP header's fixed part, which is all that most packets need: one load.
 //! [`transport`] walks what follows, and says of every packet which of four it is ([`shape`]).
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{
     bindings::{__sk_buff, bpf_sock},
     helpers::generated::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative},
@@ -487,20 +489,24 @@ pub fn wraps(skb: *mut __sk_buff, full: *mut bpf_sock, headers: &Headers) -> boo
 /// Words at `offset` from the IP header on, network byte order.
 #[inline(always)]
 pub fn load_words<const WORDS: usize>(skb: *mut __sk_buff, offset: u32) -> Option<[u32; WORDS]> {
-    let mut words = [0_u32; WORDS];
+    // Not zeroed first: the compiler would call `memset`, which costs.
+    let mut words = MaybeUninit::<[u32; WORDS]>::uninit();
+    let length = (WORDS * 4) as u32;
     // SAFETY: the buffer has the length that is told.
     let result = unsafe {
         bpf_skb_load_bytes_relative(
             skb.cast(),
             offset,
             words.as_mut_ptr().cast(),
-            (WORDS * 4) as u32,
+            length,
             HEADER_NETWORK,
         )
     };
-    (result == 0).then_some(words)
+    // SAFETY: all of it was written.
+    (result == 0).then(|| unsafe { words.assume_init() })
 }
 
+/// Bytes at `offset` from the IP header on.
 #[inline(always)]
 pub fn load<const LENGTH: usize>(skb: *mut __sk_buff, offset: u32) -> Option<[u8; LENGTH]> {
     let mut bytes = [0_u8; LENGTH];

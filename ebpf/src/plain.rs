@@ -118,9 +118,8 @@ fn plain(skb: *mut __sk_buff, link: u32) -> Option<Plain> {
             found.is_tcp(word(NETWORK + 12));
         }
         // No IPv4 address belongs here.
-        let plain = u32::from_be(first) >> 28 == 6
-            && !found.source.is_v4()
-            && !found.destination.is_v4();
+        let plain =
+            u32::from_be(first) >> 28 == 6 && !found.source.is_v4() && !found.destination.is_v4();
         (plain && found.fits(length, there)).then_some(found)
     }
 }

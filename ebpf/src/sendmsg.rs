@@ -163,8 +163,13 @@ fn steer<const V4: bool>(
             // Bound by the application, told by IP_PKTINFO, or kept from an earlier `connect`.
             let [source4, source6] = sock::sources(socket);
             let own = if V4 { source4 } else { source6 };
-            if flow.is_none() && our_mark(socket) == 0 && own.equals(source) {
-                // Bound without a port, which `post_bind` does not see: the guard is to know.
+            if flow.is_none()
+                && our_mark(socket) == 0
+                && own.equals(source)
+                && !is_connected(socket)
+            {
+                // Bound without a port, which `post_bind` does not see: the guard is to know. A connected
+                // socket has its source from the kernel.
                 let bound = FlowState {
                     flags: flow_flags::APP_BOUND,
                     ..FlowState::default()

@@ -399,6 +399,7 @@ impl Lab {
                 },
             )
             .unwrap();
+        self.maps().count_change().unwrap();
     }
 }
 

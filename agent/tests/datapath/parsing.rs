@@ -4,11 +4,13 @@
 //! The process that runs them has a policy that repairs. A frame whose flow can be told is rewritten, and
 //! compared with one that was built with the other address; any other comes out as it went in.
 
+use steer_common::IngressEntry;
+
 use crate::{
     child::Child,
     frames::{Body, Frame, checksum},
     lab::{Lab, SERVER4, SERVER6, ifindex, ip},
-    repair::repaired,
+    repair::{BARE_RETURNS, RETURNS, repaired},
 };
 
 const ONE4: &str = "10.0.1.2";
@@ -363,7 +365,19 @@ fn lease_all(lab: &Lab, child: &mut Child) {
 
 #[test]
 fn answers_go_where_their_socket_expects_them() {
-    tested(|lab, child| {
+    answered(RETURNS);
+}
+
+#[test]
+fn answers_do_so_too_where_the_link_layer_is_not_known() {
+    answered(BARE_RETURNS);
+}
+
+fn answered(returns: IngressEntry) {
+    tested(move |lab, child| {
+        lab.datapath()
+            .set_ingress(ifindex("h2"), Some(returns))
+            .unwrap();
         let frames = answers();
         for (name, frame) in &frames {
             let before = inbound(frame);

@@ -38,6 +38,21 @@ impl Udp {
         (text, from.ip().to_canonical())
     }
 
+    /// Whether there is a datagram with this text, now, among those that have arrived.
+    pub(crate) fn has(&self, text: &str) -> bool {
+        let mut buffer = [0; 64];
+        self.socket.set_nonblocking(true).unwrap();
+        let found = std::iter::from_fn(|| {
+            self.socket
+                .recv(&mut buffer)
+                .ok()
+                .map(|n| buffer[..n] == *text.as_bytes())
+        })
+        .any(|same| same);
+        self.socket.set_nonblocking(false).unwrap();
+        found
+    }
+
     /// Text and source of the next datagram.
     pub(crate) fn next(&self) -> (String, IpAddr) {
         let mut buffer = [0; 64];

@@ -29,11 +29,7 @@ impl Borne {
 
 /// Where an ICMP error is to arrive. False: it is not about a repaired flow, and `lease` is not written.
 #[inline(never)]
-pub fn find(
-    packet: &Packet,
-    borne: &mut Borne,
-    lease: &mut MaybeUninit<FragmentLease>,
-) -> bool {
+pub fn find(packet: &Packet, borne: &mut Borne, lease: &mut MaybeUninit<FragmentLease>) -> bool {
     let base = packet.transport.offset + 8;
     let Some(headers) = headers_at(packet.skb, base) else {
         return false;

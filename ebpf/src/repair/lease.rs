@@ -25,6 +25,7 @@ use crate::{
     maps::{REPAIRED, RETURNS},
     owner::Owner,
     packet::{self, TCP, TCP_RST, TCP_SYN, UDP},
+    plain::Plain,
     sock::{field, words},
     tuple::Tuple,
 };
@@ -144,6 +145,22 @@ pub fn of_return(key: &ReturnKey, lease: &mut MaybeUninit<FragmentLease>) -> boo
         }
         None => false,
     }
+}
+
+/// The lease of a plain answer.
+#[inline(always)]
+pub fn of_answer(skb: *mut __sk_buff, answer: &Plain) -> Option<&'static ReturnLease> {
+    let ports = u32::from_be(answer.ports);
+    let key = ReturnKey {
+        local: answer.destination.bytes(),
+        remote: answer.source.bytes(),
+        local_port: ports as u16,
+        remote_port: (ports >> 16) as u16,
+        protocol: answer.protocol,
+        ifindex: field!(skb, ifindex),
+    };
+    // SAFETY: read at once, as in `find`.
+    unsafe { RETURNS.get(&key) }
 }
 
 /// Whether a lease is to be looked at again.
@@ -330,10 +347,8 @@ fn keep_return(packet: &Packet, lease: &RepairLease) -> bool {
         mac: link::own_mac(packet.skb, packet.link),
         link: packet.link as u16,
         seen: lease.checked,
-        difference: rewrite::difference(
-            &Address::from_bytes(lease.source),
-            &packet.headers.source,
-        ) as u32,
+        difference: rewrite::difference(&Address::from_bytes(lease.source), &packet.headers.source)
+            as u32,
         reserved: 0,
     };
     RETURNS.insert(&key, &entry, BPF_ANY.into()).is_ok()

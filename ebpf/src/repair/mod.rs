@@ -34,7 +34,10 @@ use crate::{
     globals,
     judge::{SHOWS, tag},
     owner::Owner,
-    packet::{self, Headers, Transport, fragment, headers, link_header, shape, transport},
+    packet::{
+        self, ETHERNET, Headers, TCP, TCP_RST, TCP_SYN, Transport, fragment, headers, link_header,
+        shape, transport,
+    },
     plain,
     sock::{field, set_field},
     stack,
@@ -230,11 +233,48 @@ fn prepare(skb: *mut __sk_buff, tag: u32, mark: u32) {
 }
 
 /// Sends an answer to a repaired flow, or an ICMP error about it, where the flow's socket expects it. The
-/// verdict; `None`: it is no such packet.
+/// verdict; `None`: it is no such packet. `ethernet`: it has such a header.
 #[inline(always)]
-pub fn way_back(skb: *mut __sk_buff) -> Option<i32> {
+pub fn way_back(skb: *mut __sk_buff, ethernet: bool) -> Option<i32> {
+    if ethernet {
+        let verdict = plain_answer(skb);
+        if verdict != LEAVE {
+            return Some(verdict);
+        }
+    }
     let verdict = back(skb);
     (verdict != LEAVE).then_some(verdict)
+}
+
+/// The short way of most answers: those of a connection under way. A global function to the verifier, as those of
+/// `rules` are.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn plain_answer(skb: *mut __sk_buff) -> i32 {
+    let mut place = MaybeUninit::uninit();
+    let Some(found) = plain::read(skb, ETHERNET, &mut place) else {
+        return LEAVE;
+    };
+    if found.protocol != TCP || found.flags & (TCP_SYN | TCP_RST) != 0 {
+        return LEAVE;
+    }
+    let Some(lease) = lease::of_answer(skb, found) else {
+        return LEAVE;
+    };
+    let sum = ETHERNET + found.network + rewrite::TCP_CHECKSUM;
+    let (from, to) = (found.destination, Address::from_bytes(lease.source));
+    if !rewrite::adjust(skb, sum, lease.difference, TCP)
+        || !rewrite::store(skb, ETHERNET, rewrite::DESTINATION, &from, &to)
+    {
+        return DROP;
+    }
+    arrive(
+        skb,
+        ETHERNET,
+        u32::from(lease.link),
+        &lease.mac,
+        lease.ifindex,
+    )
 }
 
 #[inline(never)]
@@ -260,7 +300,7 @@ fn back(skb: *mut __sk_buff) -> i32 {
         if !borne::rewrite(packet, &borne, lease) {
             return DROP;
         }
-        return arrive(packet, lease);
+        return lease_arrives(packet, lease);
     } else if !lease::find_return(packet, &mut place) {
         return LEAVE;
     }
@@ -274,10 +314,14 @@ fn back(skb: *mut __sk_buff) -> i32 {
             fragments::note_inbound(packet, lease);
         }
     }
-    if !rewrite::destination(packet, &Address::from_bytes(lease.address), lease.difference) {
+    if !rewrite::destination(
+        packet,
+        &Address::from_bytes(lease.address),
+        lease.difference,
+    ) {
         return DROP;
     }
-    arrive(packet, lease)
+    lease_arrives(packet, lease)
 }
 
 /// Reads a packet that arrives. 0: it cannot be an answer. A global function too.
@@ -299,16 +343,22 @@ fn is_error(packet: &Packet) -> bool {
     packet::is_error(packet.transport.protocol, packet.transport.detail)
 }
 
-/// Has a packet arrive at the interface that the flow's socket knows.
 #[inline(always)]
-fn arrive(packet: &Packet, lease: &FragmentLease) -> i32 {
-    let skb = packet.skb;
-    if lease.link != 0 && !link::address_to(skb, packet.link, &lease.mac) {
+fn lease_arrives(packet: &Packet, lease: &FragmentLease) -> i32 {
+    let frame = u32::from(lease.link);
+    arrive(packet.skb, packet.link, frame, &lease.mac, lease.ifindex)
+}
+
+/// Has a packet behind `link` bytes arrive at the interface that the flow's socket knows, which has frames with
+/// `frame` bytes in front, for `mac`.
+#[inline(always)]
+fn arrive(skb: *mut __sk_buff, link: u32, frame: u32, mac: &[u8; 6], ifindex: u32) -> i32 {
+    if frame != 0 && !link::address_to(skb, link, mac) {
         return DROP;
     }
     // What marks arrivals at this interface has no meaning at the other.
     let mark = field!(skb, mark) & !globals::MARK_MASK.load();
     set_field!(mark, skb, mark);
     // SAFETY: takes numbers.
-    unsafe { bpf_redirect(lease.ifindex, BPF_F_INGRESS.into()) as i32 }
+    unsafe { bpf_redirect(ifindex, BPF_F_INGRESS.into()) as i32 }
 }

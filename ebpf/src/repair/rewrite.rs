@@ -35,13 +35,16 @@ pub fn destination(packet: &Packet, new: &Address, difference: u32) -> bool {
 /// Where the source is in a header of IPv4 and of IPv6.
 pub const SOURCE: [u32; 2] = [12, 8];
 /// Likewise the destination.
-const DESTINATION: [u32; 2] = [16, 24];
+pub const DESTINATION: [u32; 2] = [16, 24];
+
+/// Where the checksum is in a TCP header.
+pub const TCP_CHECKSUM: u32 = 16;
 
 /// Where a transport's checksum is that covers the addresses; `None`: it has none.
 #[inline(always)]
 pub fn checksum(protocol: u32) -> Option<u32> {
     match protocol {
-        TCP => Some(16),
+        TCP => Some(TCP_CHECKSUM),
         UDP => Some(6),
         ICMPV6 => Some(2),
         _ => None,

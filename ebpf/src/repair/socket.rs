@@ -17,8 +17,8 @@ use crate::{
     address::Address,
     count::count,
     fit, globals,
-    maps::{CHANGES, SOCKET_LEASES},
     judge::{SHOWS, tag},
+    maps::{CHANGES, SOCKET_LEASES},
     packet::{ETHERNET, TCP_SYN, headers, link_header},
     plain,
     sock::{field, set_field},
@@ -142,9 +142,7 @@ extern "C" fn note_socket(
     noted.policy = (policy_and_link >> 32) as u32;
     noted.mtu = limit;
     let socket: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
-    if socket.is_null()
-        || fit::interface(lease.domain) != lease.ifindex
-        || !note_packet(skb, noted)
+    if socket.is_null() || fit::interface(lease.domain) != lease.ifindex || !note_packet(skb, noted)
     {
         return 0;
     }

@@ -42,7 +42,12 @@ pub(crate) fn write(inputs: &Inputs<'_>, new: &mut Plan) {
         if inputs.repairs {
             // Where answers to repaired flows arrive.
             for interface in installed.iter().filter_map(|d| d.domain?.interface) {
-                new.ingress.entry(interface).or_default().flags |= ingress_flags::RETURNS;
+                let mut flags = ingress_flags::RETURNS;
+                let link = inputs.network.links.get(&interface);
+                if link.is_some_and(|link| link.mac.is_some()) {
+                    flags |= ingress_flags::ETHERNET;
+                }
+                new.ingress.entry(interface).or_default().flags |= flags;
             }
         }
         maps::domains(&installed, new);

@@ -259,6 +259,8 @@ pub mod domain_flags {
     pub const IPV6: u32 = 1 << 1;
     /// One of its IPv4 addresses is another interface's, too: such a source leads nowhere by itself.
     pub const SHARED: u32 = 1 << 2;
+    /// Its interface is a tunnel, which may leave the socket of what it carries on what carries it.
+    pub const TUNNEL: u32 = 1 << 3;
 }
 
 /// Key of `SOURCES` (hash; value: `u8`, always 1): an address that belongs to a domain.

@@ -62,6 +62,12 @@ pub fn serves(index: u32, v4: bool) -> bool {
     entry(index).is_some_and(|entry| word(&entry.ifindex) != 0 && word(&entry.flags) & flag != 0)
 }
 
+/// Whether the interface of domain `index` is a tunnel.
+#[inline(always)]
+pub fn is_tunnel(index: u32) -> bool {
+    entry(index).is_some_and(|entry| word(&entry.flags) & domain_flags::TUNNEL != 0)
+}
+
 /// The interface of domain `index`; 0: it has none.
 #[inline(always)]
 pub fn interface(index: u32) -> u32 {

@@ -249,7 +249,9 @@ fn strict<const TC: bool>(
         Fit::Interface | Fit::Gone => match &headers {
             Some(headers) => {
                 expected & NAMED == 0 && is_passed_local(owner, headers, index)
-                    || fit == Fit::Interface && packet::wraps(skb, full, headers)
+                    || fit == Fit::Interface
+                        && fit::is_tunnel(index)
+                        && packet::wraps(skb, full, headers)
             }
             None => false,
         },

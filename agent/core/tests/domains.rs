@@ -4,10 +4,14 @@ mod support;
 
 use std::net::Ipv6Addr;
 
+use steer_common::domain_flags;
 use steer_core::domains::{DomainOrigin, DomainState, Domains};
 use steer_core::ids::IfIndex;
 use steer_core::network::{Address, Link, LinkKind, Network, NetworkChange};
-use support::{add_uplink, address, config, engine_with, ip, link, route, two_uplinks};
+use steer_core::state::Event;
+use support::{
+    add_uplink, address, apply, config, engine_with, ip, link, policy, route, two_uplinks,
+};
 
 fn names(text: &str, network: &Network) -> Vec<String> {
     let domains = Domains::new(&config(text), network);
@@ -175,4 +179,25 @@ fn what_a_domain_costs_is_said_by_its_file_alone() {
     };
     assert_eq!(costs("wifi"), (7, true));
     assert_eq!(costs("lte0"), (0, false));
+}
+
+#[test]
+fn the_kernel_is_told_which_domains_are_tunnels_whatever_the_file_calls_them() {
+    let mut engine = engine_with("[domain.wifi]\nmatch.interface = \"wlan0\"\nkind = \"vpn\"\n");
+    let tunnel = Link {
+        kind: LinkKind::Vpn,
+        ..link(3, "lte0")
+    };
+    apply(&mut engine, Event::Network(NetworkChange::Link(tunnel)));
+    for domain in ["wifi", "lte0"] {
+        apply(
+            &mut engine,
+            Event::SetPolicy(policy(domain, domain, &[domain])),
+        );
+    }
+    let entries = engine.plan().domains.values();
+    let tunnels: Vec<_> = entries
+        .map(|entry| (entry.ifindex, entry.flags & domain_flags::TUNNEL != 0))
+        .collect();
+    assert_eq!(tunnels, [(2, false), (3, true)]);
 }

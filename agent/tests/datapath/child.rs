@@ -288,6 +288,9 @@ fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<Str
         ["send-by", name, interface, target, text] => {
             done(send_by(descriptor(name), interface, target, text))
         }
+        ["hold-by", name, interface, target, text] => {
+            done(hold_by(descriptor(name), interface, target, text))
+        }
         ["send-from", name, source, target, text] => {
             done(send_from(descriptor(name), source, target, text))
         }
@@ -401,7 +404,17 @@ fn send_by(socket: i32, interface: &str, target: &str, text: &str) -> i64 {
         ipi_addr: libc::in_addr { s_addr: 0 },
     };
     let kind = (libc::IPPROTO_IP, libc::IP_PKTINFO);
-    send_with(socket, kind, information, target, text)
+    send_with(socket, kind, information, target, text, 0)
+}
+
+/// Has the kernel hold a datagram back (`MSG_MORE`) that is to leave by an interface (`IPV6_PKTINFO`).
+fn hold_by(socket: i32, interface: &str, target: &str, text: &str) -> i64 {
+    let information = libc::in6_pktinfo {
+        ipi6_addr: libc::in6_addr { s6_addr: [0; 16] },
+        ipi6_ifindex: nix::net::if_::if_nametoindex(interface).unwrap(),
+    };
+    let kind = (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO);
+    send_with(socket, kind, information, target, text, libc::MSG_MORE)
 }
 
 /// Sends a datagram from an address of the sender's choice (`IP_PKTINFO`, `IPV6_PKTINFO`), as a server that
@@ -417,7 +430,7 @@ fn send_from(socket: i32, source: &str, target: &str, text: &str) -> i64 {
                 ipi_addr: libc::in_addr { s_addr: 0 },
             };
             let kind = (libc::IPPROTO_IP, libc::IP_PKTINFO);
-            send_with(socket, kind, information, target, text)
+            send_with(socket, kind, information, target, text, 0)
         }
         IpAddr::V6(source) => {
             let information = libc::in6_pktinfo {
@@ -427,13 +440,20 @@ fn send_from(socket: i32, source: &str, target: &str, text: &str) -> i64 {
                 ipi6_ifindex: 0,
             };
             let kind = (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO);
-            send_with(socket, kind, information, target, text)
+            send_with(socket, kind, information, target, text, 0)
         }
     }
 }
 
 /// Sends a datagram with a control message: level and type, and what it says.
-fn send_with<T>(socket: i32, kind: (i32, i32), information: T, target: &str, text: &str) -> i64 {
+fn send_with<T>(
+    socket: i32,
+    kind: (i32, i32),
+    information: T,
+    target: &str,
+    text: &str,
+    flags: i32,
+) -> i64 {
     let (mut address, length) = encode(target);
     let mut part = libc::iovec {
         iov_base: text.as_ptr().cast_mut().cast(),
@@ -462,7 +482,7 @@ fn send_with<T>(socket: i32, kind: (i32, i32), information: T, target: &str, tex
     // SAFETY: there is room for it.
     unsafe { data.write_unaligned(information) };
     // SAFETY: everything that the message points to is alive.
-    i64::try_from(unsafe { libc::sendmsg(socket, &raw const message, 0) }).unwrap()
+    i64::try_from(unsafe { libc::sendmsg(socket, &raw const message, flags) }).unwrap()
 }
 
 /// Sends an IPv4 packet to everybody behind an interface, past all of the stack but tc.

@@ -95,6 +95,25 @@ fn options_before_the_header_make_no_wrapping() {
 }
 
 #[test]
+fn a_datagram_whose_socket_gave_its_port_up_is_no_wrapping() {
+    const UDP_CORK: &str = "17 1";
+    guarded(|lab, child| {
+        let arrivals = Capture::on(lab, "p1");
+        let server = Udp::new(lab);
+        // The port is written into an IPv6 datagram when it is begun.
+        child.must(&[
+            "open s inet6 dgram",
+            "hold-by s h1 [ff02::1234]:9 sneaky",
+            "disconnect s",
+            &format!("set s {UDP_CORK} 0"),
+        ]);
+        honest_packet(lab, &server);
+        assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 1);
+        assert!(!arrivals.saw("sneaky"));
+    });
+}
+
+#[test]
 fn later_fragments_are_no_wrapping() {
     guarded(|lab, child| {
         let arrivals = Capture::on(lab, "p1");

@@ -9,10 +9,10 @@ use steer_common::{DomainEntry, DomainSet, IFNAME_LEN, domain_flags};
 use super::inputs::{Inputs, Installed};
 use super::{Family, Local, Plan};
 use crate::domains::{never_steered, on_link};
-use crate::network::{Address, Route};
+use crate::network::{Address, LinkKind, Route};
 
 /// Writes `domains` and `sources`.
-pub(crate) fn domains(installed: &[Installed<'_>], plan: &mut Plan) {
+pub(crate) fn domains(inputs: &Inputs<'_>, installed: &[Installed<'_>], plan: &mut Plan) {
     for installed in installed {
         let mut entry = DomainEntry {
             mark: installed.mark,
@@ -20,6 +20,11 @@ pub(crate) fn domains(installed: &[Installed<'_>], plan: &mut Plan) {
         };
         if let Some(domain) = installed.domain {
             entry.ifindex = domain.interface.map_or(0, |interface| interface.0);
+            let link = domain.interface.and_then(|i| inputs.network.links.get(&i));
+            // What the file calls its kind says nothing about the interface.
+            if link.is_some_and(|link| link.kind == LinkKind::Vpn) {
+                entry.flags |= domain_flags::TUNNEL;
+            }
             for (to, from) in entry
                 .ifname
                 .iter_mut()

@@ -50,7 +50,7 @@ pub(crate) fn write(inputs: &Inputs<'_>, new: &mut Plan) {
                 new.ingress.entry(interface).or_default().flags |= flags;
             }
         }
-        maps::domains(&installed, new);
+        maps::domains(inputs, &installed, new);
         maps::locals(inputs, &installed, new);
     }
     host::write(inputs, new);

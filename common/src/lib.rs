@@ -70,6 +70,9 @@ pub const MAX_TRAFFIC: u32 = 65_536;
 /// Flows that are repaired at one time (`REPAIRED`, `RETURNS`); more displace those that sent least
 /// recently.
 pub const MAX_REPAIRED: u32 = 16_384;
+/// The same of pings, which have maps of their own (`ECHOES`, `ECHO_RETURNS`): one socket may ping any number of
+/// hosts, and is to displace nobody's connection.
+pub const MAX_ECHOES: u32 = 4_096;
 /// Packets in fragments that are repaired at one time (`FRAGMENTS`).
 pub const MAX_FRAGMENTS: u32 = 2_048;
 /// Bytes of the event ring (`EVENTS`).

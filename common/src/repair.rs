@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// Key of `REPAIRED` (LRU hash): a flow as its sender has it.
+/// Key of `REPAIRED` and `ECHOES` (LRU hash): a flow as its sender has it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 pub struct RepairKey {
@@ -18,7 +18,7 @@ pub struct RepairKey {
     pub protocol: u32,
 }
 
-/// Value of `REPAIRED`: what the packets get.
+/// Value of `REPAIRED` and `ECHOES`: what the packets get.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct RepairLease {
@@ -30,9 +30,13 @@ pub struct RepairLease {
     pub ifindex: u32,
     /// When it was last seen that all of it still holds, in nanoseconds of the coarse monotonic clock.
     pub checked: u64,
+    /// The policy that asked for it.
+    pub policy: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
-/// Key of `RETURNS` (LRU hash): an answer to a repaired flow, as it arrives.
+/// Key of `RETURNS` and `ECHO_RETURNS` (LRU hash): an answer to a repaired flow, as it arrives.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
 pub struct ReturnKey {
@@ -50,7 +54,7 @@ pub struct ReturnKey {
     pub ifindex: u32,
 }
 
-/// Value of `RETURNS`: where it is to arrive.
+/// Value of `RETURNS` and `ECHO_RETURNS`: where it is to arrive.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct ReturnLease {
@@ -170,7 +174,7 @@ pub struct FragmentLease {
 
 const _: () = {
     assert!(size_of::<RepairKey>() == 40);
-    assert!(size_of::<RepairLease>() == 32);
+    assert!(size_of::<RepairLease>() == 40);
     assert!(size_of::<ReturnKey>() == 44);
     assert!(size_of::<ReturnLease>() == 48);
     assert!(size_of::<SocketLease>() == 128);

@@ -18,7 +18,7 @@ use crate::{
     owner::Owner,
     packet::{self, Headers, Transport, shape},
     share::member_of_packet,
-    sock::{AF_PACKET, CONNECTED, SOCK_DGRAM, SOCK_STREAM, field},
+    sock::{self, AF_PACKET, CONNECTED, SOCK_DGRAM, SOCK_STREAM, field},
     tuple::Tuple,
 };
 
@@ -184,11 +184,8 @@ fn is_connected(full: *mut bpf_sock, headers: &Headers, transport: &Transport) -
     if kind != SOCK_DGRAM || field!(full, state) != CONNECTED {
         return kind == SOCK_STREAM;
     }
-    // Both are read, for the reason that `sock::sources` gives.
-    let (last4, last6) = (field!(full, dst_ip4), field!(full, dst_ip6[3]));
-    let last = if headers.source.is_v4() { last4 } else { last6 };
-    last == headers.destination.0[3]
+    sock::is_peer(full, headers.destination)
         && (transport.shape != shape::WHOLE
             || transport.protocol != packet::UDP
-            || u32::from(u16::from_be(field!(full, dst_port))) == transport.destination_port)
+            || sock::is_peer_port(full, transport.destination_port))
 }

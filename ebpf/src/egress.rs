@@ -6,13 +6,21 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::{bindings::__sk_buff, macros::cgroup_skb, programs::SkBuffContext};
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    helpers::generated::bpf_sk_fullsock,
+    macros::cgroup_skb,
+    programs::SkBuffContext,
+};
+use steer_common::local_flags;
 
 use crate::{
+    address::Address,
     divided,
-    judge::{Judgement, UNASKED, Verdict, judge},
+    judge::{Judgement, UNASKED, Verdict, judge, whose},
     maps::GUARDED,
-    sock::{field, is_ours},
+    packet,
+    sock::{SOCK_RAW, field, is_ours},
     stack,
 };
 
@@ -28,8 +36,11 @@ const LOOPBACK: u32 = 1;
 pub fn egress(ctx: SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
     let ifindex = field!(skb, ifindex);
+    if ifindex == LOOPBACK {
+        return PASS;
+    }
     // SAFETY: only whether it is there counts.
-    if ifindex == LOOPBACK || unsafe { GUARDED.get(ifindex) }.is_some() {
+    if unsafe { GUARDED.get(ifindex) }.is_some() && !is_out_of_reach(skb) {
         return PASS;
     }
     // Another namespace's interface of a guarded one's number has passed already, which is right.
@@ -48,6 +59,29 @@ pub fn egress(ctx: SkBuffContext) -> i32 {
     } else {
         PASS
     }
+}
+
+/// Whether the guard may come too late for a packet: where the kernel finds no neighbour it sends the packet back
+/// within an error, to its source. Of a strict policy's raw socket that may be anybody, by any interface.
+#[inline(always)]
+fn is_out_of_reach(skb: *mut __sk_buff) -> bool {
+    let socket: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: not null.
+    let full = unsafe { bpf_sk_fullsock(socket) };
+    !full.is_null()
+        && field!(full, type_) == SOCK_RAW
+        && whose(skb, full).0.is_strict()
+        && packet::source(skb).is_some_and(is_foreign)
+}
+
+/// Whether an address is none of the host's.
+#[inline(always)]
+fn is_foreign(address: Address) -> bool {
+    let local = address.local();
+    !address.is_unspecified() && !local.is_some_and(|local| local.flags & local_flags::HOST != 0)
 }
 
 /// As in `guard`.

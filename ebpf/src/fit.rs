@@ -44,7 +44,7 @@ pub fn fit(index: u32, skb: *mut __sk_buff, source: Option<Address>) -> Fit {
     if interface != field!(skb, ifindex) {
         return Fit::Interface;
     }
-    if preferred || source.is_none_or(|source| belongs(source, index)) {
+    if preferred || source.is_none_or(|source| source.belongs_to(index)) {
         Fit::Right
     } else {
         Fit::Source
@@ -91,13 +91,6 @@ pub fn bears_mark_of(index: u32, bits: u32) -> bool {
 fn entry(index: u32) -> Option<&'static DomainEntry> {
     let slots = DOMAINS.get(index)?;
     slots.entries.get(DomainSlots::slot(word(&slots.changes)))
-}
-
-/// Whether `source` is one that packets of the domain may have; every address of one has been found not
-/// to be its preferred one.
-#[inline(always)]
-fn belongs(source: Address, index: u32) -> bool {
-    source.is_unspecified() || !source.is_v4() && source.is_link_local() || source.belongs_to(index)
 }
 
 #[inline(always)]

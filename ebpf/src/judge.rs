@@ -151,7 +151,7 @@ impl Memory {
 /// Of a packet without a socket that can be asked (RST, TIME-WAIT) nobody is the owner: it is never
 /// dropped for that, but goes by rule and mark.
 #[inline(always)]
-fn whose(skb: *mut __sk_buff, full: *mut bpf_sock) -> (Owner, Memory) {
+pub fn whose(skb: *mut __sk_buff, full: *mut bpf_sock) -> (Owner, Memory) {
     let mut memory = Memory::NONE;
     if !full.is_null()
         && let Some(flow) = flow::get(full)
@@ -239,9 +239,12 @@ fn strict<const TC: bool>(
             if TC {
                 set_field!(tag, skb, tc_index);
             }
-            true
+            headers.is_some() || packet::is_what_it_says(skb) && !fit::is_tunnel(index)
         }
-        Fit::Source => false,
+        Fit::Source => match &headers {
+            Some(headers) => is_of_link(headers),
+            None => false,
+        },
         // Seen and found right at the domain's own interface, of which this one is a part or carrier.
         Fit::Interface | Fit::Gone if index != 0 && field!(skb, tc_index) == tag => {
             return Verdict::Leave;
@@ -257,7 +260,10 @@ fn strict<const TC: bool>(
         },
     };
     if right {
-        let by = if fit == Fit::Right { index } else { 0 };
+        let by = match fit {
+            Fit::Right | Fit::Source => index,
+            Fit::Interface | Fit::Gone => 0,
+        };
         traffic::add::<TC>(skb, owner.policy, by, Kind::Sent);
         count(counter::GUARD_PASSED);
         return Verdict::Leave;
@@ -265,7 +271,8 @@ fn strict<const TC: bool>(
     traffic::add::<TC>(skb, owner.policy, index, Kind::Dropped);
     count(counter::GUARD_DROPPED);
     let reason = match fit {
-        Fit::Source => guard_reason::SOURCE,
+        // What is no IP and at its interface bears something else than it says.
+        Fit::Source | Fit::Right => guard_reason::SOURCE,
         Fit::Gone => guard_reason::NO_DOMAIN,
         _ => guard_reason::INTERFACE,
     };
@@ -322,7 +329,7 @@ fn others<const TC: bool>(
     let fit = fit(index, skb, headers.map(|headers| headers.source));
     let mut by = 0;
     let mut kind = Kind::Sent;
-    if fit == Fit::Right {
+    if fit == Fit::Right || fit == Fit::Source && headers.as_ref().is_some_and(is_of_link) {
         by = index;
     } else if index != 0
         && let Some(headers) = &headers
@@ -439,6 +446,15 @@ pub fn has_source_of(index: u32, skb: *mut __sk_buff) -> bool {
         Some(source) => fit(index, skb, Some(source)) == Fit::Right,
         None => false,
     }
+}
+
+/// Whether a packet has to do with its link alone, where its source may be of the link, or not there yet: neighbour
+/// discovery, DHCP.
+#[inline(always)]
+fn is_of_link(headers: &Headers) -> bool {
+    let source = headers.source;
+    headers.destination.is_never_steered()
+        && (source.is_unspecified() || !source.is_v4() && source.is_link_local())
 }
 
 /// Whether the application, or who asked it, chose the way of a flow that nothing was decided for: it bound

@@ -14,10 +14,10 @@ use aya_ebpf::{
 use steer_common::{
     CgroupEntry, CgroupEvent, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, FragmentKey,
     FragmentLease, HostCounts, HostKey, IngressEntry, LocalEntry, MAX_CGROUPS, MAX_CHOICES,
-    MAX_DOMAINS, MAX_FRAGMENTS, MAX_GUARDED, MAX_HOSTS, MAX_INGRESS, MAX_LOCALS, MAX_NAMES,
-    MAX_POLICIES, MAX_REPAIRED, MAX_SHARES, MAX_SOURCES, MAX_TRAFFIC, NameKey, PolicyEntry,
-    RepairKey, RepairLease, ReturnKey, ReturnLease, ShareEntry, SocketLease, SourceKey, Traffic,
-    TrafficKey, changes, counter,
+    MAX_DOMAINS, MAX_ECHOES, MAX_FRAGMENTS, MAX_GUARDED, MAX_HOSTS, MAX_INGRESS, MAX_LOCALS,
+    MAX_NAMES, MAX_POLICIES, MAX_REPAIRED, MAX_SHARES, MAX_SOURCES, MAX_TRAFFIC, NameKey,
+    PolicyEntry, RepairKey, RepairLease, ReturnKey, ReturnLease, ShareEntry, SocketLease,
+    SourceKey, Traffic, TrafficKey, changes, counter,
     rules::{MAX_RULESETS, RulePage},
 };
 
@@ -92,6 +92,15 @@ pub static REPAIRED: LruHashMap<RepairKey, RepairLease, { MAX_REPAIRED as usize 
 /// Answer to a repaired flow -> where it is to arrive.
 #[btf_map]
 pub static RETURNS: LruHashMap<ReturnKey, ReturnLease, { MAX_REPAIRED as usize }> =
+    LruHashMap::new();
+
+/// As `REPAIRED`, of pings.
+#[btf_map]
+pub static ECHOES: LruHashMap<RepairKey, RepairLease, { MAX_ECHOES as usize }> = LruHashMap::new();
+
+/// As `RETURNS`, of pings.
+#[btf_map]
+pub static ECHO_RETURNS: LruHashMap<ReturnKey, ReturnLease, { MAX_ECHOES as usize }> =
     LruHashMap::new();
 
 /// Repaired flow's socket -> what its packets get.

@@ -20,6 +20,8 @@ use crate::{
 
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
+const ETH_P_8021Q: u32 = 0x8100_u16.to_be() as u32;
+const ETH_P_8021AD: u32 = 0x88a8_u16.to_be() as u32;
 const HEADER_NETWORK: u32 = 1;
 
 /// `IPPROTO_ICMP`
@@ -458,6 +460,20 @@ pub fn link_header(skb: *mut __sk_buff, headers: &Headers) -> Option<u32> {
     } else {
         None
     }
+}
+
+/// Whether a frame that is no IP packet has the type in its Ethernet header that it is said to have: who writes
+/// frames may say anything. A VLAN's frame is another network's.
+#[inline(always)]
+pub fn is_what_it_says(skb: *mut __sk_buff) -> bool {
+    let mut written = 0_u16;
+    // SAFETY: the buffer has the length that is told.
+    let result = unsafe { bpf_skb_load_bytes(skb.cast(), 12, (&raw mut written).cast(), 2) };
+    let written = u32::from(written);
+    result == 0
+        && written == field!(skb, protocol)
+        && written != ETH_P_8021Q
+        && written != ETH_P_8021AD
 }
 
 /// Whether a packet is not its socket's own but a wrapping of it in UDP: WireGuard clears `tc_index`,

@@ -97,6 +97,22 @@ pub fn sources(socket: *mut bpf_sock) -> [Address; 2] {
     [source4, words(unsafe { addr_of!((*socket).src_ip6) })]
 }
 
+/// Whether that is the address that a connected socket is connected to.
+#[inline(always)]
+pub fn is_peer(socket: *mut bpf_sock, address: Address) -> bool {
+    // Both are read, for the reason that `sources` gives.
+    let peer4 = Address::v4(field!(socket, dst_ip4));
+    // SAFETY: only the address is taken; `words` reads.
+    let peer6 = words(unsafe { addr_of!((*socket).dst_ip6) });
+    address.equals(if address.is_v4() { peer4 } else { peer6 })
+}
+
+/// Whether that is the port, in host byte order, that a connected socket is connected to.
+#[inline(always)]
+pub fn is_peer_port(socket: *mut bpf_sock, port: u32) -> bool {
+    u32::from(u16::from_be(field!(socket, dst_port))) == port
+}
+
 /// Our part of the socket's mark.
 #[inline(always)]
 pub fn our_mark(socket: *mut bpf_sock) -> u32 {

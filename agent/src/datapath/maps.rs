@@ -12,10 +12,10 @@ use bytemuck::Pod;
 use steer_common::{
     CgroupEntry, ChoiceEntry, DomainSlots, EVENT_RING_BYTES, FlowState, FragmentKey, FragmentLease,
     HostCounts, HostKey, IngressEntry, LocalEntry, LocalKey4, LocalKey6, MAX_CGROUPS, MAX_CHOICES,
-    MAX_DOMAINS, MAX_FRAGMENTS, MAX_GUARDED, MAX_HOSTS, MAX_INGRESS, MAX_LOCALS, MAX_NAMES,
-    MAX_POLICIES, MAX_REPAIRED, MAX_SHARES, MAX_SOURCES, MAX_TRAFFIC, NameKey, PolicyEntry,
-    RepairKey, RepairLease, ReturnKey, ReturnLease, ShareEntry, SocketLease, SourceKey, Traffic,
-    TrafficKey, changes, counter, rules::MAX_RULESETS,
+    MAX_DOMAINS, MAX_ECHOES, MAX_FRAGMENTS, MAX_GUARDED, MAX_HOSTS, MAX_INGRESS, MAX_LOCALS,
+    MAX_NAMES, MAX_POLICIES, MAX_REPAIRED, MAX_SHARES, MAX_SOURCES, MAX_TRAFFIC, NameKey,
+    PolicyEntry, RepairKey, RepairLease, ReturnKey, ReturnLease, ShareEntry, SocketLease,
+    SourceKey, Traffic, TrafficKey, changes, counter, rules::MAX_RULESETS,
 };
 
 use super::{
@@ -84,6 +84,8 @@ const HOST_COUNTS: MapSpec = spec::<u32, HostCounts>("HOST_COUNTS", PERCPU_HASH,
 const GUARDED: MapSpec = spec::<u32, u8>("GUARDED", HASH, MAX_GUARDED);
 const REPAIRED: MapSpec = spec::<RepairKey, RepairLease>("REPAIRED", LRU_HASH, MAX_REPAIRED);
 const RETURNS: MapSpec = spec::<ReturnKey, ReturnLease>("RETURNS", LRU_HASH, MAX_REPAIRED);
+const ECHOES: MapSpec = spec::<RepairKey, RepairLease>("ECHOES", LRU_HASH, MAX_ECHOES);
+const ECHO_RETURNS: MapSpec = spec::<ReturnKey, ReturnLease>("ECHO_RETURNS", LRU_HASH, MAX_ECHOES);
 const SOCKET_LEASES: MapSpec = spec::<i32, SocketLease>("SOCKET_LEASES", SK_STORAGE, 0);
 const CHANGES: MapSpec = spec::<u32, u32>("CHANGES", ARRAY, changes::COUNT);
 const FRAGMENTS: MapSpec = spec::<FragmentKey, FragmentLease>("FRAGMENTS", LRU_HASH, MAX_FRAGMENTS);
@@ -96,7 +98,7 @@ pub(super) const FLOWS: MapSpec = spec::<i32, FlowState>("FLOWS3", SK_STORAGE, 0
 pub(super) const EVENTS: MapSpec = spec::<(), ()>("EVENTS", RINGBUF, EVENT_RING_BYTES);
 
 /// Every map there is.
-pub(super) const MAPS: [MapSpec; 23] = [
+pub(super) const MAPS: [MapSpec; 25] = [
     CGROUPS,
     NAMES,
     POLICIES,
@@ -113,6 +115,8 @@ pub(super) const MAPS: [MapSpec; 23] = [
     GUARDED,
     REPAIRED,
     RETURNS,
+    ECHOES,
+    ECHO_RETURNS,
     SOCKET_LEASES,
     CHANGES,
     FRAGMENTS,

@@ -121,6 +121,9 @@ fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<Str
                 ("raw", "inet") => (libc::SOCK_RAW, libc::IPPROTO_ICMP),
                 ("raw", "inet6") => (libc::SOCK_RAW, libc::IPPROTO_ICMPV6),
                 ("raw", "packet") => (libc::SOCK_DGRAM, 0),
+                // Whole packets, and whole frames.
+                ("whole", "inet") => (libc::SOCK_RAW, libc::IPPROTO_RAW),
+                ("whole", "packet") => (libc::SOCK_RAW, 0),
                 _ => panic!("{words:?}"),
             };
             let family = match family {
@@ -249,9 +252,7 @@ fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<Str
             )
         }
         ["send-hex", name, target, hex] => {
-            let bytes: Vec<u8> = (0..hex.len() / 2)
-                .map(|at| u8::from_str_radix(&hex[at * 2..at * 2 + 2], 16).unwrap())
-                .collect();
+            let bytes = bytes(hex);
             let (address, length) = encode(target);
             // SAFETY: buffer and address are valid for the lengths told.
             let sent = unsafe {
@@ -295,6 +296,10 @@ fn run(sockets: &mut HashMap<String, OwnedFd>, words: &[&str]) -> io::Result<Str
             done(send_from(descriptor(name), source, target, text))
         }
         ["packet", name, interface] => done(packet(descriptor(name), interface)),
+        ["frame", name, interface, ethertype, hex] => {
+            let ethertype = u16::from_str_radix(ethertype, 16).unwrap();
+            done(frame(descriptor(name), interface, ethertype, &bytes(hex)))
+        }
         // Loops of their own, so that measurements are not of this conversation.
         ["loop-connect", family, kind, target, times] => {
             for _ in 0..times.parse::<u32>().unwrap() {
@@ -510,6 +515,34 @@ fn packet(socket: i32, interface: &str) -> i64 {
         )
     };
     i64::try_from(sent).unwrap()
+}
+
+/// Sends a frame by `interface`, said to be of type `ethertype`.
+fn frame(socket: i32, interface: &str, ethertype: u16, bytes: &[u8]) -> i64 {
+    let index = nix::net::if_::if_nametoindex(interface).unwrap();
+    // SAFETY: all zero is valid.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = family(libc::AF_PACKET);
+    address.sll_protocol = ethertype.to_be();
+    address.sll_ifindex = i32::try_from(index).unwrap();
+    // SAFETY: buffer and address are valid for the lengths told.
+    let sent = unsafe {
+        libc::sendto(
+            socket,
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            0,
+            (&raw const address).cast(),
+            libc::socklen_t::try_from(size_of_val(&address)).unwrap(),
+        )
+    };
+    i64::try_from(sent).unwrap()
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    (0..hex.len() / 2)
+        .map(|at| u8::from_str_radix(&hex[at * 2..at * 2 + 2], 16).unwrap())
+        .collect()
 }
 
 /// What arrives at a socket, printable, or `EAGAIN`.

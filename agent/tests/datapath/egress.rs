@@ -8,6 +8,7 @@ use steer_common::policy_flags::STRICT;
 use crate::{
     child::Child,
     flows::steered,
+    frames::{Body, Frame},
     guard::honest_packet,
     lab::{Lab, SERVER4, SERVER6, TWO, ifindex, ip},
     peer::{Capture, Udp},
@@ -153,5 +154,27 @@ fn packets_of_other_network_namespaces_are_passed() {
         close(lab);
         child.must(&["send-by t d0 10.0.9.1:9 theirs"]);
         assert_eq!(dropped(lab), 0);
+    });
+}
+
+#[test]
+fn a_raw_packet_that_would_come_back_to_somebody_else_is_refused_at_a_guarded_interface_too() {
+    half_guarded(|lab, child| {
+        child.must(&["open r inet whole"]);
+        close(lab);
+        lab.datapath().set_guard(ifindex("h1"), true).unwrap();
+        // Nobody is there, and no guard sees what finds no neighbour. An error about it has all of it.
+        const NOBODY: &str = "10.0.2.99";
+        let packet = |source: &str| {
+            let body = Body::Udp(1, 9, b"secret".to_vec());
+            let packet = Frame::new(source, NOBODY, body).packet();
+            let hex: String = packet.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("send-hex r {NOBODY}:0 {hex}")
+        };
+        assert_eq!(child.ask(&packet(SERVER4)), "errno 1");
+        assert_eq!(dropped(lab), 1);
+        // One that would come back here.
+        assert_eq!(child.ask(&packet("10.0.2.2")), "ok");
+        assert_eq!(dropped(lab), 1);
     });
 }

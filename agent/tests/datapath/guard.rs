@@ -114,6 +114,36 @@ fn a_datagram_whose_socket_gave_its_port_up_is_no_wrapping() {
 }
 
 #[test]
+fn a_frame_that_is_said_to_be_no_ip_packet_is_looked_at() {
+    guarded(|lab, child| {
+        let arrivals = Capture::on(lab, "p2");
+        let frame = |ethertype: u16, content: &str| {
+            let mut frame = [[0xff; 6], [2, 0, 0, 0, 0, 1]].concat();
+            frame.extend(ethertype.to_be_bytes());
+            frame.extend(content.as_bytes());
+            frame
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+        };
+        child.must(&["open f packet whole"]);
+        let said = |said: u16, ethertype: u16, content: &str| {
+            format!("frame f h2 {said:04x} {}", frame(ethertype, content))
+        };
+        for sneaky in [
+            said(0x1234, 0x0800, "E..sneaky.packet.of.any.source"),
+            said(0x8100, 0x8100, "..sneaky.frame.of.another.network"),
+        ] {
+            assert_eq!(child.ask(&sneaky), "errno 105");
+        }
+        child.must(&[&said(0x88b5, 0x88b5, "an.honest.experiment")]);
+        eventually("the honest one arrives", || arrivals.saw("honest"));
+        assert!(!arrivals.saw("sneaky"));
+        assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 2);
+    });
+}
+
+#[test]
 fn later_fragments_are_no_wrapping() {
     guarded(|lab, child| {
         let arrivals = Capture::on(lab, "p1");

@@ -4,7 +4,7 @@
 //! The process that runs them has a policy that repairs. A frame whose flow can be told is rewritten, and
 //! compared with one that was built with the other address; any other comes out as it went in.
 
-use steer_common::IngressEntry;
+use steer_common::{IngressEntry, MAX_REPAIRED};
 
 use crate::{
     child::Child,
@@ -317,6 +317,26 @@ fn what_pads_a_packet_is_no_part_of_it() {
             let expected = [moved(&frame).packet(), vec![0xee; 7]].concat();
             assert_eq!(ip_of(&after), expected);
         }
+    });
+}
+
+#[test]
+fn pings_displace_no_connection() {
+    tested(|lab, child| {
+        let connection = |flags| Frame::new(ONE4, SERVER4, Body::Tcp(1003, 80, flags));
+        run(lab, child, "guard", &outbound(&connection(SYN)));
+        // More than there is room for, each used often enough to count as used.
+        for identifier in 0..MAX_REPAIRED + MAX_REPAIRED / 4 {
+            let identifier = u16::try_from(identifier).unwrap();
+            let ping = outbound(&Frame::new(ONE4, SERVER4, Body::Echo(identifier)));
+            for _ in 0..3 {
+                assert_eq!(run(lab, child, "guard", &ping).0, REDIRECTED);
+            }
+        }
+        let later = connection(ACK);
+        let (verdict, after) = run(lab, child, "guard", &outbound(&later));
+        assert_eq!(verdict, REDIRECTED);
+        assert_eq!(ip_of(&after), moved(&later).packet());
     });
 }
 

@@ -142,3 +142,23 @@ fn a_new_connection_goes_where_its_policy_says_now_and_not_by_an_older_ones_leas
         }
     });
 }
+
+#[test]
+fn a_newer_flow_with_the_same_tuple_goes_where_its_own_policy_says() {
+    repaired(|lab, child, group| {
+        lab.policy(2, ONE, REPAIR);
+        for (family, address, one, two) in FAMILIES {
+            let server = Udp::at(lab, address);
+            let to = target(address, server.port);
+            for (policy, source) in [(1, two), (2, one), (1, two)] {
+                lab.give(&group, 0, 0);
+                open(child, "s", family, "dgram");
+                child.must(&[&format!("connect s {to}")]);
+                lab.give(&group, policy, 0);
+                child.must(&["write s hello"]);
+                assert_eq!(server.next(), ("hello".into(), source.parse().unwrap()));
+                child.must(&["close s"]);
+            }
+        }
+    });
+}

@@ -514,3 +514,31 @@ fn large_datagrams_go_by_the_rule_of_their_port_in_all_their_fragments() {
         assert_eq!(lab.datapath().counters().unwrap().guard_dropped, 0);
     });
 }
+
+#[test]
+fn a_datagram_to_another_address_that_ends_like_the_sockets_peer_goes_by_its_rule() {
+    /// As [`SERVER6`] but for the first word.
+    const LIKE6: &str = "2001:db9::1";
+    fn to_like() -> Rule {
+        Rule {
+            destination: vec![format!("{LIKE6}/128").parse().unwrap()],
+            ..Rule::default()
+        }
+    }
+    ruled(STRICT, &[|| (to_like(), TWO)], |lab, child| {
+        lab.in_peer(|| ip(&format!("addr add {LIKE6}/128 dev lo")));
+        let server = Udp::new(lab);
+        let port = server.port;
+        child.must(&[
+            "open s inet6 dgram",
+            &format!("connect s [{SERVER6}]:{port}"),
+            "write s peer",
+        ]);
+        assert_eq!(server.next(), ("peer".into(), "fd00:1::2".parse().unwrap()));
+        child.must(&[&format!("send s [{LIKE6}]:{port} other")]);
+        assert_eq!(
+            server.next(),
+            ("other".into(), "fd00:2::2".parse().unwrap())
+        );
+    });
+}

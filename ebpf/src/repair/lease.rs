@@ -22,7 +22,7 @@ use crate::{
     count::count,
     decision::{Chosen, Decision, Domain, choice_of_flow, settle},
     fit,
-    maps::{REPAIRED, RETURNS},
+    maps::{ECHO_RETURNS, ECHOES, REPAIRED, RETURNS},
     owner::Owner,
     packet::{self, TCP, TCP_RST, TCP_SYN, UDP},
     plain::Plain,
@@ -49,8 +49,42 @@ pub fn now() -> u64 {
 #[inline(never)]
 pub fn find(packet: &Packet, lease: &mut RepairLease) {
     // SAFETY: copied at once; a slot that is given to another flow meanwhile has been idle for long.
-    if let Some(found) = unsafe { REPAIRED.get(&key(packet)) } {
+    if let Some(found) = unsafe { kept(&key(packet)) } {
         *lease = *found;
+    }
+}
+
+/// Whether leases are in the maps of pings.
+#[inline(always)]
+fn is_echo(protocol: u32) -> bool {
+    protocol != TCP && protocol != UDP
+}
+
+/// # Safety
+/// To be copied at once.
+#[inline(always)]
+unsafe fn kept(key: &RepairKey) -> Option<&'static RepairLease> {
+    // SAFETY: as this function's.
+    unsafe {
+        if is_echo(key.protocol) {
+            ECHOES.get(key)
+        } else {
+            REPAIRED.get(key)
+        }
+    }
+}
+
+/// # Safety
+/// To be copied at once.
+#[inline(always)]
+unsafe fn kept_return(key: &ReturnKey) -> Option<&'static ReturnLease> {
+    // SAFETY: as this function's.
+    unsafe {
+        if is_echo(key.protocol) {
+            ECHO_RETURNS.get(key)
+        } else {
+            RETURNS.get(key)
+        }
     }
 }
 
@@ -109,7 +143,12 @@ pub fn is_over(packet: &Packet, lease: &FragmentLease) -> bool {
             && !is_answered(packet, &Address::from_bytes(lease.address));
     if over {
         // It may be gone already.
-        let _ = RETURNS.remove(&return_key(packet));
+        let key = return_key(packet);
+        let _ = if is_echo(key.protocol) {
+            ECHO_RETURNS.remove(&key)
+        } else {
+            RETURNS.remove(&key)
+        };
     }
     over
 }
@@ -129,7 +168,7 @@ fn is_answered(packet: &Packet, local: &Address) -> bool {
 #[inline(always)]
 pub fn of_return(key: &ReturnKey, lease: &mut MaybeUninit<FragmentLease>) -> bool {
     // SAFETY: copied at once, as in `find`.
-    match unsafe { RETURNS.get(key) } {
+    match unsafe { kept_return(key) } {
         Some(found) => {
             lease.write(FragmentLease {
                 address: found.source,
@@ -163,10 +202,10 @@ pub fn of_answer(skb: *mut __sk_buff, answer: &Plain) -> Option<&'static ReturnL
     unsafe { RETURNS.get(&key) }
 }
 
-/// Whether a lease is to be looked at again.
+/// Whether a lease is to be looked at again by a packet of `policy`.
 #[inline(always)]
-pub fn is_stale(lease: &RepairLease) -> bool {
-    now().wrapping_sub(lease.checked) > RECHECK
+pub fn is_stale(lease: &RepairLease, policy: u32) -> bool {
+    lease.policy != policy || now().wrapping_sub(lease.checked) > RECHECK
 }
 
 /// Makes the lease of a packet's flow, or looks whether it still holds. 0: there is none. A global function to the
@@ -193,8 +232,9 @@ pub extern "C" fn renew_lease(
     } else {
         0
     };
-    if choose(packet, wanted, lease) {
+    if choose(packet, policy, wanted, lease) {
         lease.checked = now();
+        lease.policy = policy;
         if keep_return(packet, lease) {
             return remember(packet, lease).into();
         }
@@ -220,18 +260,25 @@ fn forget(packet: &Packet) {
 
 #[inline(never)]
 fn remember(packet: &Packet, lease: &RepairLease) -> bool {
-    REPAIRED.insert(&key(packet), lease, BPF_ANY.into()).is_ok()
+    let key = key(packet);
+    let kept = if is_echo(key.protocol) {
+        ECHOES.insert(&key, lease, BPF_ANY.into())
+    } else {
+        REPAIRED.insert(&key, lease, BPF_ANY.into())
+    };
+    kept.is_ok()
 }
 
 /// What the packet's flow is repaired to, where domain `wanted` is right for it. False: it is not.
 #[inline(never)]
-fn choose(packet: &Packet, wanted: u32, lease: &mut RepairLease) -> bool {
+fn choose(packet: &Packet, policy: u32, wanted: u32, lease: &mut RepairLease) -> bool {
     let protocol = packet.transport.protocol;
     let kept = lease.domain != 0 && holds(lease);
-    // A connection stays where its SYN went. Datagrams stay too unless they are to move; echo requests
-    // are no sessions.
+    // A connection stays where its SYN went, whatever policy it has now. Datagrams stay too unless they are to
+    // move, or the lease is of another socket that had the same ports; echo requests are no sessions.
     let goes_on = protocol == TCP && !connects(packet);
-    if kept && (goes_on || protocol == UDP && packet.sender != MOVES) {
+    let stays = protocol == UDP && packet.sender != MOVES && lease.policy == policy;
+    if kept && (goes_on || stays) {
         return true;
     }
     let Some(domain) = Domain::get(wanted) else {
@@ -324,7 +371,12 @@ fn keep_return(packet: &Packet, lease: &RepairLease) -> bool {
         protocol: transport.protocol,
         ifindex: lease.ifindex,
     };
-    if let Some(found) = RETURNS.get_ptr_mut(&key) {
+    let found = if is_echo(key.protocol) {
+        ECHO_RETURNS.get_ptr_mut(&key)
+    } else {
+        RETURNS.get_ptr_mut(&key)
+    };
+    if let Some(found) = found {
         // SAFETY: copied at once, as in `find`.
         let found = unsafe { &mut *found };
         let source = Address::from_bytes(found.source);
@@ -351,7 +403,12 @@ fn keep_return(packet: &Packet, lease: &RepairLease) -> bool {
             as u32,
         reserved: 0,
     };
-    RETURNS.insert(&key, &entry, BPF_ANY.into()).is_ok()
+    let kept = if is_echo(key.protocol) {
+        ECHO_RETURNS.insert(&key, &entry, BPF_ANY.into())
+    } else {
+        RETURNS.insert(&key, &entry, BPF_ANY.into())
+    };
+    kept.is_ok()
 }
 
 /// Whether the flow that a lease is for, which had `source`, is still there.

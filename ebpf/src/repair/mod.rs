@@ -139,7 +139,7 @@ extern "C" fn repaired(skb: *mut __sk_buff, policy: u32) -> i32 {
         }
     } else {
         lease::find(packet, &mut lease);
-        let again = lease::is_stale(&lease) || lease::connects(packet);
+        let again = lease::is_stale(&lease, policy) || lease::connects(packet);
         if again && lease::renew_lease(skb, parts, policy, &mut lease) == 0 {
             return LEAVE;
         }

@@ -104,7 +104,9 @@ pub fn sent(packet: &Packet, full: *mut bpf_sock) -> bool {
                 && kind == SOCK_DGRAM
                 && field!(full, state) == CONNECTED
                 && field!(full, src_port) == transport.source_port
-                && is_to_its_peer(packet, full)
+                // To another destination that was told with it: `sendmsg` has decided.
+                && sock::is_peer(full, packet.headers.destination)
+                && sock::is_peer_port(full, transport.destination_port)
         }
         TCP => {
             sender == UNDECIDED
@@ -124,17 +126,6 @@ pub fn sent(packet: &Packet, full: *mut bpf_sock) -> bool {
 #[inline(always)]
 pub fn begins(packet: &Packet) -> bool {
     packet.transport.protocol != TCP || packet.transport.detail & (TCP_SYN | TCP_ACK) == TCP_SYN
-}
-
-/// Whether a connected socket's datagram goes where it is connected to: another destination was told with
-/// it, and then `sendmsg` has decided.
-#[inline(always)]
-fn is_to_its_peer(packet: &Packet, full: *mut bpf_sock) -> bool {
-    // Both are read, for the reason that `sock::sources` gives.
-    let (last4, last6) = (field!(full, dst_ip4), field!(full, dst_ip6[3]));
-    let last = if packet.is_v4() { last4 } else { last6 };
-    last == packet.headers.destination.0[3]
-        && u32::from(u16::from_be(field!(full, dst_port))) == packet.transport.destination_port
 }
 
 /// Whether an unconnected socket has a source: the application bound it.

@@ -16,7 +16,7 @@ use crate::{
     decision::{choose, chosen, stays},
     judge::{Judgement, Memory},
     owner::Owner,
-    packet::{self, Headers, Transport, shape},
+    packet::{self, Headers, shape},
     share::member_of_packet,
     sock::{self, AF_PACKET, CONNECTED, SOCK_DGRAM, SOCK_STREAM, field},
     tuple::Tuple,
@@ -130,8 +130,7 @@ const UNKNOWN: u32 = 2;
 /// The application may have left its source open.
 const OPEN: u32 = 4;
 
-/// Reads what rules and shares look at. Not [`READ`]: the packet belongs to a connection, or is none that is
-/// steered by itself.
+/// Reads what rules and shares look at. Not [`READ`]: the packet is none that is steered by itself.
 #[inline(never)]
 fn read_packet(skb: *mut __sk_buff, memory: &Memory, tuple: &mut Tuple) -> u32 {
     let socket: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
@@ -147,9 +146,6 @@ fn read_packet(skb: *mut __sk_buff, memory: &Memory, tuple: &mut Tuple) -> u32 {
         return 0;
     }
     let transport = packet::transport(skb, &headers, 0);
-    if memory.domain != 0 && is_connected(full, &headers, &transport) {
-        return 0;
-    }
     if transport.shape == shape::BROKEN || packet::is_extension(transport.protocol) {
         return UNKNOWN;
     }
@@ -174,18 +170,50 @@ fn read_packet(skb: *mut __sk_buff, memory: &Memory, tuple: &mut Tuple) -> u32 {
     read
 }
 
-/// Whether a packet belongs to its socket's connection.
-#[inline(always)]
-fn is_connected(full: *mut bpf_sock, headers: &Headers, transport: &Transport) -> bool {
+/// Whether a packet belongs to its socket's connection: that is where it was put. A global function to the
+/// verifier, as those of `rules` are.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_of_connection(skb: *mut __sk_buff) -> u32 {
+    let socket: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
+    if socket.is_null() {
+        return 0;
+    }
+    // SAFETY: not null.
+    let full = unsafe { bpf_sk_fullsock(socket) };
     if full.is_null() {
-        return false;
+        return 0;
     }
     let kind = field!(full, type_);
     if kind != SOCK_DGRAM || field!(full, state) != CONNECTED {
-        return kind == SOCK_STREAM;
+        return (kind == SOCK_STREAM).into();
     }
-    sock::is_peer(full, headers.destination)
-        && (transport.shape != shape::WHOLE
-            || transport.protocol != packet::UDP
-            || sock::is_peer_port(full, transport.destination_port))
+    match packet::headers(skb) {
+        Some(headers) => {
+            let same =
+                sock::is_peer(full, headers.destination) && is_to_peer_port(skb, full, &headers);
+            same.into()
+        }
+        None => 0,
+    }
+}
+
+/// Whether a datagram goes to the port that its socket is connected to, as far as it has one.
+#[inline(always)]
+fn is_to_peer_port(skb: *mut __sk_buff, full: *mut bpf_sock, headers: &Headers) -> bool {
+    let (mut protocol, mut at) = (u32::from(headers.protocol), u32::from(headers.end));
+    if packet::is_extension(protocol) {
+        let transport = packet::transport(skb, headers, 0);
+        if transport.shape != shape::WHOLE {
+            return true;
+        }
+        (protocol, at) = (transport.protocol, transport.offset);
+    }
+    if protocol != packet::UDP || at == 0 {
+        return true;
+    }
+    match packet::load_words::<1>(skb, at) {
+        Some([ports]) => sock::is_peer_port(full, u32::from_be(ports) & 0xffff),
+        None => true,
+    }
 }

@@ -19,7 +19,7 @@ use crate::{
     address::Address,
     count::count,
     decision::contains,
-    divided::NAMED,
+    divided::{NAMED, is_of_connection},
     fit::{self, Fit, fit},
     flow, globals,
     maps::EVENTS,
@@ -396,10 +396,12 @@ extern "C" fn index_of_flow(
     }
     let flag = if decided != 0 { DECIDED } else { 0 };
     if owner.divides(&choice) {
-        if expected == UNASKED {
-            ASK | u64::from(decided)
-        } else {
+        if expected != UNASKED {
             flag | expected & 0xff
+        } else if decided != 0 && is_of_connection(skb) != 0 {
+            flag | u64::from(decided)
+        } else {
+            ASK | u64::from(decided)
         }
     } else if decided != 0 {
         flag | u64::from(decided)

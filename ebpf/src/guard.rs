@@ -15,7 +15,7 @@ use aya_ebpf::{
 
 use crate::{
     divided,
-    judge::{Judgement, UNASKED, Verdict, is_to_show, judge, was_judged},
+    judge::{Judgement, UNASKED, Verdict, is_plainly_right, is_to_show, judge, was_judged},
     owner::Owner,
     repair, stack,
 };
@@ -40,6 +40,9 @@ pub fn guard(ctx: TcContext) -> i32 {
         if verdict != NEXT {
             return verdict;
         }
+    }
+    if is_plainly_right(skb) {
+        return NEXT;
     }
     let mut place = MaybeUninit::uninit();
     let judgement = stack::zeroed(&mut place);

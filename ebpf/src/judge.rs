@@ -25,6 +25,7 @@ use crate::{
     maps::EVENTS,
     owner::Owner,
     packet::{self, Headers},
+    repair,
     sock::{
         self, AF_INET, AF_INET6, AF_PACKET, NEW_SYN_RECV, SOCK_DGRAM, SOCK_STREAM, TIME_WAIT,
         domain_of_mark, field, set_field,
@@ -75,6 +76,45 @@ impl Judgement {
     }
 }
 
+/// Whether a packet plainly leaves as it should: nobody's, or a connection's that is where its cgroup's policy
+/// would put it now. It is counted. Most are that, and it is asked first: with little code, and without what their
+/// sockets remember, which would cost as much as the cgroup. Only while no policy is strict.
+///
+/// The mark is the packet's, as the socket gave it: of a socket that need not be a full one no more is seen.
+#[inline(never)]
+pub fn is_plainly_right(skb: *mut __sk_buff) -> bool {
+    let socket: *mut bpf_sock = field!(skb, __bindgen_anon_2.sk);
+    if socket.is_null() {
+        return true;
+    }
+    let state = field!(socket, state);
+    if field!(socket, dst_port) == 0
+        || state == TIME_WAIT
+        || state == NEW_SYN_RECV
+        || Owner::any_is_strict()
+    {
+        return false;
+    }
+    let owner = of_cgroup(skb);
+    let mark = field!(skb, mark) & globals::MARK_MASK.load();
+    if mark == 0 {
+        return owner.is_none();
+    }
+    let choice = owner.choice();
+    let index = choice.domain;
+    if owner.is_none() || owner.divides(&choice) || !fit::bears_mark_of(index, mark) {
+        return false;
+    }
+    // SAFETY: not null.
+    let full = unsafe { bpf_sk_fullsock(socket) };
+    if !is_at::<SOCK_DGRAM>(index, skb, full) || owner.repairs() && repair::asks_for_echo(full) {
+        return false;
+    }
+    set_field!(tag(index), skb, tc_index);
+    traffic::add::<true>(skb, owner.policy, index, Kind::Sent);
+    true
+}
+
 /// Judges a packet, counts it for its policy, and tells of drops.
 ///
 /// `TC`: at tc egress, where a packet that was judged can be told to the interfaces below. `expected`: what
@@ -85,32 +125,15 @@ pub fn judge<const TC: bool>(skb: *mut __sk_buff, place: &mut Judgement, expecte
     if socket.is_null() {
         return Verdict::Leave;
     }
-    let mut owner = Owner::NONE;
-    let mut memory = Memory::NONE;
-    if is_light(socket) {
-        owner = of_cgroup(skb);
-        let mark = field!(skb, mark) & globals::MARK_MASK.load();
-        if owner.is_none() && mark == 0 {
-            return Verdict::Leave;
-        }
-        let choice = owner.choice();
-        if mark != 0 && !owner.divides(&choice) && fit::bears_mark_of(choice.domain, mark) {
-            memory.domain = choice.domain;
-        }
-    }
-    let light = memory.domain != 0;
     // SAFETY: not null.
     let full = unsafe { bpf_sk_fullsock(socket) };
-    if !light {
-        (owner, memory) = whose(skb, full);
-        if owner.is_none() {
-            return Verdict::Leave;
-        }
-    }
-    if owner.is_strict() {
+    let (owner, memory) = whose(skb, full);
+    if owner.is_none() {
+        Verdict::Leave
+    } else if owner.is_strict() {
         strict::<TC>(skb, full, &owner, &memory, place, expected)
     } else {
-        others::<TC>(skb, full, &owner, &memory, place, expected, light)
+        others::<TC>(skb, full, &owner, &memory, place, expected)
     }
 }
 
@@ -170,21 +193,6 @@ pub fn whose(skb: *mut __sk_buff, full: *mut bpf_sock) -> (Owner, Memory) {
         }
     }
     (of_cgroup(skb), memory)
-}
-
-/// Whether what a socket remembers can be left alone where its cgroup says as much: it is connected, and
-/// no policy is strict. Then one without a mark of ours whose cgroup has no policy is nobody's, and one
-/// with the mark that its cgroup's policy gives now is that policy's. That is how most processes send, and
-/// looking the memory up would cost as much as the cgroup.
-///
-/// The mark is the packet's, as the socket gave it: of a socket that need not be a full one no more is seen.
-#[inline(always)]
-fn is_light(socket: *mut bpf_sock) -> bool {
-    let state = field!(socket, state);
-    field!(socket, dst_port) != 0
-        && state != TIME_WAIT
-        && state != NEW_SYN_RECV
-        && !Owner::any_is_strict()
 }
 
 /// The policy of the cgroup that made the packet's socket. Request sockets answer for their listener.
@@ -289,23 +297,18 @@ fn others<const TC: bool>(
     memory: &Memory,
     place: &mut Judgement,
     expected: u64,
-    light: bool,
 ) -> Verdict {
     if was_judged(skb) {
         // Judged at an interface of which this one is a part or carrier.
         return Verdict::Leave;
     }
-    let found = if light {
-        DECIDED | u64::from(memory.domain)
-    } else {
-        index_of_flow(
-            skb,
-            owner.numbers(),
-            owner.rules,
-            u64::from(memory.flags) << 32 | u64::from(memory.domain),
-            expected,
-        )
-    };
+    let found = index_of_flow(
+        skb,
+        owner.numbers(),
+        owner.rules,
+        u64::from(memory.flags) << 32 | u64::from(memory.domain),
+        expected,
+    );
     let index = found as u32;
     if found & ASK != 0 {
         // The mark is that of a connection, or only what the socket was made with.

@@ -26,6 +26,7 @@ use aya_ebpf::{
 };
 use steer_common::{FragmentLease, RepairLease, counter};
 
+pub use self::sender::asks_for_echo;
 use self::{borne::Borne, sender::NOBODY};
 use crate::{
     address::Address,

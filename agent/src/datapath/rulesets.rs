@@ -15,6 +15,11 @@ use super::{
     sys,
 };
 
+/// Sets that are published or removed by one call: for a publication, so many maps are open at the same time.
+const BATCH: usize = 256;
+/// The number that no policy's rules have.
+const UNUSED: u32 = 0;
+
 /// Number of a policy's rules -> its set.
 pub struct Rulesets {
     map: OwnedFd,
@@ -56,8 +61,6 @@ impl Rulesets {
         &self,
         sets: impl IntoIterator<Item = (u32, P)>,
     ) -> Result<()> {
-        /// Maps that are open at the same time.
-        const BATCH: usize = 256;
         let mut sets = sets.into_iter().peekable();
         while sets.peek().is_some() {
             let made = sets.by_ref().take(BATCH);
@@ -80,17 +83,33 @@ impl Rulesets {
         Ok(())
     }
 
-    /// Removes the set at `index`, and its memory with it. False: there was none.
+    /// Removes sets, and their memory with them, once no program is under way that may have read a policy which led
+    /// to them. The kernel waits twice for some hundreds: each removal by itself would wait too.
     ///
     /// # Errors
-    /// There is no such index.
-    pub fn clear(&self, index: u32) -> Result<bool> {
-        sys::delete(self.map.as_fd(), bytemuck::bytes_of(&index))
-            .map_err(Error::kernel("remove", set_name(index)))
+    /// There is no such index, or the kernel has no memory.
+    pub fn clear(&self, indices: &[u32]) -> Result<()> {
+        let failed = |error| Error::kernel("remove", "sets of rules")(error);
+        // A set without header is none to the programs.
+        let none = make(UNUSED, [[0; PAGE_WORDS as usize].as_slice()].into_iter())?;
+        let number = sys::number(none.as_fd());
+        for indices in indices.chunks(BATCH) {
+            // What waits is that a map of maps is written at all.
+            let key = bytemuck::bytes_of(&UNUSED);
+            sys::update(self.map.as_fd(), key, bytemuck::bytes_of(&number)).map_err(failed)?;
+            let numbers = vec![number; indices.len()];
+            let count = u32::try_from(indices.len()).expect("at most a batch");
+            let (keys, values) = (
+                bytemuck::cast_slice(indices),
+                bytemuck::cast_slice(&numbers),
+            );
+            sys::update_batch(self.map.as_fd(), keys, values, count).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Every index that is taken, ascending, with the hash in its set's header
-    /// ([`RulesHeader::hash`]); all zero if the set has no header.
+    /// ([`RulesHeader::hash`]); all zero if the header is damaged.
     ///
     /// # Errors
     /// The kernel refuses to tell.
@@ -177,7 +196,7 @@ fn set_name(index: u32) -> String {
     format!("set {index} of rules")
 }
 
-/// The hash in the set that is the map with an id. `None`: it was replaced meanwhile.
+/// The hash in the set that is the map with an id. `None`: it was replaced meanwhile, or is no set.
 fn hash_of(id: u32) -> io::Result<Option<[u32; 4]>> {
     let map = match sys::map_by_id(id) {
         Ok(map) => map,
@@ -187,6 +206,10 @@ fn hash_of(id: u32) -> io::Result<Option<[u32; 4]>> {
     let mut page = vec![0_u32; PAGE_WORDS as usize];
     let bytes = bytemuck::cast_slice_mut(&mut page);
     sys::lookup(map.as_fd(), bytemuck::bytes_of(&0_u32), bytes)?;
+    if page[0] == 0 {
+        // What was put in the place of one that was removed.
+        return Ok(None);
+    }
     let mut header = RulesHeader::zeroed();
     let words = size_of::<RulesHeader>() / 4;
     bytemuck::bytes_of_mut(&mut header).copy_from_slice(bytemuck::cast_slice(&page[..words]));

@@ -388,7 +388,7 @@ impl Reconciler {
         outcomes.map(|o| o.map_err(Refusal::from)).collect()
     }
 
-    /// Writes entries of one kind at once. False: not all of them could be, and which is to be seen
+    /// Writes or removes entries of one kind at once. False: not all of them could be, and which is to be seen
     /// one by one.
     fn set_all(&self, batch: &[Step]) -> bool {
         let maps = &self.datapath.maps;
@@ -413,6 +413,13 @@ impl Reconciler {
                     _ => None,
                 });
                 maps.rulesets.set_all(sets).is_ok()
+            }
+            [Step::ClearRuleset(_), ..] => {
+                let sets = batch.iter().filter_map(|step| match step {
+                    Step::ClearRuleset(id) => Some(id.0),
+                    _ => None,
+                });
+                maps.rulesets.clear(&sets.collect::<Vec<_>>()).is_ok()
             }
             _ => false,
         }
@@ -478,9 +485,7 @@ impl Reconciler {
                 maps.shares.remove(&id.0)?;
             }
             Step::SetRuleset(id, set) => maps.rulesets.set(id.0, set.pages())?,
-            Step::ClearRuleset(id) => {
-                maps.rulesets.clear(id.0)?;
-            }
+            Step::ClearRuleset(id) => maps.rulesets.clear(&[id.0])?,
         }
         Ok(())
     }
@@ -599,6 +604,7 @@ fn go_together(one: &Step, next: &Step) -> bool {
             | (Step::SetCgroup(..), Step::SetCgroup(..))
             | (Step::SetPolicy(..), Step::SetPolicy(..))
             | (Step::SetRuleset(..), Step::SetRuleset(..))
+            | (Step::ClearRuleset(_), Step::ClearRuleset(_))
     )
 }
 

@@ -36,15 +36,15 @@ fn what_is_there_is_told_with_its_hash_also_to_the_next_agent() {
         let again = compile(&rules, 1).unwrap();
         lab.maps().rulesets.set(1, again.pages()).unwrap();
         assert_eq!(sets(lab), [(1, large.1), large]);
-        assert!(lab.maps().rulesets.clear(last).unwrap());
-        assert!(!lab.maps().rulesets.clear(last).unwrap());
+        lab.maps().rulesets.clear(&[last, 7]).unwrap();
         assert_eq!(sets(lab), [(1, large.1)]);
-        assert!(lab.maps().rulesets.clear(MAX_RULESETS).is_err());
+        assert_eq!(lab.maps().rulesets.hash(last).unwrap(), None);
+        assert!(lab.maps().rulesets.clear(&[MAX_RULESETS]).is_err());
     });
 }
 
 #[test]
-fn many_sets_are_published_by_few_calls() {
+fn many_sets_are_published_and_removed_by_few_calls() {
     on_a_new_host(|lab| {
         let rule = everything();
         let sets: Vec<_> = (1..=600)
@@ -59,6 +59,9 @@ fn many_sets_are_published_by_few_calls() {
         assert_eq!(rulesets.hash(601).unwrap(), None);
         let beyond = [(MAX_RULESETS, sets[0].1.pages())];
         assert!(rulesets.set_all(beyond).is_err());
+        let all_but_last: Vec<u32> = (1..600).collect();
+        rulesets.clear(&all_but_last).unwrap();
+        assert_eq!(rulesets.hashes().unwrap(), told[599..]);
     });
 }
 
@@ -83,7 +86,7 @@ fn damaged(lab: &Lab, how: u32) {
     let mut pages: Vec<Vec<u32>> = set.pages().map(<[u32]>::to_vec).collect();
     match how {
         0 => {
-            lab.maps().rulesets.clear(1).unwrap();
+            lab.maps().rulesets.clear(&[1]).unwrap();
             return;
         }
         1 => pages[0][0] ^= 1,

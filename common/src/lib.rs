@@ -23,12 +23,12 @@ pub use host::{HostCounts, HostKey};
 pub use mark::{MarkMask, MarkMaskError};
 pub use policy::{
     CgroupEntry, ChoiceEntry, DomainEntry, DomainSet, DomainSlots, IFNAME_LEN, IngressEntry,
-    LocalEntry, LocalKey4, LocalKey6, NameKey, PolicyEntry, ShareEntry, SourceKey, cgroup_flags,
-    counter, domain_flags, ingress_flags, local_flags, policy_flags, share, share_slot, verdict,
+    LocalEntry, LocalKey4, LocalKey6, NameKey, PolicyEntry, ShareEntry, SourceKey, cell,
+    cgroup_flags, counter, domain_flags, ingress_flags, local_flags, policy_flags, share,
+    share_slot, verdict,
 };
 pub use repair::{
     FragmentKey, FragmentLease, RepairKey, RepairLease, ReturnKey, ReturnLease, SocketLease,
-    changes,
 };
 pub use traffic::{Traffic, TrafficKey};
 

@@ -355,6 +355,19 @@ pub mod ingress_flags {
     pub const HOST_MODEL: u32 = STRONG | COUNT;
 }
 
+/// Indices of `CELLS` (array of `u32`): single numbers.
+pub mod cell {
+    /// How often the agent has changed what flows are decided by, wrapping.
+    pub const CHANGES: u32 = 0;
+    /// Not 0: a socket has had a [`crate::SocketLease`] since the maps were made.
+    pub const LEASED: u32 = 1;
+    /// The hash that strict policies' packets get at a tunnel, and no application knows: random, and not 0.
+    /// What carries them has it too, where the kernel leaves nothing else of what the guard knew of them.
+    pub const TUNNELLED: u32 = 2;
+    /// Number of them.
+    pub const COUNT: u32 = 3;
+}
+
 /// Slots of `COUNTERS` (per-CPU array of `u64`).
 pub mod counter {
     /// Flows put on a domain by `connect`.

@@ -120,20 +120,10 @@ pub struct SocketLease {
     pub hop: u32,
     /// Its hardware address, and that of the interface.
     pub hardware: [[u8; 6]; 2],
-    /// The number in `CHANGES` when it was made.
+    /// The number at [`crate::cell::CHANGES`] when it was made.
     pub changes: u32,
     /// When it was made, in ticks of the kernel.
     pub made: u64,
-}
-
-/// Indices of `CHANGES` (array of `u32`).
-pub mod changes {
-    /// How often the agent has changed what flows are decided by, wrapping.
-    pub const MADE: u32 = 0;
-    /// Not 0: a socket has had a [`super::SocketLease`] since the maps were made.
-    pub const LEASED: u32 = 1;
-    /// Number of them.
-    pub const COUNT: u32 = 2;
 }
 
 /// Key of `FRAGMENTS` (LRU hash): what the fragments of a packet have in common.

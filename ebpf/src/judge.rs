@@ -7,11 +7,11 @@
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_RB_AVAIL_DATA, bpf_sock},
     helpers::generated::{
-        bpf_get_socket_cookie, bpf_ringbuf_query, bpf_sk_fullsock, bpf_skb_cgroup_id,
+        bpf_get_socket_cookie, bpf_ringbuf_query, bpf_set_hash, bpf_sk_fullsock, bpf_skb_cgroup_id,
     },
 };
 use steer_common::{
-    EVENT_RING_BYTES, EventKind, GuardEvent, counter, flow_flags, guard_reason, local_flags,
+    EVENT_RING_BYTES, EventKind, GuardEvent, cell, counter, flow_flags, guard_reason, local_flags,
     verdict,
 };
 
@@ -22,7 +22,7 @@ use crate::{
     divided::{NAMED, is_of_connection},
     fit::{self, Fit, fit},
     flow, globals,
-    maps::EVENTS,
+    maps::{EVENTS, cell},
     owner::Owner,
     packet::{self, Headers},
     repair,
@@ -234,7 +234,7 @@ fn strict<const TC: bool>(
     // Nothing else than the socket's own source can be on what a stream socket sends.
     if is_at::<SOCK_STREAM>(index, skb, full) || has_source_of(index, skb) {
         if TC {
-            set_field!(tag, skb, tc_index);
+            sign(skb, index);
         }
         traffic::add::<TC>(skb, owner.policy, index, Kind::Sent);
         count(counter::GUARD_PASSED);
@@ -245,7 +245,7 @@ fn strict<const TC: bool>(
     let right = match fit {
         Fit::Right => {
             if TC {
-                set_field!(tag, skb, tc_index);
+                sign(skb, index);
             }
             headers.is_some() || packet::is_what_it_says(skb) && !fit::is_tunnel(index)
         }
@@ -262,6 +262,7 @@ fn strict<const TC: bool>(
                 expected & NAMED == 0 && is_passed_local(owner, headers, index)
                     || fit == Fit::Interface
                         && fit::is_tunnel(index)
+                        && is_tunnelled(skb)
                         && packet::wraps(skb, full, headers)
             }
             None => false,
@@ -507,6 +508,24 @@ pub const SHOWS: u32 = 0x0400;
 #[inline(always)]
 pub fn tag(index: u32) -> u32 {
     TAG | index & 0xff
+}
+
+/// Notes in a strict policy's packet that it is right at domain `index`. What carries it through a tunnel has the
+/// tag too; WireGuard leaves the hash alone.
+#[inline(always)]
+fn sign(skb: *mut __sk_buff, index: u32) {
+    set_field!(tag(index), skb, tc_index);
+    if fit::is_tunnel(index) {
+        // SAFETY: takes numbers.
+        unsafe { bpf_set_hash(skb, cell(cell::TUNNELLED)) };
+    }
+}
+
+/// Whether a packet carries one that was right at a tunnel.
+#[inline(always)]
+fn is_tunnelled(skb: *mut __sk_buff) -> bool {
+    let hash = field!(skb, hash);
+    hash != 0 && hash == cell(cell::TUNNELLED)
 }
 
 /// Whether a packet was judged, at an interface of which this one is a part or carrier, or where it was repaired.

@@ -17,7 +17,7 @@ use steer_common::{
     MAX_DOMAINS, MAX_ECHOES, MAX_FRAGMENTS, MAX_GUARDED, MAX_HOSTS, MAX_INGRESS, MAX_LOCALS,
     MAX_NAMES, MAX_POLICIES, MAX_REPAIRED, MAX_SHARES, MAX_SOURCES, MAX_TRAFFIC, NameKey,
     PolicyEntry, RepairKey, RepairLease, ReturnKey, ReturnLease, ShareEntry, SocketLease,
-    SourceKey, Traffic, TrafficKey, changes, counter,
+    SourceKey, Traffic, TrafficKey, cell, counter,
     rules::{MAX_RULESETS, RulePage},
 };
 
@@ -107,9 +107,9 @@ pub static ECHO_RETURNS: LruHashMap<ReturnKey, ReturnLease, { MAX_ECHOES as usiz
 #[btf_map]
 pub static SOCKET_LEASES: SocketStorage<SocketLease, ON_DEMAND> = SocketStorage::new();
 
-/// See [`changes`].
+/// See [`cell`].
 #[btf_map]
-pub static CHANGES: Array<u32, { changes::COUNT as usize }> = Array::new();
+pub static CELLS: Array<u32, { cell::COUNT as usize }> = Array::new();
 
 /// First fragment of a repaired flow's packet -> what the later ones get.
 #[btf_map]
@@ -190,5 +190,15 @@ impl<V, const FLAGS: usize> SocketStorage<V, FLAGS> {
 
     fn as_ptr(&self) -> *mut core::ffi::c_void {
         core::ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+/// A number of [`CELLS`].
+#[inline(always)]
+pub fn cell(index: u32) -> u32 {
+    match CELLS.get(index) {
+        // SAFETY: a valid, aligned word, which may change.
+        Some(cell) => unsafe { core::ptr::from_ref(cell).read_volatile() },
+        None => 0,
     }
 }

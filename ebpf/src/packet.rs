@@ -479,8 +479,8 @@ pub fn is_what_it_says(skb: *mut __sk_buff) -> bool {
 /// Whether a packet is not its socket's own but a wrapping of it in UDP: WireGuard clears `tc_index`,
 /// but leaves the inner socket on the packets that carry its flows.
 ///
-/// To be asked of flows by a tunnel alone: a socket can give up its port (disconnect, with a datagram held
-/// back or under way in another thread), and its own packet then looks like that.
+/// Not enough for a strict policy: a socket can give up its port (disconnect, with a datagram held back or under
+/// way in another thread), and its own packet then looks like that.
 #[inline(always)]
 pub fn wraps(skb: *mut __sk_buff, full: *mut bpf_sock, headers: &Headers) -> bool {
     // Raw and packet sockets write headers themselves, and 0 is no socket's type but of a packet's without

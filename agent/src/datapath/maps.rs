@@ -15,7 +15,7 @@ use steer_common::{
     MAX_DOMAINS, MAX_ECHOES, MAX_FRAGMENTS, MAX_GUARDED, MAX_HOSTS, MAX_INGRESS, MAX_LOCALS,
     MAX_NAMES, MAX_POLICIES, MAX_REPAIRED, MAX_SHARES, MAX_SOURCES, MAX_TRAFFIC, NameKey,
     PolicyEntry, RepairKey, RepairLease, ReturnKey, ReturnLease, ShareEntry, SocketLease,
-    SourceKey, Traffic, TrafficKey, changes, counter, rules::MAX_RULESETS,
+    SourceKey, Traffic, TrafficKey, cell, counter, rules::MAX_RULESETS,
 };
 
 use super::{
@@ -87,7 +87,7 @@ const RETURNS: MapSpec = spec::<ReturnKey, ReturnLease>("RETURNS", LRU_HASH, MAX
 const ECHOES: MapSpec = spec::<RepairKey, RepairLease>("ECHOES", LRU_HASH, MAX_ECHOES);
 const ECHO_RETURNS: MapSpec = spec::<ReturnKey, ReturnLease>("ECHO_RETURNS", LRU_HASH, MAX_ECHOES);
 const SOCKET_LEASES: MapSpec = spec::<i32, SocketLease>("SOCKET_LEASES", SK_STORAGE, 0);
-const CHANGES: MapSpec = spec::<u32, u32>("CHANGES", ARRAY, changes::COUNT);
+const CELLS: MapSpec = spec::<u32, u32>("CELLS", ARRAY, cell::COUNT);
 const FRAGMENTS: MapSpec = spec::<FragmentKey, FragmentLease>("FRAGMENTS", LRU_HASH, MAX_FRAGMENTS);
 const COUNTERS: MapSpec = spec::<u32, u64>("COUNTERS", PERCPU_ARRAY, counter::COUNT);
 pub(super) const TRAFFIC: MapSpec =
@@ -118,7 +118,7 @@ pub(super) const MAPS: [MapSpec; 25] = [
     ECHOES,
     ECHO_RETURNS,
     SOCKET_LEASES,
-    CHANGES,
+    CELLS,
     FRAGMENTS,
     COUNTERS,
     TRAFFIC,
@@ -455,7 +455,7 @@ pub struct Tables {
     pub(super) host_counts: PerCpu<HostCounts>,
     pub(super) ingress: Table<u32, IngressEntry>,
     pub(super) guarded: Table<u32, u8>,
-    changes: Array<u32>,
+    cells: Array<u32>,
     counters: OwnedFd,
     traffic: OwnedFd,
     flows: OwnedFd,
@@ -464,7 +464,7 @@ pub struct Tables {
 impl Tables {
     /// Opens the maps that are pinned in `directory`.
     pub(super) fn open(directory: &Path) -> Result<Self> {
-        Ok(Self {
+        let tables = Self {
             cgroups: Table::open(&CGROUPS, directory)?,
             names: Table::open(&NAMES, directory)?,
             policies: Array::open(&POLICIES, directory)?,
@@ -479,18 +479,29 @@ impl Tables {
             host_counts: PerCpu::open(&HOST_COUNTS, directory)?,
             ingress: Table::open(&INGRESS, directory)?,
             guarded: Table::open(&GUARDED, directory)?,
-            changes: Array::open(&CHANGES, directory)?,
+            cells: Array::open(&CELLS, directory)?,
             counters: COUNTERS.open_existing(directory)?,
             traffic: TRAFFIC.open_existing(directory)?,
             flows: FLOWS.open_existing(directory)?,
-        })
+        };
+        tables.have_secret()?;
+        Ok(tables)
     }
 
     /// Ends what programs found out by what has been written since: to be called after anything that flows are
     /// decided by was changed, and before anybody is told so.
     pub fn count_change(&self) -> Result<()> {
-        let made = self.changes.get(changes::MADE)?;
-        self.changes.set(changes::MADE, &made.wrapping_add(1))
+        let made = self.cells.get(cell::CHANGES)?;
+        self.cells.set(cell::CHANGES, &made.wrapping_add(1))
+    }
+
+    /// Sees to it that there is a hash by which strict policies' packets are known behind a tunnel.
+    fn have_secret(&self) -> Result<()> {
+        if self.cells.get(cell::TUNNELLED)? != 0 {
+            return Ok(());
+        }
+        let random = sys::random().map_err(Error::kernel("have a random number for", "tunnels"))?;
+        self.cells.set(cell::TUNNELLED, &random.get())
     }
 
     /// The socket storage with what sockets remember ([`FlowState`]), for a dump of live flows.

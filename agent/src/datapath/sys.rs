@@ -6,6 +6,7 @@
 use std::{
     ffi::{CStr, CString},
     io,
+    num::NonZeroU32,
     os::{
         fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::ffi::OsStrExt as _,
@@ -171,6 +172,21 @@ pub(super) fn make_inner_array(
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Map {
     map: u32,
+}
+
+/// A random number.
+pub(super) fn random() -> io::Result<NonZeroU32> {
+    loop {
+        let mut bytes = [0_u8; 4];
+        // SAFETY: the buffer has the length that is told.
+        let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        if usize::try_from(got) != Ok(bytes.len()) {
+            return Err(io::Error::last_os_error());
+        }
+        if let Some(number) = NonZeroU32::new(u32::from_ne_bytes(bytes)) {
+            return Ok(number);
+        }
+    }
 }
 
 /// From now on, no system call writes the map.

@@ -1,7 +1,7 @@
 //! What the guard lets out.
 
 use steer::datapath::Event;
-use steer_common::{cgroup_flags, guard_reason, policy_flags::STRICT};
+use steer_common::{cgroup_flags, domain_flags, guard_reason, policy_flags::STRICT};
 
 use crate::{
     child::Child,
@@ -96,8 +96,20 @@ fn options_before_the_header_make_no_wrapping() {
 
 #[test]
 fn a_datagram_whose_socket_gave_its_port_up_is_no_wrapping() {
+    given_up(0);
+}
+
+#[test]
+fn it_is_none_either_if_the_domain_is_a_tunnel() {
+    given_up(domain_flags::TUNNEL);
+}
+
+fn given_up(kind: u32) {
     const UDP_CORK: &str = "17 1";
-    guarded(|lab, child| {
+    guarded(move |lab, child| {
+        let mut entry = lab.maps().domains.get(TWO).unwrap();
+        entry.flags |= kind;
+        lab.datapath().maps.domains.set(TWO, &entry).unwrap();
         let arrivals = Capture::on(lab, "p1");
         let server = Udp::new(lab);
         // The port is written into an IPv6 datagram when it is begun.

@@ -10,7 +10,7 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_ANY, bpf_sock},
     helpers::generated::bpf_jiffies64,
 };
-use steer_common::{RepairLease, SocketLease, changes, counter};
+use steer_common::{RepairLease, SocketLease, cell, counter};
 
 use super::{DROP, LEAVE, Packet, give, give_to_neighbour, link, rewrite};
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     count::count,
     fit, globals,
     judge::{SHOWS, tag},
-    maps::{CHANGES, SOCKET_LEASES},
+    maps::{CELLS, SOCKET_LEASES, cell},
     packet::{ETHERNET, TCP_SYN, headers, link_header},
     plain,
     sock::{field, set_field},
@@ -35,16 +35,7 @@ const TICKS: u64 = 25;
 /// Whether any socket has had a lease.
 #[inline(always)]
 pub fn any() -> bool {
-    cell(changes::LEASED) != 0
-}
-
-#[inline(always)]
-fn cell(index: u32) -> u32 {
-    match CHANGES.get(index) {
-        // SAFETY: a valid, aligned word, which may change.
-        Some(cell) => unsafe { core::ptr::from_ref(cell).read_volatile() },
-        None => 0,
-    }
+    cell(cell::LEASED) != 0
 }
 
 #[inline(always)]
@@ -67,7 +58,7 @@ pub extern "C" fn leased(skb: *mut __sk_buff) -> i32 {
     if lease.from != field!(skb, ifindex)
         || lease.ethertype != field!(skb, protocol)
         || lease.old_mark != field!(skb, mark)
-        || lease.changes != cell(changes::MADE)
+        || lease.changes != cell(cell::CHANGES)
         || ticks().wrapping_sub(lease.made) > TICKS
     {
         return LEAVE;
@@ -152,7 +143,7 @@ extern "C" fn note_socket(
     noted.domain = lease.domain;
     noted.ifindex = lease.ifindex;
     noted.mark = noted.old_mark & !globals::MARK_MASK.load() | fit::mark(lease.domain);
-    noted.changes = cell(changes::MADE);
+    noted.changes = cell(cell::CHANGES);
     noted.made = ticks();
     put(socket, noted);
     0
@@ -216,6 +207,6 @@ fn put(socket: *mut bpf_sock, lease: &mut SocketLease) {
     SOCKET_LEASES.remove(socket);
     if SOCKET_LEASES.get_or_create(socket, lease).is_some() {
         // An array has room for it.
-        let _ = CHANGES.set(changes::LEASED, 1, BPF_ANY.into());
+        let _ = CELLS.set(cell::LEASED, 1, BPF_ANY.into());
     }
 }

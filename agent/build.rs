@@ -12,10 +12,15 @@ fn main() -> Result<()> {
     println!("cargo:rerun-if-changed=../common/src");
     let toolchain =
         std::env::var(TOOLCHAIN_VARIABLE).unwrap_or_else(|_| DEFAULT_TOOLCHAIN.to_owned());
+    let mut features = Vec::new();
+    if std::env::var_os("CARGO_FEATURE_LOG_PROGRAMS").is_some() {
+        features.push("log-programs");
+    }
     aya_build::build_ebpf(
         [Package {
             name: "steer-ebpf",
             root_dir: "../ebpf",
+            features: &features,
             ..Package::default()
         }],
         Toolchain::Custom(&toolchain),

@@ -16,6 +16,7 @@ use crate::{
     count::count,
     globals,
     kernel::read,
+    log::log,
     maps::{CGROUPS, EVENTS, NAMES},
 };
 
@@ -62,7 +63,9 @@ fn enter(cgroup: &Cgroup, id: u64, parent: u64) {
     }
     if CGROUPS.insert(id, entry, 0).is_err() {
         count(counter::CGROUPS_FULL);
+        return;
     }
+    log!(log_entered(id, entry.policy, entry.flags));
 }
 
 /// What a new child of `parent` has from it, and `flags` besides.

@@ -12,7 +12,9 @@ use crate::{
     address::Address,
     count::count,
     decision::{ALLOW, Decision, Domain, decide, refuse_no_domain, refuse_not_allowed},
-    flow, options,
+    flow,
+    log::log,
+    options,
     owner::{self, Owner},
     share::member_by_source,
     sock::{self, bind6, field, is_ours, our_mark, set_mark},
@@ -47,7 +49,9 @@ fn connect(ctx: *mut bpf_sock_addr, destination: Address) -> i32 {
     }
     let owner = owner::at_connect(caller, flow.as_deref());
     if owner.is_conflict() {
-        return refuse_not_allowed();
+        let verdict = refuse_not_allowed();
+        log!(log_connect(0, NOT_ALLOWED, verdict, &destination));
+        return verdict;
     }
     if owner.is_none() {
         return pass(ctx, socket, flow, &owner);
@@ -59,7 +63,8 @@ fn connect(ctx: *mut bpf_sock_addr, destination: Address) -> i32 {
             return refuse_no_domain();
         }
     }
-    match ask(ctx, socket, flow.as_deref(), &owner, &destination) {
+    let said = ask(ctx, socket, flow.as_deref(), &owner, &destination);
+    let verdict = match said {
         PASS => pass(ctx, socket, flow, &owner),
         PASS_CHOSEN => {
             // Nothing else tells the guard.
@@ -71,7 +76,9 @@ fn connect(ctx: *mut bpf_sock_addr, destination: Address) -> i32 {
         NO_DOMAIN => refuse_no_domain(),
         NOT_ALLOWED => refuse_not_allowed(),
         steer_to => steer(ctx, socket, flow, &owner, steer_to),
-    }
+    };
+    log!(log_connect(owner.policy, said, verdict, &destination));
+    verdict
 }
 
 /// What [`ask`] gives: left to the host's routing.
@@ -83,7 +90,7 @@ const NO_DOMAIN: u64 = 2;
 /// Refused: the policy does not allow it.
 const NOT_ALLOWED: u64 = 3;
 /// Put on a domain: its index is in the lower half, the choice in the upper, beside these.
-const STEER: u64 = 1 << 31;
+pub const STEER: u64 = 1 << 31;
 /// The flow is IPv4.
 const IS_V4: u64 = 1 << 30;
 

@@ -22,6 +22,7 @@ use crate::{
     divided::{NAMED, is_of_connection},
     fit::{self, Fit, fit},
     flow, globals,
+    log::log,
     maps::{EVENTS, cell},
     owner::Owner,
     packet::{self, Headers},
@@ -286,6 +287,7 @@ fn strict<const TC: bool>(
         _ => guard_reason::INTERFACE,
     };
     tell(skb, owner, reason, headers.as_ref());
+    log!(log_dropped(skb, owner.policy, index, reason));
     Verdict::Drop
 }
 
@@ -362,6 +364,7 @@ fn others<const TC: bool>(
         Verdict::Leave
     } else {
         count(counter::GUARD_WRONG);
+        log!(log_wrong(skb, owner.policy, by));
         Verdict::Wrong
     };
     place.owner = *owner;

@@ -22,6 +22,7 @@ mod host_egress;
 mod ingress;
 mod judge;
 mod kernel;
+mod log;
 mod maps;
 mod options;
 mod owner;

@@ -13,7 +13,9 @@ use steer_common::{FlowState, flow_flags};
 use crate::{
     address::Address,
     decision::{ALLOW, Decision, Domain, decide, refuse_no_domain, refuse_not_allowed},
-    flow, options,
+    flow,
+    log::log,
+    options,
     owner::{self, Owner},
     share::member_by_source,
     sock::{self, CONNECTED, field, is_ours, our_mark, set_field, set_mark},
@@ -53,9 +55,12 @@ fn sendmsg<const V4: bool>(ctx: *mut bpf_sock_addr, destination: Address) -> i32
         return ALLOW;
     }
     if owner.is_conflict() {
-        return refuse_not_allowed();
+        let verdict = refuse_not_allowed();
+        log!(log_sendmsg(0, NOT_ALLOWED, verdict, &destination));
+        return verdict;
     }
-    match ask::<V4>(ctx, flow.as_deref(), &owner, &destination) {
+    let said = ask::<V4>(ctx, flow.as_deref(), &owner, &destination);
+    let verdict = match said {
         PASS => ALLOW,
         PASS_LOCAL => lead_to_local::<V4>(ctx, &destination),
         FREE => {
@@ -70,7 +75,9 @@ fn sendmsg<const V4: bool>(ctx: *mut bpf_sock_addr, destination: Address) -> i32
         NO_DOMAIN => refuse_no_domain(),
         NOT_ALLOWED => refuse_not_allowed(),
         steer_to => steer::<V4>(ctx, flow, &owner, steer_to),
-    }
+    };
+    log!(log_sendmsg(owner.policy, said, verdict, &destination));
+    verdict
 }
 
 /// What [`ask`] gives: left to the host's routing.
@@ -84,7 +91,7 @@ const NO_DOMAIN: u64 = 3;
 /// Refused: the policy does not allow it.
 const NOT_ALLOWED: u64 = 4;
 /// Put on a domain: its index is in the lower half, the choice in the upper, beside this.
-const STEER: u64 = 1 << 31;
+pub const STEER: u64 = 1 << 31;
 
 /// Decides. A function of its own for the reason that `connect` gives.
 #[inline(never)]

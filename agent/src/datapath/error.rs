@@ -88,6 +88,10 @@ pub enum Error {
         #[source]
         source: Box<MapError>,
     },
+    /// The programs' messages cannot be read.
+    #[cfg(feature = "log-programs")]
+    #[error("read what the kernel programs log")]
+    ProgramLogs(#[source] aya_log::Error),
     /// A pinned map is not what this agent would make.
     #[error(
         "pinned map {path} was made by another build of steer ({found}, not {expected}): run `steer detach`"

@@ -13,6 +13,8 @@ mod events;
 mod flow_counts;
 mod hook;
 mod links;
+#[cfg(feature = "log-programs")]
+mod logs;
 mod maps;
 mod pins;
 mod probe;

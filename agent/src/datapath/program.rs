@@ -73,6 +73,8 @@ impl Programs {
                 Err(error) => tracing::debug!(program = name, %error, "the kernel refuses it"),
             }
         }
+        #[cfg(feature = "log-programs")]
+        super::logs::follow(&mut object)?;
         drop((object, kernel_types, globals));
         // The kernel's types took some 20 MB.
         heap::release();
@@ -108,6 +110,8 @@ impl Programs {
             name,
             source: Box::new(error),
         });
+        #[cfg(feature = "log-programs")]
+        super::logs::follow(&mut object)?;
         drop((object, kernel_types, globals));
         // The kernel's types took some 20 MB.
         heap::release();
@@ -151,7 +155,8 @@ impl Globals {
         })
     }
 
-    /// The programs, not loaded yet, with the maps that are pinned in `maps`, or made and pinned there.
+    /// The programs, not loaded yet, with the maps that are pinned in `maps`, or made and pinned there. Those of
+    /// [`MAPS`] alone: what the programs log, if anything, is not for the next agent.
     fn object(&self, maps: &Path) -> Result<Ebpf> {
         let mut loader = self.loader();
         for map in &MAPS {
@@ -168,6 +173,8 @@ impl Globals {
         loader.btf(None);
         loader.override_global("MARK_MASK", &self.mark_mask, true);
         loader.override_global("NETNS_COOKIE", &self.netns_cookie, true);
+        #[cfg(feature = "log-programs")]
+        super::logs::ask(&mut loader);
         for (name, offset) in &self.offsets.0 {
             loader.override_global(name, offset, true);
         }

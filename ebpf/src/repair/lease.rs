@@ -22,6 +22,7 @@ use crate::{
     count::count,
     decision::{Chosen, Decision, Domain, choice_of_flow, settle},
     fit,
+    log::log,
     maps::{ECHO_RETURNS, ECHOES, REPAIRED, RETURNS},
     owner::Owner,
     packet::{self, TCP, TCP_RST, TCP_SYN, UDP},
@@ -236,9 +237,11 @@ pub extern "C" fn renew_lease(
         lease.checked = now();
         lease.policy = policy;
         if keep_return(packet, lease) {
+            log!(log_leased(policy, lease.domain, lease.ifindex));
             return remember(packet, lease).into();
         }
         count(counter::REPAIR_REFUSED);
+        log!(log_lease_refused(policy, lease.domain));
     }
     if connects(packet) {
         forget(packet);

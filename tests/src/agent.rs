@@ -34,6 +34,8 @@ pub struct Agent<'lab> {
     log: fs::File,
     /// Where it is to say how it does, as systemd asks for it.
     notify: Option<PathBuf>,
+    /// What it is to log, if not what it does unasked.
+    logs: Option<String>,
 }
 
 /// What a command printed, and how it ended.
@@ -178,6 +180,7 @@ impl Lab {
             child: None,
             log,
             notify: None,
+            logs: None,
         })
     }
 
@@ -229,8 +232,8 @@ impl Agent<'_> {
         Ok(self.child.as_ref().context("the agent does not run")?.id())
     }
 
-    /// Has its next start run a build of steer whose kernel maps have another layout, or the build under
-    /// test again.
+    /// Has its next start run a build of steer whose kernel maps have another layout and whose kernel programs
+    /// log, or the build under test again.
     ///
     /// # Errors
     /// If there is no such build.
@@ -246,6 +249,11 @@ impl Agent<'_> {
     /// Has its next start say at this socket how it does, as to systemd.
     pub fn notify_at(&mut self, socket: PathBuf) {
         self.notify = Some(socket);
+    }
+
+    /// Sets what it logs from its next start on, as `STEER_LOG` does.
+    pub fn log_what(&mut self, filter: &str) {
+        self.logs = Some(filter.to_owned());
     }
 
     /// Has it start in the managed cgroup itself from now on.
@@ -284,6 +292,9 @@ impl Agent<'_> {
             Some(socket) => command.env("NOTIFY_SOCKET", socket),
             None => command.env_remove("NOTIFY_SOCKET"),
         };
+        if let Some(filter) = &self.logs {
+            command.env("STEER_LOG", filter);
+        }
         let child = command
             .arg("agent")
             .env("NO_COLOR", "1")

@@ -35,11 +35,11 @@ pub fn steer() -> Result<PathBuf> {
     bail!("no steer to test: run: cargo xtask test (or set STEER_BIN)")
 }
 
-/// A `steer` whose kernel maps have another layout: `$STEER_BIN_NEXT`.
+/// A `steer` whose kernel maps have another layout and whose kernel programs log: `$STEER_BIN_NEXT`.
 pub(crate) fn next_steer() -> Result<PathBuf> {
     let path = std::env::var_os("STEER_BIN_NEXT").context(
         "no steer of another layout to upgrade to: run: cargo xtask test (or set STEER_BIN_NEXT to \
-         what `cargo build -p steer --features next-layout` made)",
+         what `cargo build -p steer --features next-layout,log-programs` made)",
     )?;
     std::path::absolute(path).context("make STEER_BIN_NEXT absolute")
 }

@@ -8,6 +8,9 @@ use anyhow::{Context as _, Result};
 use crate::setup::{self, Toolchain};
 use crate::{cargo, progress};
 
+/// Features of the agent that no release has.
+pub(crate) const FURTHER: &str = "next-layout,log-programs";
+
 /// The release binary and the toolchain that its kernel programs were built with.
 pub(crate) struct Built {
     /// Absolute path of `steer`.
@@ -37,16 +40,16 @@ pub(crate) fn run() -> Result<Built> {
     Ok(Built { binary, toolchain })
 }
 
-/// Builds the agent whose kernel maps have another layout, for the upgrade scenarios, and returns its
-/// path, which is not that of `steer`.
+/// Builds the agent whose kernel maps have another layout, for the upgrade scenarios, and whose kernel
+/// programs log what they decide, and returns its path, which is not that of `steer`.
 ///
 /// In the profile of the tests, whose dependencies are built anyway.
 pub(crate) fn next_layout(toolchain: &Toolchain) -> Result<PathBuf> {
-    progress::step("building steer with the next layout (debug)");
+    progress::step("building steer with the next layout and programs that log (debug)");
     let binary = cargo::build_binary(
         cargo::with_kernel_toolchain(toolchain)?,
         "steer",
-        &["--package", "steer", "--features", "next-layout"],
+        &["--package", "steer", "--features", FURTHER],
     )?;
     let next = binary.with_file_name("steer-next-layout");
     fs::rename(&binary, &next).with_context(|| format!("rename {}", binary.display()))?;

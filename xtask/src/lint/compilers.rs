@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use crate::setup::{self, Toolchain};
-use crate::{cargo, process, progress};
+use crate::{build, cargo, process, progress};
 
 /// The workspace without the kernel programs, which are no programs of this machine.
 const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "steer-ebpf"];
@@ -23,6 +23,10 @@ pub(super) fn check() -> Result<Vec<&'static str>> {
     clippy.arg("clippy").args(WORKSPACE);
     clippy.args(["--all-targets", "--", "-D", "warnings"]);
 
+    let mut further = cargo::with_kernel_toolchain(&toolchain)?;
+    further.args(["clippy", "--package", "steer", "--lib"]);
+    further.args(["--features", build::FURTHER, "--", "-D", "warnings"]);
+
     let mut rustdoc = cargo::with_kernel_toolchain(&toolchain)?;
     rustdoc.args(["doc", "--no-deps"]).args(WORKSPACE);
     rustdoc.env("RUSTDOCFLAGS", "-D warnings");
@@ -35,11 +39,17 @@ pub(super) fn check() -> Result<Vec<&'static str>> {
             "correct the code, or `#[expect(lint, reason = \"..\")]`",
             clippy,
         ),
+        ("clippy with further features", "likewise", further),
         ("rustdoc", "correct the comments", rustdoc),
         (
             "kernel programs",
             "correct the code",
-            kernel_programs(&toolchain)?,
+            kernel_programs(&toolchain, &[])?,
+        ),
+        (
+            "kernel programs that log",
+            "correct the code",
+            kernel_programs(&toolchain, &["--features", "log-programs"])?,
         ),
     ] {
         progress::step(format_args!("{name}: {}", process::line(&command)));
@@ -53,8 +63,9 @@ pub(super) fn check() -> Result<Vec<&'static str>> {
 
 /// The kernel programs, checked by their own toolchain in a target directory of their own: the flag
 /// that makes warnings errors would otherwise rebuild what agent/build.rs has built.
-fn kernel_programs(toolchain: &Toolchain) -> Result<Command> {
+fn kernel_programs(toolchain: &Toolchain, features: &[&str]) -> Result<Command> {
     let mut command = toolchain.cargo(&["check", "--release", "--package", "steer-ebpf"])?;
+    command.args(features);
     let workspace = cargo::workspace();
     let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     command

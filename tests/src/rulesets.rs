@@ -48,6 +48,10 @@ impl Lab {
                     Err(error) => return Err(error).context("read RULESETS"),
                 }
             }
+            // One without rules is in the places of those that were removed, and in that which none has.
+            if let Some(none) = found.remove(&0) {
+                found.retain(|_, id| *id != none);
+            }
             Ok(found)
         })
     }

@@ -2,6 +2,7 @@
 //! application and peer see of it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -467,6 +468,58 @@ fn a_thousand_flows_end_in_one_go() -> Result<()> {
     ensure!(counts(&policy)? == [0, 0, MANY, 0], "{policy:#}");
     let ended = session.succeed("ended")?;
     ensure!((ended.tried, ended.failed) == (MANY, MANY), "{ended:?}");
+    Ok(())
+}
+
+#[test]
+fn a_flow_that_cannot_end_yet_keeps_nobody_waiting() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let app = lab.cgroup().child("app")?;
+    let mut flow = Flow::open(&lab, &app, (Kind::Tcp, Family::V4), "eth0")?;
+    // The kernel closes no socket that it works at.
+    flow.session.succeed("hold")?;
+    let policy = thread::scope(|scope| {
+        let set = scope.spawn(|| lab.set_policy("app", &app, "wlan0,wwan0", &["--strict"]));
+        // Commands have a deadline of their own.
+        let in_time = lab.wait_decision("app", "domain", "wlan0").and_then(|()| {
+            lab.carrier_down("wlan0")?;
+            lab.wait_decision("app", "domain", "wwan0")?;
+            ensure!(counted(&lab)? == [0; 4] && !set.is_finished());
+            Ok(())
+        });
+        flow.session.succeed("release")?;
+        in_time?;
+        set.join().expect("no panic")
+    })?;
+    ensure!(counts(&policy)? == [0, 0, 1, 0], "{policy:#}");
+    lab.flow_leaves_by(&app, "wwan0", Kind::Tcp, Family::V4)?;
+    Ok(())
+}
+
+#[test]
+fn flows_are_kept_in_each_cgroup_of_a_policy_whichever_was_looked_at_last() -> Result<()> {
+    let lab = Lab::new()?;
+    let _agent = lab.start_agent()?;
+    let app = lab.cgroup().child("app")?;
+    let (one, two) = (app.child("one")?, app.child("two")?);
+    let open = |cgroup| Flow::open(&lab, cgroup, (Kind::Tcp, Family::V4), "eth0");
+    let _flows = [open(&one)?, open(&two)?, open(&two)?];
+    let policy = lab.set_policy("app", &app, "wlan0", &[])?;
+    ensure!(counts(&policy)? == [3, 0, 0, 0], "{policy:#}");
+    for _ in 0..2 {
+        let own = lab.set_policy("one", &one, "wlan0", &["--priority", "1"])?;
+        ensure!(counts(&own)? == [1, 0, 0, 0], "{own:#}");
+        ensure!(counted(&lab)? == [2, 0, 0, 0]);
+        let unset = lab.steer(&["policy", "unset", "one", "--json"])?.json()?;
+        ensure!(counts(&unset)? == [1, 0, 0, 0], "{unset:#}");
+        ensure!(counted(&lab)? == [3, 0, 0, 0]);
+    }
+    let status = lab.steer(&["status", "--json"])?.json()?;
+    ensure!(counts(&status)? == [3, 0, 0, 0], "{status:#}");
+    // The same once more: nothing changes.
+    let policy = lab.set_policy("app", &app, "wlan0", &[])?;
+    ensure!(counts(&policy)? == [3, 0, 0, 0], "{policy:#}");
     Ok(())
 }
 

@@ -27,7 +27,10 @@ pub(super) fn agent(args: AgentArgs, socket: PathBuf) -> anyhow::Result<()> {
         config: args.config,
         socket,
     };
-    LocalSet::new().block_on(&runtime, daemon::run(options))
+    let ended = LocalSet::new().block_on(&runtime, daemon::run(options));
+    // What threads are about is the next agent's.
+    runtime.shutdown_background();
+    ended
 }
 
 /// What is logged: a level, or directives with `=` (those of `tracing_subscriber`), with commas between.

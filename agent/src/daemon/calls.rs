@@ -33,6 +33,13 @@ impl Daemon {
         let caller = &call.caller;
         let authority = self.authority(caller);
         self.access.greet(&authority, self.engine.state());
+        let touches = matches!(
+            call.request,
+            Request::SetPolicy(_) | Request::UnsetPolicy(_) | Request::Prefer(_)
+        );
+        if touches {
+            self.sessions.begin_call();
+        }
         let mut result = match call.request {
             Request::Run(run) => return self.run(caller, run, call.reply).await,
             Request::Explain(asked) => self.explain(caller, asked).await,
@@ -63,7 +70,13 @@ impl Daemon {
         if let Ok(reply) = &mut result {
             self.add_accounts(&authority, reply);
         }
-        call.reply.end(result);
+        match result {
+            Ok(reply) if touches => self.sessions.answer(reply, call.reply),
+            result => {
+                self.sessions.end_call();
+                call.reply.end(result);
+            }
+        }
     }
 
     fn show_policy(
@@ -158,7 +171,7 @@ impl Daemon {
                 self.converge_and_log(Look::Nothing).await;
                 return Err(error);
             }
-            self.see_to_flows_of(placed.pid(), placed.cgroup()).await;
+            self.sessions.note_moved(placed.pid(), placed.cgroup());
         }
         in_force?;
         match authority.owner() {
@@ -345,7 +358,6 @@ impl Daemon {
                 policy: Some(Event::PutBack(before)),
             }
         };
-        self.sessions.begin_call();
         if let Err(error) = self.converge_for(&name, undo).await {
             // It went with its policy; if that is not back, it is not either.
             drop(self.event(Event::Prefer {
@@ -359,9 +371,8 @@ impl Daemon {
             None => info!(policy = %name, "unset"),
             Some(uid) => debug!(policy = %name, uid, "unset"),
         }
-        Ok(Reply::Unset(UnsetReply {
-            sessions: Some(self.sessions.of_call()),
-        }))
+        // What became of its flows is told when they were looked at.
+        Ok(Reply::Unset(UnsetReply { sessions: None }))
     }
 
     /// Brings what a call asked for into force. What cannot be kept is not done either, since the next

@@ -223,7 +223,7 @@ impl Daemon {
             if !self.dirty && !self.rescan {
                 // No command starts on a decision that the next agent would not know.
                 if kept.is_ok() {
-                    self.answer_runs().await;
+                    self.answer_runs();
                 }
                 if !self.dirty {
                     break;
@@ -233,8 +233,6 @@ impl Daemon {
         if everything {
             self.sessions.note_all();
         }
-        // What changed is in force, so that whoever connects again gets what is decided now.
-        self.see_to_flows().await;
         self.plan_retirement();
         self.tell_warnings();
         if everything {
@@ -309,13 +307,13 @@ impl Daemon {
     }
 
     /// Lets go the commands that wait for a decision which is in force now.
-    async fn answer_runs(&mut self) {
+    fn answer_runs(&mut self) {
         for name in self.runs.waiting() {
             if self
                 .refused_of(&name, &self.engine.numbers(&name))
                 .is_none()
             {
-                self.answer_run(&name).await;
+                self.answer_run(&name);
             }
         }
     }

@@ -510,7 +510,7 @@ impl Daemon {
     }
 
     /// Lets a waiting call go if its policy now has a domain, else tells it why it waits.
-    pub(super) async fn answer_run(&mut self, name: &Name) {
+    pub(super) fn answer_run(&mut self, name: &Name) {
         let Some(domain) = domain(&self.engine, name) else {
             return self.tell_waiting(name);
         };
@@ -527,14 +527,6 @@ impl Daemon {
             &waiting.process,
             &waiting.authority,
         );
-        let sessions = if waiting.ran && entered.is_ok() {
-            self.sessions.forget(name);
-            let cgroup = waiting.place.id;
-            self.see_to_flows_of(waiting.process.pid, cgroup).await;
-            Some(self.sessions.of(name))
-        } else {
-            None
-        };
         let reply = entered.map(|()| {
             tell_run(&waiting, name, &domain);
             Reply::Run(RunReply {
@@ -543,11 +535,18 @@ impl Daemon {
                 domain: Some(domain.to_string()),
                 waits: None,
                 question: None,
-                sessions,
+                sessions: None,
             })
         });
         // A caller that has gone is not in its place, which is then found empty.
-        waiting.answer.end(reply);
+        match reply {
+            Ok(reply) if waiting.ran => {
+                self.sessions.forget(name);
+                let moved = (waiting.process.pid, waiting.place.id);
+                self.sessions.answer_moved(reply, waiting.answer, moved);
+            }
+            reply => waiting.answer.end(reply),
+        }
         self.watch_run(waiting.place.directory());
     }
 

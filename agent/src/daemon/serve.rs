@@ -1,5 +1,6 @@
 //! The loop: waits for something to happen, tells the engine, and converges.
 
+use std::future::ready;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ const EVENTS_A_TURN: usize = 1024;
 enum Flood {
     Call(Option<Call>),
     Event(std::io::Result<datapath::Event>),
+    /// Live flows are to be looked at.
+    Flows,
 }
 
 /// Where events come from.
@@ -86,6 +89,8 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
         }
         let expiry = daemon.runs.next_deadline();
         let flows = daemon.flows.due();
+        // What is decided is in force first, so that whoever connects again gets that.
+        let judges = !daemon.dirty && daemon.sessions.has_work();
         tokio::select! {
             biased;
             _ = terminate.recv() => break "SIGTERM",
@@ -134,10 +139,8 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                 daemon.expire_runs();
             }
             () = at(expiry) => daemon.expire_runs(),
-            () = at(daemon.sessions.deadline) => {
-                daemon.sessions.note_all();
-                daemon.see_to_flows().await;
-            }
+            () = at(daemon.sessions.deadline) => daemon.sessions.wake(),
+            step = daemon.sessions.step() => daemon.sessions_step(step),
             () = at(daemon.retire_at) => daemon.retire_domains().await,
             step = daemon.flows.step() => daemon.flows_step(step),
             () = at(retry) => {
@@ -156,15 +159,20 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
             () = at(flows) => daemon.go_on_with_flows(),
             // Last, because any process may cause these without end.
             flood = async {
-                // Neither keeps the other from its turn: one of both is taken at random.
+                // None keeps another from its turn: one of them is taken at random.
                 tokio::select! {
                     call = inputs.calls.recv() => Flood::Call(call),
                     event = inputs.events.next() => Flood::Event(event),
+                    () = ready(()), if judges => Flood::Flows,
                 }
             } => {
                 let event = match flood {
                     Flood::Call(Some(call)) => {
                         daemon.call(call).await;
+                        continue;
+                    }
+                    Flood::Flows => {
+                        daemon.go_on_with_sessions();
                         continue;
                     }
                     Flood::Call(None) => bail!("the API ended"),

@@ -34,6 +34,7 @@ use self::entries::{
 use crate::datapath::{self, Counters, Datapath};
 use crate::netlink::{self, Routing};
 
+pub use flows::{FlowMeans, mark_flows, reset_flows};
 pub use sent::{Sent, read as read_sent};
 pub use sysctl::Sysctls;
 

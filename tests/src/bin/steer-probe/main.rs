@@ -5,6 +5,7 @@
 
 mod control;
 mod hand;
+mod hold;
 mod operation;
 mod probe;
 mod repeat;
@@ -53,6 +54,8 @@ Operations, one a line on standard input; addresses as ADDRESS, ADDRESS:PORT, [A
   accept                wait for a connection, or the first datagram, and go on with its sender
   pump BYTES            send so many bytes of a text that never repeats; datagrams one after the other
   gulp BYTES            receive them; `tried` counts the right ones, `failed` is 1 if one was not
+  hold                  have the kernel stop in the midst of sending by the socket, which is lost to the probe and
+                        locked until `release`
   enter CGROUP          move this process into the cgroup directory CGROUP
   close                 close the socket
 ";

@@ -69,6 +69,8 @@ pub(crate) enum Operation {
     Persist(Message),
     Many(usize, SocketAddr),
     Ended,
+    Hold,
+    Release,
     Wait,
     Accept,
     Pump(u64),
@@ -121,6 +123,8 @@ impl Operation {
                 Self::Many(count, parse_address(to, family)?)
             }
             "ended" => Self::Ended,
+            "hold" => Self::Hold,
+            "release" => Self::Release,
             "wait" => Self::Wait,
             "accept" => Self::Accept,
             "pump" => Self::Pump(one()?.parse().context("read a number of bytes")?),

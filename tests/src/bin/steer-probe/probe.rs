@@ -14,6 +14,7 @@ use steer_tests::report::{Answer, Report};
 
 use crate::control::{self, Prepared};
 use crate::operation::{Family, Kind, Message, Operation};
+use crate::hold::{self, Held};
 use crate::{hand, ring, socket, transfer, wire};
 
 /// A socket, and what the probe remembers about it.
@@ -31,6 +32,7 @@ pub(crate) struct Probe {
     pub(crate) pause: Duration,
     /// Further sockets that are connected.
     many: Vec<OwnedFd>,
+    held: Option<Held>,
 }
 
 /// Outcome of an operation that the kernel may refuse; the outer error is a mistake in the line.
@@ -50,6 +52,7 @@ impl Probe {
             timeout: Duration::from_secs(2),
             pause: Duration::from_millis(1),
             many: Vec::new(),
+            held: None,
         }
     }
 
@@ -127,6 +130,14 @@ impl Probe {
                 report.tried = u64::try_from(self.many.len())?;
                 let ended = self.many.iter().filter(|one| socket::has_ended(one));
                 report.failed = u64::try_from(ended.count())?;
+                Ok(())
+            }
+            Operation::Hold => {
+                let socket = self.socket.take().context("there is no socket")?;
+                hold::hold(socket)?.map(|held| self.held = Some(held))
+            }
+            Operation::Release => {
+                self.held = None;
                 Ok(())
             }
             Operation::Wait => self.wait()?,

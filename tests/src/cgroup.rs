@@ -1,18 +1,19 @@
 //! Cgroups of a laboratory: always a child of the cgroup2 mount made for it, never the machine's root.
 
 use std::ffi::OsStr;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 
-use crate::wait;
+use crate::{abandoned, wait};
 
-const PREFIX: &str = "steer-lab-";
+const PREFIX: &str = abandoned::PREFIXES[0];
 
 /// A cgroup and everything below it. The laboratory's own one is removed with its processes when it is
 /// dropped, and by a janitor process if the test is killed.
@@ -21,24 +22,34 @@ pub struct LabCgroup {
     path: PathBuf,
     name: String,
     janitor: Option<Child>,
+    /// Says that it is in use.
+    _own: Option<File>,
 }
 
 impl LabCgroup {
-    /// Makes `<cgroup2 mount>/steer-lab-<pid>-<n>`, with numbers of one width: text is laid out by it.
+    /// Makes `<cgroup2 mount>/steer-lab-<pid>-<n>`, with numbers of one width: text is laid out by it. The first of
+    /// a process removes what tests have left that were killed.
     ///
     /// # Errors
     /// If there is no cgroup2 mount, or it may not be written.
     pub fn new() -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        static SWEPT: Once = Once::new();
+        let mount = mount_point()?;
+        let mut swept = Ok(());
+        SWEPT.call_once(|| swept = abandoned::sweep(&mount));
+        swept.context("remove what tests have left")?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{:07}-{number:02}", std::process::id());
-        let path = mount_point()?.join(&name);
-        fs::create_dir(&path).with_context(|| format!("make cgroup {}", path.display()))?;
+        let path = mount.join(&name);
+        let own = abandoned::make(&path);
+        let own = own.with_context(|| format!("make cgroup {}", path.display()))?;
         let janitor = janitor(&path)?;
         Ok(Self {
             path,
             name,
             janitor: Some(janitor),
+            _own: Some(own),
         })
     }
 
@@ -53,6 +64,7 @@ impl LabCgroup {
             path,
             name: format!("{}/{name}", self.name),
             janitor: None,
+            _own: None,
         })
     }
 
@@ -63,6 +75,7 @@ impl LabCgroup {
             path: self.path.clone(),
             name: self.name.clone(),
             janitor: None,
+            _own: None,
         }
     }
 
@@ -193,7 +206,10 @@ fn janitor(path: &Path) -> Result<Child> {
 }
 
 /// Where the cgroup2 tree is mounted: on a hybrid machine not at `/sys/fs/cgroup`.
-fn mount_point() -> Result<PathBuf> {
+///
+/// # Errors
+/// If it is mounted nowhere.
+pub fn mount_point() -> Result<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("read mountinfo")?;
     for line in table.lines() {
         let Some((before, after)) = line.split_once(" - ") else {

@@ -5,6 +5,7 @@
 //! [`Probe`] send from a cgroup, and asserts on captured packets. Everything is private to the
 //! laboratory and ends with it: network and mount namespaces without names, a cgroup of its own.
 
+pub mod abandoned;
 mod agent;
 mod builder;
 mod caller;
@@ -35,7 +36,7 @@ pub use agent::{Agent, Output};
 pub use builder::LabBuilder;
 pub use caller::Caller;
 pub use capture::Capture;
-pub use cgroup::LabCgroup;
+pub use cgroup::{LabCgroup, mount_point};
 pub use executable::steer as steer_binary;
 pub use ip::{ip, ip_batch, ip_json};
 pub use lab::{Lab, SERVER4, SERVER6};

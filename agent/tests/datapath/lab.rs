@@ -7,7 +7,10 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Once,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -23,6 +26,9 @@ use steer_common::{
 };
 use steer_core::rules::{Rule, compile::compile};
 
+#[path = "../../../tests/src/abandoned.rs"]
+mod abandoned;
+
 /// Index of the domain on `h1`.
 pub(crate) const ONE: u32 = 1;
 /// Index of the domain on `h2`.
@@ -33,6 +39,8 @@ pub(crate) const SERVER4: &str = "192.0.2.1";
 pub(crate) const SERVER6: &str = "2001:db8::1";
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
+/// What tests have left that were killed is gone.
+static SWEPT: Once = Once::new();
 
 /// The host.
 pub(crate) struct Lab {
@@ -118,13 +126,16 @@ impl Lab {
         let scratch = tempfile::tempdir().unwrap();
         assert!(ensure_bpffs(scratch.path()).unwrap());
         assert!(!ensure_bpffs(scratch.path()).unwrap());
-        let cgroup = cgroup_mount().join(format!(
-            "steer-test-{}-{}",
+        let mount = cgroup_mount();
+        SWEPT.call_once(|| abandoned::sweep(&mount).unwrap());
+        let cgroup = mount.join(format!(
+            "{}{}-{}",
+            abandoned::PREFIXES[1],
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         ));
-        fs::create_dir(&cgroup).unwrap();
-        let group = Cgroup(cgroup.clone());
+        let own = abandoned::make(&cgroup).unwrap();
+        let group = Cgroup(cgroup.clone(), own);
         let peer = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             this_netns()
@@ -438,8 +449,8 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Removes a cgroup when dropped.
-struct Cgroup(PathBuf);
+/// Removes a cgroup when dropped. The file says that it is in use.
+struct Cgroup(PathBuf, #[expect(dead_code, reason = "held")] fs::File);
 
 impl Drop for Cgroup {
     fn drop(&mut self) {

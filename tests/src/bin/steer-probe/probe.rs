@@ -13,8 +13,8 @@ use nix::sys::socket::{
 use steer_tests::report::{Answer, Report};
 
 use crate::control::{self, Prepared};
-use crate::operation::{Family, Kind, Message, Operation};
 use crate::hold::{self, Held};
+use crate::operation::{Family, Kind, Message, Operation};
 use crate::{hand, ring, socket, transfer, wire};
 
 /// A socket, and what the probe remembers about it.

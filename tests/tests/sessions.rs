@@ -482,7 +482,13 @@ fn a_flow_that_cannot_end_yet_keeps_nobody_waiting() -> Result<()> {
     let policy = thread::scope(|scope| {
         let set = scope.spawn(|| lab.set_policy("app", &app, "wlan0,wwan0", &["--strict"]));
         // Commands have a deadline of their own.
-        let in_time = lab.wait_decision("app", "domain", "wlan0").and_then(|()| {
+        let is_set = wait::until("policy app", || {
+            let policies = lab.policies()?;
+            let set = policies.iter().any(|policy| policy["name"] == "app");
+            Ok(set.then_some(()))
+        });
+        let in_time = is_set.and_then(|()| {
+            lab.wait_decision("app", "domain", "wlan0")?;
             lab.carrier_down("wlan0")?;
             lab.wait_decision("app", "domain", "wwan0")?;
             ensure!(counted(&lab)? == [0; 4] && !set.is_finished());

@@ -1,7 +1,6 @@
 //! The maps, as typed tables.
 
 use std::{
-    collections::BTreeMap,
     io,
     marker::PhantomData,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -387,7 +386,7 @@ fn entries<K: Pod, V: Pod>(map: &OwnedFd, name: &'static str) -> Result<Vec<(K, 
 }
 
 /// Everything in a map whose elements have so many values: one, or one for each CPU.
-fn for_each<K: Pod, V: Pod>(
+pub(super) fn for_each<K: Pod, V: Pod>(
     map: &OwnedFd,
     name: &'static str,
     cpus: usize,
@@ -457,7 +456,7 @@ pub struct Tables {
     pub(super) guarded: Table<u32, u8>,
     cells: Array<u32>,
     counters: OwnedFd,
-    traffic: OwnedFd,
+    pub(super) traffic: OwnedFd,
     flows: OwnedFd,
 }
 
@@ -539,49 +538,10 @@ impl Tables {
             repair_too_big: read(counter::REPAIR_TOO_BIG)?,
         })
     }
-
-    /// What was sent for each policy by each domain since its entry was made, over all CPUs, in the
-    /// order of policies and domains.
-    pub fn traffic(&self) -> Result<BTreeMap<TrafficKey, Traffic>> {
-        let mut all = BTreeMap::new();
-        for_each(
-            &self.traffic,
-            TRAFFIC.name,
-            cpus()?,
-            |key, counts: &[Traffic]| {
-                let sum: &mut Traffic = all.entry(key).or_default();
-                for count in counts {
-                    *sum += *count;
-                }
-            },
-        )?;
-        Ok(all)
-    }
-
-    /// Adds to an entry that no program writes.
-    pub(crate) fn add_traffic(&self, key: &TrafficKey, more: Traffic) -> Result<()> {
-        let mut values = vec![Traffic::default(); cpus()?];
-        let failed = Error::kernel("read map", TRAFFIC.name);
-        let bytes = bytemuck::cast_slice_mut(&mut values);
-        sys::lookup(self.traffic.as_fd(), bytemuck::bytes_of(key), bytes).map_err(failed)?;
-        if let Some(first) = values.first_mut() {
-            *first += more;
-        }
-        let bytes = bytemuck::cast_slice(&values);
-        sys::update(self.traffic.as_fd(), bytemuck::bytes_of(key), bytes)
-            .map_err(Error::kernel("write map", TRAFFIC.name))
-    }
-
-    /// Forgets what was sent for a policy by a domain.
-    pub(crate) fn forget_traffic(&self, key: &TrafficKey) -> Result<()> {
-        sys::delete(self.traffic.as_fd(), bytemuck::bytes_of(key))
-            .map(drop)
-            .map_err(Error::kernel("delete from map", TRAFFIC.name))
-    }
 }
 
 /// CPUs that there may be: so many values has an element of a per-CPU map.
-fn cpus() -> Result<usize> {
+pub(super) fn cpus() -> Result<usize> {
     aya::util::nr_cpus().map_err(|(path, source)| Error::File {
         operation: "read",
         path: path.into(),

@@ -22,6 +22,7 @@ mod program;
 mod rulesets;
 mod survey;
 mod sys;
+mod traffic;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

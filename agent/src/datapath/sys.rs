@@ -27,6 +27,8 @@ const MAP_BY_ID: u32 = 14;
 const INFO: u32 = 15;
 const PROGRAM_QUERY: u32 = 16;
 const RAW_TRACEPOINT_OPEN: u32 = 17;
+/// `BPF_MAP_LOOKUP_AND_DELETE_ELEM`, of hash maps since Linux 5.14.
+const MAP_TAKE: u32 = 21;
 const MAP_FREEZE: u32 = 22;
 const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
@@ -97,6 +99,22 @@ pub(super) fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::R
         flags: 0,
     };
     match bpf(MAP_LOOKUP, &mut argument) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Copies the value of `key` to `value`, as [`lookup`] does, and removes it in one step. False: there was none.
+pub(super) fn take(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    let mut argument = Element {
+        map: number(map),
+        reserved: 0,
+        key: address(key.as_ptr()),
+        value: address(value.as_mut_ptr()),
+        flags: 0,
+    };
+    match bpf(MAP_TAKE, &mut argument) {
         Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),

@@ -46,15 +46,15 @@ pub(super) fn close(datapath: &Datapath, plan: &Plan) -> Result<(), Error> {
         if is_open && has_domain {
             continue;
         }
-        // In this order: where an agent is killed in between, no sum becomes less.
-        if has_domain {
-            let gone = TrafficKey {
-                policy: TrafficKey::GONE,
-                ..key
-            };
-            datapath.maps.add_traffic(&gone, traffic)?;
+        if !has_domain {
+            datapath.maps.forget_traffic(&key)?;
+            continue;
         }
-        datapath.maps.forget_traffic(&key)?;
+        let gone = TrafficKey {
+            policy: TrafficKey::GONE,
+            ..key
+        };
+        datapath.maps.move_traffic(&key, traffic, &gone)?;
     }
     Ok(())
 }

@@ -27,6 +27,10 @@ use steer_common::{
 use steer_core::rules::{Rule, compile::compile};
 
 #[path = "../../../tests/src/abandoned.rs"]
+#[expect(
+    unreachable_pub,
+    reason = "it is the laboratory's of the scenarios, too"
+)]
 mod abandoned;
 
 /// Index of the domain on `h1`.

@@ -64,6 +64,35 @@ fn packets_and_bytes_are_those_on_the_wire() {
 }
 
 #[test]
+fn what_was_sent_while_an_entry_went_is_counted_where_it_went() {
+    counted(|lab, child| {
+        let server = Udp::new(lab);
+        let target = format!("{SERVER4}:{}", server.port);
+        child.must(&["open s inet dgram", &format!("connect s {target}")]);
+        child.must(&["write s before"]);
+        let [from, to] = [1, TrafficKey::GONE].map(|policy| TrafficKey {
+            policy,
+            domain: TWO,
+        });
+        for packets in [1, 3] {
+            let read = sent(lab, 1, TWO);
+            child.must(&["write s meanwhile"]);
+            lab.maps().move_traffic(&from, read, &to).unwrap();
+            assert_eq!(sent(lab, 1, TWO), Traffic::default());
+            assert_eq!(sent(lab, to.policy, TWO).packets, packets + 1);
+            child.must(&["write s after"]);
+        }
+        // An entry that has gone meanwhile takes nothing along.
+        let read = sent(lab, 1, TWO);
+        lab.maps().move_traffic(&from, read, &to).unwrap();
+        lab.maps()
+            .move_traffic(&from, Traffic::default(), &to)
+            .unwrap();
+        assert_eq!(sent(lab, to.policy, TWO).packets, 5);
+    });
+}
+
+#[test]
 fn each_policy_has_its_own_counts_and_none_has_none() {
     counted(|lab, child| {
         let server = Udp::new(lab);

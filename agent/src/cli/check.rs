@@ -57,7 +57,7 @@ fn summary(checked: &Checked) -> String {
     ];
     let mut said: Vec<String> = said.into_iter().flatten().collect();
     if !checked.complete {
-        said.push("not all policies were compared: there are too many".to_owned());
+        said.push("not all policies and rules were compared: there are too many".to_owned());
     }
     format!("{files}: {}", said.join(", "))
 }

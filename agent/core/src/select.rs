@@ -307,8 +307,10 @@ impl World<'_> {
                 // Of those that are kept for need one is enough.
                 fit.truncate(1);
                 let first = fit.first().map(|(name, _)| name);
-                for candidate in candidates[begin..].iter_mut() {
-                    candidate.taken &= Some(&candidate.domain) == first;
+                let idle = |one: &&mut Candidate| one.taken && Some(&one.domain) != first;
+                for candidate in candidates[begin..].iter_mut().filter(idle) {
+                    candidate.taken = false;
+                    candidate.reason = "its weight is 0, as is that of one before it".to_owned();
                 }
             }
             let Some((first, _)) = fit.first() else {

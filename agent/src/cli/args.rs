@@ -181,9 +181,9 @@ Exits with 1 if there is a mistake or a policy would be in quarantine, else with
     },
     /// Have the agent read its files again.
     #[command(after_help = "\
-Bad files change nothing: what is wrong is shown, and the exit code is 1. A policy that is bad in itself
-is put into quarantine: all else is taken, and what it matches is blocked if it is strict. `steer check`
-says the same before.")]
+Bad files change nothing: what is wrong is shown, and the exit code is 1. A policy
+that is bad in itself is put into quarantine: all else is taken, and what it matches
+is blocked if it is strict. `steer check` says the same before.")]
     Reload(Output),
     /// Show live flows: whose they are, where they leave, and how much they carry.
     Flows(Box<FlowsArgs>),
@@ -464,8 +464,9 @@ Shows the flows of policies; without root, those of your own processes. DOMAIN i
 not where its policy has it: the guard drops it if the policy is strict.
 Bytes are what applications sent and received, without headers. TCP counts from the
 beginning of a connection; for UDP and others counting begins when somebody asks for
-flows, and ends a minute after nobody does. An age with > is that since the flow was
-first seen. Rows are in the order of policy, process, protocol and destination.
+flows, and ends a minute after nobody does; what is sent without a connection is
+shown from then on alone. An age with > is that since the flow was first seen. Rows
+are in the order of policy, process, protocol and destination.
 --watch shows all again each second on a terminal, and what changes into a pipe.")]
 pub(super) struct FlowsArgs {
     /// Only flows to this address, prefix, or address and port ([ADDRESS]:PORT for IPv6).

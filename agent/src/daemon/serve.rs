@@ -78,7 +78,7 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
     let mut routing_touched = false;
     let (mut scan, mut scanned): (Option<Instant>, Option<Instant>) = (None, None);
     let signal = loop {
-        if daemon.dirty && gather.is_none() {
+        if (daemon.dirty || routing_touched) && gather.is_none() {
             gather = Some(Instant::now() + GATHER);
         }
         if daemon.reconciler.refused().is_empty() {
@@ -89,7 +89,8 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
         }
         let expiry = daemon.runs.next_deadline();
         let flows = daemon.flows.due();
-        // What is decided is in force first, so that whoever connects again gets that.
+        // What is decided is in force first, so that whoever connects again gets that. Rules and routes that
+        // were touched decide nothing: after each change they were, by the agent itself.
         let judges = !daemon.dirty && daemon.sessions.has_work();
         tokio::select! {
             biased;
@@ -125,10 +126,7 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                             }
                             daemon.fact(Event::Network(change));
                         }
-                        Notification::OwnRule | Notification::OwnRoute => {
-                            routing_touched = true;
-                            daemon.dirty = true;
-                        }
+                        Notification::OwnRule | Notification::OwnRoute => routing_touched = true,
                     }
                 }
             }

@@ -4,6 +4,7 @@ use crate::document::Document;
 use crate::failover::Failover;
 use crate::load::{FEW, Load};
 use crate::packets::{Packets, subject};
+use crate::programs::Runs;
 use crate::rounds::Costs;
 use crate::sites::FEW_RULES;
 use crate::statistics::Sample;
@@ -150,8 +151,20 @@ fn growth(
     limit: f64,
 ) -> Row {
     let found = costs.ratios[many].median() - costs.ratios[few].median();
-    let missed = (found > limit)
-        .then(|| format!("{found:+.3} instead of {limit:+.3} against the same with {against}."));
+    let missed = (found > limit).then(|| {
+        let mut text =
+            format!("{found:+.3} instead of {limit:+.3} against the same with {against}.");
+        if let [Some(few), Some(many)] = [few, many].map(|index| runs_of(packets, costs, index)) {
+            text.push_str(&format!(
+                " The programs take {:.0} ({}) instead of {:.0} ({}).",
+                many.total(),
+                many.sum(),
+                few.total(),
+                few.sum(),
+            ));
+        }
+        text
+    });
     Row {
         what: what(packets, costs, many),
         target: format!("{against} + {limit:.2}"),
@@ -161,14 +174,18 @@ fn growth(
     }
 }
 
+/// What programs took for a subject.
+fn runs_of<'a>(packets: &'a Packets, costs: &Costs, index: usize) -> Option<&'a Runs> {
+    let name = packets.names[index];
+    let mut programs = packets.programs.iter();
+    programs.find(|runs| runs.subject == name && runs.workload == costs.workload)
+}
+
 /// Where the time goes that a unit takes beyond the host without steer.
 fn beyond(packets: &Packets, costs: &Costs, index: usize) -> String {
     let more = |index: usize| (costs.ratios[index].median() - 1.0) * costs.reference.median();
     let mut text = format!("{:.0} ns more than the host without steer.", more(index));
-    let name = packets.names[index];
-    let mut programs = packets.programs.iter();
-    let Some(runs) = programs.find(|runs| runs.subject == name && runs.workload == costs.workload)
-    else {
+    let Some(runs) = runs_of(packets, costs, index) else {
         return text;
     };
     if costs.ratios[subject::RULES].is_empty() {

@@ -32,8 +32,8 @@ pub struct RepairLease {
     pub checked: u64,
     /// The policy that asked for it.
     pub policy: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// The number at [`crate::cell::CHANGES`] when it was seen last that all of it still holds.
+    pub changes: u32,
 }
 
 /// Key of `RETURNS` and `ECHO_RETURNS` (LRU hash): an answer to a repaired flow, as it arrives.

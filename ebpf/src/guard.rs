@@ -12,10 +12,12 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
+use steer_common::cell;
 
 use crate::{
     divided,
     judge::{Judgement, UNASKED, Verdict, is_plainly_right, is_to_show, judge, was_judged},
+    maps::cell,
     owner::Owner,
     repair, stack,
 };
@@ -44,6 +46,8 @@ pub fn guard(ctx: TcContext) -> i32 {
     if is_plainly_right(skb) {
         return NEXT;
     }
+    // Before anything that it is about is asked.
+    let changes = cell(cell::CHANGES);
     let mut place = MaybeUninit::uninit();
     let judgement = stack::zeroed(&mut place);
     let mut verdict = judgement_of_guard(skb, &raw mut *judgement, UNASKED);
@@ -54,7 +58,7 @@ pub fn guard(ctx: TcContext) -> i32 {
         return DROP;
     }
     if judgement.owner.repairs()
-        && let Some(verdict) = repair::outbound(skb, judgement.owner.policy)
+        && let Some(verdict) = repair::outbound(skb, judgement.owner.policy, changes)
     {
         return verdict;
     }

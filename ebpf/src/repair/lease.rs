@@ -203,10 +203,12 @@ pub fn of_answer(skb: *mut __sk_buff, answer: &Plain) -> Option<&'static ReturnL
     unsafe { RETURNS.get(&key) }
 }
 
-/// Whether a lease is to be looked at again by a packet of `policy`.
+/// Whether a lease is to be looked at again by a packet of `policy`, after so many changes.
 #[inline(always)]
-pub fn is_stale(lease: &RepairLease, policy: u32) -> bool {
-    lease.policy != policy || now().wrapping_sub(lease.checked) > RECHECK
+pub fn is_stale(lease: &RepairLease, policy: u32, changes: u32) -> bool {
+    lease.policy != policy
+        || lease.changes != changes
+        || now().wrapping_sub(lease.checked) > RECHECK
 }
 
 /// Makes the lease of a packet's flow, or looks whether it still holds. 0: there is none. A global function to the
@@ -218,6 +220,7 @@ pub extern "C" fn renew_lease(
     parts: *const Parts,
     policy: u32,
     lease: *mut RepairLease,
+    changes: u32,
 ) -> u32 {
     // SAFETY: null, or what was read.
     let Some(parts) = (unsafe { parts.as_ref() }) else {
@@ -235,6 +238,7 @@ pub extern "C" fn renew_lease(
     };
     if choose(packet, policy, wanted, lease) {
         lease.checked = now();
+        lease.changes = changes;
         lease.policy = policy;
         if keep_return(packet, lease) {
             log!(log_leased(policy, lease.domain, lease.ifindex));

@@ -115,10 +115,10 @@ impl Packet<'_> {
 }
 
 /// Puts a packet of a flow of policy `policy` on the domain that is right for it. The verdict; `None`: it is right as
-/// it is, or is none that is repaired.
+/// it is, or is none that is repaired. `changes`: how many there were before it was judged.
 #[inline(always)]
-pub fn outbound(skb: *mut __sk_buff, policy: u32) -> Option<i32> {
-    let verdict = repaired(skb, policy);
+pub fn outbound(skb: *mut __sk_buff, policy: u32, changes: u32) -> Option<i32> {
+    let verdict = repaired(skb, policy, changes);
     (verdict != LEAVE).then_some(verdict)
 }
 
@@ -126,7 +126,7 @@ pub fn outbound(skb: *mut __sk_buff, policy: u32) -> Option<i32> {
 // the verifier, as those of `rules` are.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn repaired(skb: *mut __sk_buff, policy: u32) -> i32 {
+extern "C" fn repaired(skb: *mut __sk_buff, policy: u32, changes: u32) -> i32 {
     let mut place = MaybeUninit::uninit();
     let parts = stack::zeroed(&mut place);
     if read_sent(skb, policy, parts) == 0 {
@@ -140,8 +140,8 @@ extern "C" fn repaired(skb: *mut __sk_buff, policy: u32) -> i32 {
         }
     } else {
         lease::find(packet, &mut lease);
-        let again = lease::is_stale(&lease, policy) || lease::connects(packet);
-        if again && lease::renew_lease(skb, parts, policy, &mut lease) == 0 {
+        let again = lease::is_stale(&lease, policy, changes) || lease::connects(packet);
+        if again && lease::renew_lease(skb, parts, policy, &mut lease, changes) == 0 {
             return LEAVE;
         }
         if packet.transport.fragment == fragment::FIRST {
@@ -154,7 +154,7 @@ extern "C" fn repaired(skb: *mut __sk_buff, policy: u32) -> i32 {
         return too_big::tell(packet, mtu as u32);
     }
     if packet.sender != NOBODY && packet.transport.shape == shape::WHOLE {
-        socket::note(packet, policy, &lease, mtu as u32);
+        socket::note(packet, policy, &lease, mtu as u32, changes);
     }
     send(packet, &lease)
 }

@@ -107,11 +107,12 @@ pub extern "C" fn leased(skb: *mut __sk_buff) -> i32 {
 }
 
 /// Gives the socket of a packet a lease, so that packets like this one go the short way from now on. `limit`: how
-/// long they may be there, from the IP header on.
+/// long they may be there, from the IP header on; `changes`: how many there were when the first of what is noted
+/// was asked.
 #[inline(always)]
-pub(super) fn note(packet: &Packet, policy: u32, lease: &RepairLease, limit: u32) {
+pub(super) fn note(packet: &Packet, policy: u32, lease: &RepairLease, limit: u32, changes: u32) {
     let policy_and_link = u64::from(policy) << 32 | u64::from(packet.link);
-    note_socket(packet.skb, lease, policy_and_link, limit);
+    note_socket(packet.skb, lease, policy_and_link, limit, changes);
 }
 
 /// A global function to the verifier, as those of `rules` are.
@@ -122,6 +123,7 @@ extern "C" fn note_socket(
     lease: *const RepairLease,
     policy_and_link: u64,
     limit: u32,
+    changes: u32,
 ) -> u32 {
     // SAFETY: null, or a lease.
     let Some(lease) = (unsafe { lease.as_ref() }) else {
@@ -143,7 +145,7 @@ extern "C" fn note_socket(
     noted.domain = lease.domain;
     noted.ifindex = lease.ifindex;
     noted.mark = noted.old_mark & !globals::MARK_MASK.load() | fit::mark(lease.domain);
-    noted.changes = cell(cell::CHANGES);
+    noted.changes = changes;
     noted.made = ticks();
     put(socket, noted);
     0

@@ -13,7 +13,7 @@ use steer_common::{
 
 use crate::{
     child::{Child, pumped},
-    lab::{Lab, SERVER4, SERVER6, TWO, ifindex, ip, on_a_new_host, sysctl},
+    lab::{Lab, ONE, SERVER4, SERVER6, TWO, ifindex, ip, on_a_new_host, sysctl},
     peer::{Capture, Tcp, Udp, eventually},
     tun::{Tun, Tunnel},
 };
@@ -307,6 +307,32 @@ fn no_packet_goes_by_what_was_true_before_a_change() {
                 }
             }
             child.must(&["close s"]);
+        }
+    });
+}
+
+#[test]
+fn echo_requests_follow_a_decision_at_once() {
+    repaired(|lab, child, group| {
+        lab.give(&group, 0, 0);
+        child.must(&["open s inet ping"]);
+        lab.give(&group, 1, 0);
+        let [one, two] = ["p1", "p2"].map(|interface| Capture::on(lab, interface));
+        // Identifier, sequence and text: the kernel writes identifier and checksum.
+        let ping = |text: &str| {
+            let text: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+            format!("send-hex s {} 0800000000000001{text}", target(SERVER4, 0))
+        };
+        for round in 0..5 {
+            for (domain, right, wrong) in [(TWO, &two, &one), (ONE, &one, &two)] {
+                lab.policy(1, domain, REPAIR);
+                lab.maps().count_change().unwrap();
+                let text = format!("ping{round}{domain}");
+                child.must(&[&ping(&text)]);
+                let answer = child.ask("read s");
+                assert!(answer.contains(&text), "{answer}");
+                assert!(right.saw(&text) && !wrong.saw(&text), "{text}");
+            }
         }
     });
 }

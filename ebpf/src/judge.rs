@@ -25,8 +25,7 @@ use crate::{
     log::log,
     maps::{EVENTS, cell},
     owner::Owner,
-    packet::{self, Headers},
-    repair,
+    packet::{self, Headers, ICMP, ICMPV6},
     sock::{
         self, AF_INET, AF_INET6, AF_PACKET, NEW_SYN_RECV, SOCK_DGRAM, SOCK_STREAM, TIME_WAIT,
         domain_of_mark, field, set_field,
@@ -108,7 +107,7 @@ pub fn is_plainly_right(skb: *mut __sk_buff) -> bool {
     }
     // SAFETY: not null.
     let full = unsafe { bpf_sk_fullsock(socket) };
-    if !is_at::<SOCK_DGRAM>(index, skb, full) || owner.repairs() && repair::asks_for_echo(full) {
+    if !is_at::<SOCK_DGRAM>(index, skb, full) || owner.repairs() && asks_for_echo(full) {
         return false;
     }
     set_field!(tag(index), skb, tc_index);
@@ -464,6 +463,16 @@ fn is_of_link(headers: &Headers) -> bool {
     let source = headers.source;
     headers.destination.is_never_steered()
         && (source.is_unspecified() || !source.is_v4() && source.is_link_local())
+}
+
+/// Whether a socket may send echo requests, which are repaired by the decision of the moment.
+#[inline(always)]
+pub fn asks_for_echo(full: *mut bpf_sock) -> bool {
+    if full.is_null() {
+        return false;
+    }
+    let protocol = field!(full, protocol);
+    protocol == ICMP || protocol == ICMPV6
 }
 
 /// Whether the application, or who asked it, chose the way of a flow that nothing was decided for: it bound

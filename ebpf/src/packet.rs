@@ -14,7 +14,6 @@ use steer_common::rules::has_ports;
 
 use crate::{
     address::Address,
-    plain::Plain,
     sock::{AF_PACKET, SOCK_RAW, field},
 };
 
@@ -218,21 +217,6 @@ pub fn borne_transport(skb: *mut __sk_buff, headers: &Headers, base: u32, link: 
 }
 
 impl Transport {
-    /// Of a plain packet.
-    #[inline(always)]
-    pub fn of(plain: &Plain) -> Self {
-        let ports = u32::from_be(plain.ports);
-        Self {
-            shape: shape::WHOLE,
-            protocol: plain.protocol,
-            offset: plain.network,
-            source_port: ports >> 16,
-            destination_port: ports & 0xffff,
-            detail: plain.flags,
-            ..Self::BROKEN
-        }
-    }
-
     const BROKEN: Self = Self {
         shape: shape::BROKEN,
         protocol: 0,

@@ -7,7 +7,7 @@ use aya_ebpf::bindings::__sk_buff;
 
 use crate::{
     address::Address,
-    packet::{self, ETHERNET, TCP, UDP},
+    packet::{self, ETHERNET, TCP, Transport, UDP, fragment, shape},
     sock::field,
     stack,
 };
@@ -31,7 +31,7 @@ pub struct Plain {
     /// Bytes of the IP header.
     pub network: u32,
     /// Bytes of the transport header.
-    pub transport: u32,
+    pub header: u32,
 }
 
 /// Reads a packet behind `link` bytes. `None`: it is none of these, or its headers are not in one piece.
@@ -85,7 +85,7 @@ fn plain(skb: *mut __sk_buff, link: u32) -> Option<Plain> {
             protocol: u32::from_be(word(8)) >> 16 & 0xff,
             flags: 0,
             network: NETWORK as u32,
-            transport: 8,
+            header: 8,
         };
         if found.protocol == TCP {
             if start + NETWORK + 20 > end {
@@ -109,7 +109,7 @@ fn plain(skb: *mut __sk_buff, link: u32) -> Option<Plain> {
             protocol: u32::from_be(second) >> 8 & 0xff,
             flags: 0,
             network: NETWORK as u32,
-            transport: 8,
+            header: 8,
         };
         if found.protocol == TCP {
             if start + NETWORK + 20 > end {
@@ -125,20 +125,36 @@ fn plain(skb: *mut __sk_buff, link: u32) -> Option<Plain> {
 }
 
 impl Plain {
+    /// What follows its IP header.
+    #[inline(always)]
+    pub fn transport(&self) -> Transport {
+        let ports = u32::from_be(self.ports);
+        Transport {
+            shape: shape::WHOLE,
+            protocol: self.protocol,
+            offset: self.network,
+            source_port: ports >> 16,
+            destination_port: ports & 0xffff,
+            detail: self.flags,
+            fragment: fragment::NONE,
+            id: 0,
+        }
+    }
+
     /// `word`: the one of a TCP header that has its length and flags.
     #[inline(always)]
     fn is_tcp(&mut self, word: u32) {
         let word = u32::from_be(word);
         self.flags = word >> 16 & 0xff;
-        self.transport = word >> 28 << 2;
+        self.header = word >> 28 << 2;
     }
 
     /// Whether it is one of these, and as long as it says. Longer ones that do not say it (RFC 2675, and the
     /// kernel's own before they are split) are none.
     #[inline(always)]
     fn fits(&self, length: u32, there: u32) -> bool {
-        (self.protocol == TCP && self.transport >= 20 || self.protocol == UDP)
-            && length >= self.network + self.transport
+        (self.protocol == TCP && self.header >= 20 || self.protocol == UDP)
+            && length >= self.network + self.header
             && length <= there
     }
 }

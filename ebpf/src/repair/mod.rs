@@ -26,14 +26,13 @@ use aya_ebpf::{
 };
 use steer_common::{FragmentLease, RepairLease, counter};
 
-pub use self::sender::asks_for_echo;
 use self::{borne::Borne, sender::NOBODY};
 use crate::{
     address::Address,
     count::count,
     decision::Domain,
     globals,
-    judge::{SHOWS, tag},
+    judge::{SHOWS, asks_for_echo, tag},
     owner::Owner,
     packet::{
         self, ETHERNET, Headers, TCP, TCP_RST, TCP_SYN, Transport, fragment, headers, link_header,
@@ -87,7 +86,7 @@ impl Parts {
 fn transport_of(skb: *mut __sk_buff, headers: &Headers, link: u32) -> Transport {
     let mut place = MaybeUninit::uninit();
     match plain::read(skb, link, &mut place) {
-        Some(found) => Transport::of(found),
+        Some(found) => found.transport(),
         None => transport(skb, headers, link),
     }
 }
@@ -174,7 +173,7 @@ extern "C" fn read_sent(skb: *mut __sk_buff, policy: u32, place: *mut Parts) -> 
     // SAFETY: not null.
     let full = unsafe { bpf_sk_fullsock(socket) };
     let sender = sender::of(skb, full, &Owner::of_policy(policy));
-    if sender == sender::NOT_OURS || sender == sender::DECIDED && !sender::asks_for_echo(full) {
+    if sender == sender::NOT_OURS || sender == sender::DECIDED && !asks_for_echo(full) {
         return 0;
     }
     if !place.read(skb, sender) {

@@ -72,16 +72,6 @@ pub fn of(skb: *mut __sk_buff, full: *mut bpf_sock, owner: &Owner) -> u32 {
     }
 }
 
-/// Whether a socket may send echo requests, which go by the decision of the moment.
-#[inline(always)]
-pub fn asks_for_echo(full: *mut bpf_sock) -> bool {
-    if full.is_null() {
-        return false;
-    }
-    let protocol = field!(full, protocol);
-    protocol == ICMP || protocol == ICMPV6
-}
-
 /// Whether the packet is one that its socket itself sent, and of a kind that is repaired.
 ///
 /// The inner socket of a tunnel's packets is on the outer ones too.

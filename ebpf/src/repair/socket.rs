@@ -77,7 +77,7 @@ pub extern "C" fn leased(skb: *mut __sk_buff) -> i32 {
     let length = if segment == 0 {
         field!(skb, len).wrapping_sub(lease.link)
     } else {
-        segment + found.network + found.transport
+        segment + found.network + found.header
     };
     if !alike || length > lease.mtu {
         return LEAVE;

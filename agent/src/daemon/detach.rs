@@ -65,7 +65,8 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
 
     let mut routing = Routing::open().await?;
     let rules = routing.rules().await?;
-    for rule in &rules {
+    // Those that refuse stand behind those that lead to tables, and go first: nobody is to be refused meanwhile.
+    for rule in rules.iter().rev() {
         routing.delete_rule(rule).await?;
     }
     if let (Some(first), Some(last)) = (

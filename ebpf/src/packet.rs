@@ -70,13 +70,13 @@ pub fn is_extension(protocol: u32) -> bool {
 /// Whether it is an IPv4 packet.
 #[inline(always)]
 pub fn is_v4(skb: *mut __sk_buff) -> bool {
-    is_ethertype_v4(field!(skb, protocol))
+    field!(skb, protocol) == ETH_P_IP
 }
 
-/// Whether that is the type of frames with IPv4 packets.
+/// Whether it is an IPv6 packet.
 #[inline(always)]
-pub fn is_ethertype_v4(ethertype: u32) -> bool {
-    ethertype == ETH_P_IP
+pub fn is_v6(skb: *mut __sk_buff) -> bool {
+    field!(skb, protocol) == ETH_P_IPV6
 }
 
 /// The source of `skb`; `None` where it is not IP.

@@ -34,7 +34,7 @@ pub struct Plain {
     pub header: u32,
 }
 
-/// Reads a packet behind `link` bytes. `None`: it is none of these, or its headers are not in one piece.
+/// Reads an IP packet behind `link` bytes. `None`: it is none of these, or its headers are not in one piece.
 #[inline(always)]
 pub fn read(skb: *mut __sk_buff, link: u32, place: &mut MaybeUninit<Plain>) -> Option<&Plain> {
     let place = stack::zeroed(place);

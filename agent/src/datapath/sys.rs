@@ -91,22 +91,15 @@ struct Element {
 /// `value` has the map's value size (times the possible CPUs for per-CPU maps), `key` its key size;
 /// the callers in `maps` check both against the map when they open it.
 pub(super) fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
-    let mut argument = Element {
-        map: number(map),
-        reserved: 0,
-        key: address(key.as_ptr()),
-        value: address(value.as_mut_ptr()),
-        flags: 0,
-    };
-    match bpf(MAP_LOOKUP, &mut argument) {
-        Ok(_) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(error) => Err(error),
-    }
+    read(MAP_LOOKUP, map, key, value)
 }
 
 /// Copies the value of `key` to `value`, as [`lookup`] does, and removes it in one step. False: there was none.
 pub(super) fn take(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+    read(MAP_TAKE, map, key, value)
+}
+
+fn read(command: u32, map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
     let mut argument = Element {
         map: number(map),
         reserved: 0,
@@ -114,7 +107,7 @@ pub(super) fn take(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Res
         value: address(value.as_mut_ptr()),
         flags: 0,
     };
-    match bpf(MAP_TAKE, &mut argument) {
+    match bpf(command, &mut argument) {
         Ok(_) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
         Err(error) => Err(error),

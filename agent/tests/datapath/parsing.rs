@@ -428,6 +428,23 @@ fn answered(returns: IngressEntry) {
 }
 
 #[test]
+fn what_looks_like_an_answer_in_a_frame_of_another_type_is_left_as_it_is() {
+    tested(|lab, child| {
+        lease_all(lab, child);
+        for answer in [
+            Frame::new(SERVER4, TWO4, Body::Tcp(80, 1003, ACK)),
+            Frame::new(SERVER6, TWO6, Body::Tcp(80, 1003, ACK)),
+        ] {
+            let mut frame = inbound(&answer);
+            assert_eq!(run(lab, child, "ingress", &frame).0, REDIRECTED);
+            frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+            let (verdict, after) = run(lab, child, "ingress", &frame);
+            assert_eq!((verdict, after), (LEFT, frame));
+        }
+    });
+}
+
+#[test]
 fn errors_go_back_with_the_packet_that_was_sent() {
     tested(|lab, child| {
         lease_all(lab, child);

@@ -251,6 +251,9 @@ pub fn way_back(skb: *mut __sk_buff, ethernet: bool) -> Option<i32> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn plain_answer(skb: *mut __sk_buff) -> i32 {
+    if !packet::is_v4(skb) && !packet::is_v6(skb) {
+        return LEAVE;
+    }
     let mut place = MaybeUninit::uninit();
     let Some(found) = plain::read(skb, ETHERNET, &mut place) else {
         return LEAVE;

@@ -138,6 +138,16 @@ impl Lab {
         self.capture.drain(&interfaces)
     }
 
+    /// Where the capture is, with everything sent so far before it: what is recorded from here on was
+    /// sent from here on.
+    ///
+    /// # Errors
+    /// As [`Capture::drain`].
+    pub fn position(&self) -> Result<usize> {
+        self.drain()?;
+        Ok(self.capture.position())
+    }
+
     /// Asserts that something about `address` crossed `uplink`, nothing crossed any other, and every
     /// IP packet that the host sent to it bore one of `uplink`'s addresses as its source.
     ///

@@ -105,7 +105,7 @@ fn a_policy_set_before_the_process_between_flows_and_during_a_flow() -> Result<(
     let lab = Lab::builder().rp_filter(1).build()?;
     let _agent = lab.start_agent()?;
     let app = lab.cgroup().child("app")?;
-    let start = lab.capture().position();
+    let start = lab.position()?;
     let mut session = Probe::new(Kind::Tcp, Family::V4).start(&lab, &app)?;
     let before = lab.target4();
     session.succeed(&format!("connect {}", SocketAddr::new(before, ECHO_PORT)))?;
@@ -152,7 +152,7 @@ fn a_connected_datagram_socket_never_leaves_with_its_old_source() -> Result<()> 
     let app = lab.cgroup().child("app")?;
     for family in Family::ALL {
         lab.set_policy("app", &app, "wlan0", &[])?;
-        let start = lab.capture().position();
+        let start = lab.position()?;
         let target = family.target(&lab);
         let mut session = Probe::new(Kind::UdpConnected, family).start(&lab, &app)?;
         session.succeed(&format!("connect {}", SocketAddr::new(target, ECHO_PORT)))?;
@@ -173,7 +173,7 @@ fn a_socket_made_before_the_policy_is_steered_at_its_next_flow() -> Result<()> {
     let lab = Lab::new()?;
     let _agent = lab.start_agent()?;
     let app = lab.cgroup().child("app")?;
-    let start = lab.capture().position();
+    let start = lab.position()?;
     // Kept open to the end: what the kernel sends when a flow ends is another matter.
     let mut streams = Vec::new();
     for family in Family::ALL {

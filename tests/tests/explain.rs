@@ -47,7 +47,7 @@ fn said(answer: &Value) -> [&str; 4] {
 /// program saw or without, or by an uplink from a source.
 fn really(lab: &Lab, app: &LabCgroup, peer: &str) -> Result<(String, Option<(String, IpAddr)>)> {
     lab.drain()?;
-    let position = lab.capture().position();
+    let position = lab.position()?;
     let family = if peer.starts_with('[') {
         Family::V6
     } else {

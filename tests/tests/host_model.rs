@@ -32,7 +32,7 @@ fn answers(lab: &Lab, uplink: &str, family: Family, from: &str, to: &str) -> Res
 
 /// Whether a datagram of the host from an address of `eth0` leaves by `wlan0`.
 fn sends(lab: &Lab, family: Family, from: &str, to: &str) -> Result<bool> {
-    let start = lab.capture().position();
+    let start = lab.position()?;
     let to = SocketAddr::new(to.parse()?, DISCARD_PORT);
     Probe::new(Kind::UdpUnconnected, family)
         .then(&format!("bind {from}"))
@@ -50,7 +50,7 @@ fn sends(lab: &Lab, family: Family, from: &str, to: &str) -> Result<bool> {
 fn tells(lab: &Lab) -> Result<bool> {
     let peer = lab.peer("wlan0")?;
     let asked: IpAddr = "10.1.0.2".parse()?;
-    let start = lab.capture().position();
+    let start = lab.position()?;
     ip(peer, &["route", "replace", "10.1.0.2/32", "dev", "peer"])?;
     Probe::new(Kind::UdpUnconnected, Family::V4)
         .then("post who-has 10.1.0.2:9")
@@ -156,7 +156,7 @@ fn the_rest_goes_on(lab: &Lab, what: &str) -> Result<()> {
         .then(&format!("send link-local [{neighbour}%wlan0]:{ECHO_PORT}"))
         .succeed(lab, &nobody)
         .with_context(|| format!("{what}: link-local"))?;
-    let start = lab.capture().position();
+    let start = lab.position()?;
     for operation in [
         "post multicast 224.0.0.251:5353",
         "post broadcast 255.255.255.255:9",

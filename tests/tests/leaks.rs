@@ -54,7 +54,7 @@ impl<'lab> Watched<'lab> {
         Ok(Self {
             lab,
             now: allowed(lab, now)?,
-            seen: lab.capture().position(),
+            seen: lab.position()?,
             strict: Load::start(lab, &strict, &Way::ALL)?,
             steered: Load::start(
                 lab,
@@ -82,7 +82,7 @@ impl<'lab> Watched<'lab> {
     /// Looks at all that was sent since the last time.
     fn look(&mut self, what: &str) -> Result<()> {
         self.lab.drain()?;
-        let end = self.lab.capture().position();
+        let end = self.lab.position()?;
         let what = || what.to_owned();
         self.strict
             .assert_only_by(self.lab, self.seen..end, &self.now)

@@ -108,7 +108,7 @@ fn a_flow_from_before_the_policy_is_cut_off_elsewhere() -> Result<()> {
         lab.assert_only_by("eth0", to.ip()).with_context(what)?;
         lab.set_policy("app", &app, "wlan0", &["--strict"])?;
         lab.drain()?;
-        let start = lab.capture().position();
+        let start = lab.position()?;
         session.succeed("set timeout=200")?;
         session.perform("send behind")?;
         lab.drain()?;

@@ -134,7 +134,7 @@ fn overlapping_prefixes_on_two_uplinks_are_kept_apart() -> Result<()> {
             Kind::Ping,
             Kind::Raw,
         ] {
-            let start = lab.capture().position();
+            let start = lab.position()?;
             Probe::flow(kind, Family::V4, target)
                 .succeed(&lab, &app)
                 .with_context(|| format!("{kind:?} via {uplink}"))?;
@@ -211,7 +211,7 @@ fn an_address_removed_under_live_flows_leaves_no_packet_with_a_foreign_source() 
     let _agent = lab.start_agent()?;
     let app = lab.cgroup().child("app")?;
     lab.set_policy("app", &app, "wlan0", &[])?;
-    let start = lab.capture().position();
+    let start = lab.position()?;
     for (family, address) in [
         (Family::V4, "10.2.0.2/24"),
         (Family::V6, "2001:db8:2::2/64"),
@@ -379,7 +379,7 @@ fn a_host_with_a_container_bridge_is_unchanged() -> Result<()> {
                     server.succeed("listen")?;
                 }
                 server.ask("serve")?;
-                let start = lab.capture().position();
+                let start = lab.position()?;
                 let mut client = Probe::new(kind, Family::V4).start_in(lab.peer("docker0")?)?;
                 client.succeed(&format!("connect 10.2.0.2:{port}"))?;
                 client

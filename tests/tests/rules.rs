@@ -325,7 +325,7 @@ fn one_unconnected_socket_sends_each_datagram_by_its_own_rule() -> Result<()> {
     for (number, cgroup) in (1..).zip([&open, &strict]) {
         for family in Family::ALL {
             lab.drain()?;
-            let position = lab.capture().position();
+            let position = lab.position()?;
             let mut session = Probe::new(Kind::UdpUnconnected, family).start(&lab, cgroup)?;
             let targets = [
                 (one.at(family, number), "wwan0"),

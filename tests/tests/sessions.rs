@@ -73,7 +73,7 @@ impl Flow {
         if kind == Kind::Tcp {
             self.session.succeed(&format!("open tcp {family}"))?;
         }
-        let position = lab.capture().position();
+        let position = lab.position()?;
         self.session.succeed(&format!("connect {to}"))?;
         let report = self.session.succeed("send again")?;
         ensure!(report.uplink.as_deref() == Some(uplink), "{report:?}");
@@ -167,7 +167,7 @@ fn flows_of_a_worse_domain_stay_or_end_as_the_policy_says() -> Result<()> {
         lab.wait_decision("app", "domain", "wwan0")?;
         let mut flows = open_all(&lab, &app, "wwan0")?;
         wait_all(&mut flows)?;
-        let position = lab.capture().position();
+        let position = lab.position()?;
         lab.carrier_up("wlan0")?;
         lab.wait_decision("app", "domain", "wlan0")?;
         if wish == "keep" {
@@ -219,7 +219,7 @@ fn flows_of_a_worse_domain_move_where_they_can() -> Result<()> {
     lab.carrier_down("wlan0")?;
     lab.wait_decision("app", "domain", "wwan0")?;
     let mut flows = open_all(&lab, &app, "wwan0")?;
-    let position = lab.capture().position();
+    let position = lab.position()?;
     lab.carrier_up("wlan0")?;
     lab.wait_decision("app", "domain", "wlan0")?;
     // A connection cannot have another address.
@@ -350,7 +350,7 @@ fn a_strict_policy_ends_the_flows_of_a_running_application_and_nothing_leaks() -
     foreign.succeed(&format!("connect {own}:{ECHO_PORT}"))?;
     wait_all(&mut flows)?;
     lab.drain()?;
-    let position = lab.capture().position();
+    let position = lab.position()?;
     let policy = lab.set_policy("app", &app, "wlan0", &["--strict"])?;
     ensure!(counts(&policy)? == [0, 0, 6, 0], "{policy:#}");
     for flow in &mut flows {

@@ -92,7 +92,7 @@ fn spread(
     family: Family,
 ) -> Result<BTreeMap<String, usize>> {
     lab.drain()?;
-    let position = lab.capture().position();
+    let position = lab.position()?;
     let target = family.target(lab);
     let mut session = Probe::new(kind, family).start(lab, app)?;
     session.succeed("set pause=0")?;

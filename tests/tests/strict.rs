@@ -203,7 +203,7 @@ fn sockets_made_before_the_policy_reach_no_other_uplink() -> Result<()> {
             Kind::Ping => "ping",
             Kind::Raw => "raw",
         };
-        let start = lab.capture().position();
+        let start = lab.position()?;
         let target = family.target(&lab);
         let to = SocketAddr::new(target, ECHO_PORT);
         lab.steer(&["policy", "unset", "app"])?;
@@ -301,7 +301,7 @@ fn a_strict_policys_on_link_destinations_of_other_uplinks_are_not_reached_direct
     let lab = Lab::new()?;
     let (_agent, app) = strict(&lab)?;
     let gateway: IpAddr = "10.1.0.1".parse()?;
-    let start = lab.capture().position();
+    let start = lab.position()?;
     Probe::flow(Kind::UdpUnconnected, Family::V4, gateway)
         .first("set timeout=300")
         .run(&lab, &app)?;

@@ -60,7 +60,7 @@ const WAYS: [(&str, Option<&str>, Option<&str>); 7] = [
 
 /// How packets of every kind look that `cgroup` sends in every way, and what its sockets report.
 fn looks(lab: &Lab, cgroup: &LabCgroup) -> Result<Vec<(String, BTreeSet<Look>)>> {
-    let position = lab.capture().position();
+    let position = lab.position()?;
     let mut flows = Vec::new();
     for (way, v4, v6) in WAYS {
         for (kind, family) in matrix() {

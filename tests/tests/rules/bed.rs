@@ -87,7 +87,7 @@ impl Flow {
     pub(crate) fn leaves_by(&self, lab: &Lab, cgroup: &LabCgroup, uplink: &str) -> Result<()> {
         let flow = || {
             lab.drain()?;
-            let position = lab.capture().position();
+            let position = lab.position()?;
             let report = self.probe().succeed(lab, cgroup)?;
             ensure!(
                 !self.kind.is_answered_by_server() || report.uplink.as_deref() == Some(uplink),
@@ -117,7 +117,7 @@ impl Flow {
     /// The program sees `errno_name`, and nothing is sent.
     pub(crate) fn is_refused(&self, lab: &Lab, cgroup: &LabCgroup, errno_name: &str) -> Result<()> {
         lab.drain()?;
-        let position = lab.capture().position();
+        let position = lab.position()?;
         let reports = self.probe().run(lab, cgroup)?;
         let refused = reports.iter().find(|report| !report.ok);
         ensure!(

@@ -51,7 +51,7 @@ fn is_passed(lab: &Lab, app: &LabCgroup, place: Place) -> Result<()> {
         let mut session = Probe::new(Kind::UdpUnconnected, family).start(lab, app)?;
         for uplink in ["wlan0", "eth0", "eth0"] {
             lab.drain()?;
-            let position = lab.capture().position();
+            let position = lab.position()?;
             session.succeed(&format!("send token {}", SocketAddr::new(to, ECHO_PORT)))?;
             Flow::new(Kind::UdpUnconnected, family, to).only_by(lab, uplink, position)?;
         }
@@ -111,13 +111,13 @@ fn flows_of_a_strict_rule_are_silent_while_its_domain_is_gone() -> Result<()> {
     lab.configure(&policy("app", &app, lines, &[rule]))?;
     let _agent = lab.start_agent()?;
     let load = Load::start(&lab, &app, &DECIDED)?;
-    let begun = lab.capture().position();
+    let begun = lab.position()?;
     load.wait_for_ways(&lab, "wwan0", begun, &DECIDED)?;
     for round in 0..3 {
         lab.carrier_down("wwan0")?;
         bed::wait_rule(&lab, ("app", "app", 1), "block")?;
         lab.drain()?;
-        let silent = lab.capture().position();
+        let silent = lab.position()?;
         // The policy's own domains are there all the while.
         Flow::new(Kind::Tcp, Family::V4, Place(1).at(Family::V4, round))
             .leaves_by(&lab, &app, "wlan0")?;
@@ -127,12 +127,12 @@ fn flows_of_a_strict_rule_are_silent_while_its_domain_is_gone() -> Result<()> {
             "ENETUNREACH",
         )?;
         lab.drain()?;
-        let end = lab.capture().position();
+        let end = lab.position()?;
         load.assert_only_by(&lab, silent..end, &BTreeMap::new())
             .context("while its domain is gone")?;
         lab.carrier_up("wwan0")?;
         bed::wait_rule(&lab, ("app", "app", 1), "wwan0")?;
-        let back = lab.capture().position();
+        let back = lab.position()?;
         load.wait_for_ways(&lab, "wwan0", back, &DECIDED)?;
     }
     lab.drain()?;
@@ -158,11 +158,11 @@ fn rules_that_change_under_traffic_leak_nothing_of_a_strict_policy() -> Result<(
     let (mut now, mut seen) = ("wlan0", 0);
     for uplink in ["wwan0", "wlan0", "wwan0", "wlan0", "wwan0"] {
         lab.drain()?;
-        let before = lab.capture().position();
+        let before = lab.position()?;
         load.assert_only_by(&lab, seen..before, &only(&lab, &[now])?)?;
         bed::reload(&lab, &with(uplink))?;
         lab.drain()?;
-        let after = lab.capture().position();
+        let after = lab.position()?;
         load.assert_only_by(&lab, before..after, &only(&lab, &[now, uplink])?)?;
         load.wait_for_ways(&lab, uplink, after, &DECIDED)?;
         (now, seen) = (uplink, after);
@@ -173,7 +173,7 @@ fn rules_that_change_under_traffic_leak_nothing_of_a_strict_policy() -> Result<(
         &policy("app", &app, "use = \"eth0\"\nstrict = true", &[]),
     )?;
     lab.drain()?;
-    let end = lab.capture().position();
+    let end = lab.position()?;
     load.assert_only_by(&lab, seen..end, &only(&lab, &[now, "eth0"])?)?;
     load.wait_for_ways(&lab, "eth0", end, &DECIDED)?;
     lab.drain()?;

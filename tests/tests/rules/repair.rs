@@ -44,7 +44,7 @@ fn older_connected_datagram_sockets_are_repaired_to_the_domain_of_their_rule() -
         bed::reload(&lab, &repairing(&app))?;
         for (family, to, uplink, session) in &mut flows {
             lab.drain()?;
-            let position = lab.capture().position();
+            let position = lab.position()?;
             let report = session.succeed("send repaired")?;
             let told = || format!("rp_filter {rp_filter}: to {to}: {report:?}");
             ensure!(report.uplink.as_deref() == Some(*uplink), "{}", told());
@@ -67,7 +67,7 @@ fn one_socket_pings_destinations_of_different_rules_by_their_domains() -> Result
     for (number, kind) in [(1, Kind::Ping), (2, Kind::Raw)] {
         for family in FAMILIES {
             lab.drain()?;
-            let position = lab.capture().position();
+            let position = lab.position()?;
             let mut session = Probe::new(kind, family).start(&lab, &app)?;
             let ways = ways(&lab, family, number);
             for round in 0..3 {

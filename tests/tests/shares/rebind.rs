@@ -27,7 +27,7 @@ impl Socket {
     /// The next datagram crosses `uplink` alone, with its address, and is answered.
     fn sends_by(&mut self, lab: &Lab, uplink: &str) -> Result<()> {
         lab.drain()?;
-        let position = lab.capture().position();
+        let position = lab.position()?;
         let to = SocketAddr::new(self.to, ECHO_PORT);
         let report = self.session.succeed(&format!("send token {to}"))?;
         ensure!(
@@ -73,7 +73,7 @@ fn each_datagram_follows_the_decision_of_the_moment_where_the_policy_says_so() -
         let lines = format!("rebind = \"datagram\"\nstrict = {strict}");
         let (_agent, app, mut sockets) = start(&lab, &lines)?;
         let load = Load::start(&lab, &app, &[Way::Unconnected])?;
-        let begun = lab.capture().position();
+        let begun = lab.position()?;
         all_by(&lab, &mut sockets, "wlan0").context("at first")?;
         lab.carrier_down("wlan0")?;
         lab.wait_decision("app", "domain", "wwan0")?;

@@ -21,6 +21,7 @@ pub mod permission;
 pub mod permit;
 pub mod plan;
 pub mod policy;
+pub mod probe;
 pub mod rules;
 pub mod select;
 pub mod sessions;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use self::seen::Seen;
 use crate::config::{Config, DomainConfig};
+use crate::criteria::{Bandwidth, Security};
 use crate::ids::{IfIndex, TableId};
 use crate::name::Name;
 use crate::network::{Address, Link, LinkKind, Network, Route};
@@ -44,7 +45,13 @@ pub struct Domain {
     pub cost: u32,
     /// What is sent by it is paid for or limited.
     pub metered: bool,
-    /// What it can do now.
+    /// How far what is sent over it is protected.
+    pub security: Security,
+    /// What it carries, as far as that is said.
+    pub bandwidth: Option<Bandwidth>,
+    /// A name by which policies may require it.
+    pub profile: Option<Name>,
+    /// What it can do now, as far as its interface goes.
     pub state: DomainState,
     /// Why, as a sentence without a full stop.
     pub reason: String,
@@ -89,6 +96,12 @@ pub enum DomainState {
     Configuring,
     /// It has carrier, an address and a route.
     Up,
+    /// And its check passes.
+    Validated,
+    /// But a portal answers in place of others.
+    Portal,
+    /// But its check fails.
+    Limited,
 }
 
 impl Domains {
@@ -189,6 +202,9 @@ impl Domain {
             kind: LinkKind::default(),
             cost: file.map_or(0, |file| file.cost),
             metered: file.is_some_and(|file| file.metered),
+            security: Security::Open,
+            bandwidth: file.and_then(|file| file.bandwidth),
+            profile: file.and_then(|file| file.profile.clone()),
             state: DomainState::Absent,
             reason: String::new(),
             running: link.is_some_and(|link| link.up && link.carrier),
@@ -211,6 +227,11 @@ impl Domain {
         } else {
             domain.kind = file.kind.or(file.matches.kind).unwrap_or_default();
         }
+        domain.security = file.security.unwrap_or(match domain.kind {
+            LinkKind::Wired | LinkKind::Cellular => Security::Protected,
+            LinkKind::Vpn => Security::Encrypted,
+            LinkKind::Wlan | LinkKind::Other => Security::Open,
+        });
         domain.named_sources = file
             .sources
             .iter()

@@ -8,10 +8,13 @@
 pub mod cgroups;
 pub mod check;
 pub mod config;
+pub mod criteria;
 pub mod domains;
 pub mod engine;
 pub mod explain;
 pub mod flows;
+pub mod groups;
+pub mod health;
 pub mod ids;
 pub mod memory;
 pub mod name;

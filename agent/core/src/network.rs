@@ -19,6 +19,10 @@ pub struct Network {
     pub routes: BTreeSet<Route>,
     /// Rules that are not the agent's own.
     pub rules: BTreeSet<ForeignRule>,
+    /// Name servers that routers announce (RFC 8106), by interface.
+    pub servers: BTreeMap<IfIndex, Vec<IpAddr>>,
+    /// Where routers say that a portal can be asked (RFC 8910), by interface.
+    pub portals: BTreeMap<IfIndex, String>,
 }
 
 /// One change, as a netlink notification tells it.
@@ -40,6 +44,10 @@ pub enum NetworkChange {
     Rule(ForeignRule),
     /// A foreign rule is gone.
     RuleGone(ForeignRule),
+    /// Routers announce these name servers; none: no more.
+    Servers(IfIndex, Vec<IpAddr>),
+    /// A router says where its portal can be asked; none: there is none.
+    Portal(IfIndex, Option<String>),
     /// A complete new dump (start, or netlink overrun): replaces everything.
     Dump(Network),
 }
@@ -168,6 +176,8 @@ impl Network {
             }
             NetworkChange::LinkGone(index) => {
                 self.links.remove(&index);
+                self.servers.remove(&index);
+                self.portals.remove(&index);
                 self.addresses.retain(|a| a.interface != index);
                 self.routes.retain(|r| r.interface != index);
             }
@@ -188,8 +198,30 @@ impl Network {
             NetworkChange::RuleGone(rule) => {
                 self.rules.remove(&rule);
             }
-            NetworkChange::Dump(network) => *self = network,
+            NetworkChange::Servers(interface, servers) if servers.is_empty() => {
+                self.servers.remove(&interface);
+            }
+            NetworkChange::Servers(interface, servers) => {
+                self.servers.insert(interface, servers);
+            }
+            NetworkChange::Portal(interface, Some(api)) => {
+                self.portals.insert(interface, api);
+            }
+            NetworkChange::Portal(interface, None) => {
+                self.portals.remove(&interface);
+            }
+            NetworkChange::Dump(network) => self.replace(network),
         }
+    }
+
+    /// Takes a new dump. What routers announced is in none: it stays while their interfaces do.
+    fn replace(&mut self, network: Self) {
+        let before = std::mem::replace(self, network);
+        let there = |index: &IfIndex| self.links.contains_key(index);
+        let servers = before.servers.into_iter();
+        self.servers = servers.filter(|(index, _)| there(index)).collect();
+        let portals = before.portals.into_iter();
+        self.portals = portals.filter(|(index, _)| there(index)).collect();
     }
 
     fn remove_address(&mut self, interface: IfIndex, ip: IpAddr) {

@@ -5,6 +5,7 @@
 
 use crate::config::Config;
 use crate::domains::{DomainOrigin, Domains};
+use crate::groups;
 use crate::name::Name;
 use crate::permit::{Account, Accounts, Permit, User};
 
@@ -94,17 +95,10 @@ struct World<'a> {
 impl World<'_> {
     /// Groups replaced by their domains, and aliases by the domains' own names.
     fn expand(self, names: &[Name]) -> Vec<Name> {
-        let groups = &self.config.groups;
-        let members = names.iter().flat_map(|name| {
-            groups
-                .get(name)
-                .map_or(std::slice::from_ref(name), Vec::as_slice)
-        });
-        let own = |name: &Name| {
-            let domain = self.domains.get(name.as_str());
-            domain.map_or_else(|| name.clone(), |domain| domain.name.clone())
-        };
-        members.map(own).collect()
+        let names = names.iter();
+        names
+            .flat_map(|name| groups::members(self.config, self.domains, name))
+            .collect()
     }
 
     /// Whether no file names the domain.

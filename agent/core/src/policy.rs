@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::criteria::Criteria;
 use crate::ids::CgroupId;
 use crate::name::Name;
 use crate::pattern::{CgroupPattern, UnitName};
@@ -58,6 +59,9 @@ pub struct Policy {
     /// How long flows may stay on a domain that is lost; none: as `[agent]` says.
     #[serde(default, skip_serializing_if = "is_default")]
     pub linger: Option<Duration>,
+    /// What it wants of its domains beside their names.
+    #[serde(default, skip_serializing_if = "Criteria::is_none")]
+    pub criteria: Criteria,
     /// What comes before all this for some of its flows: the first rule that fits.
     #[serde(default, skip_serializing_if = "Rules::is_none")]
     pub rules: Rules,
@@ -251,6 +255,7 @@ impl Policy {
             rebind: Rebind::default(),
             sessions: Sessions::default(),
             linger: None,
+            criteria: Criteria::default(),
             rules: Rules::default(),
         }
     }

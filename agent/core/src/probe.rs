@@ -30,6 +30,8 @@ pub struct Check {
     pub fall: u32,
     /// `rise`: and trusted again after this many successes in a row.
     pub rise: u32,
+    /// Nobody asked for it: as long as it never passed, that it fails says nothing.
+    pub implied: bool,
 }
 
 /// Who is asked.
@@ -141,6 +143,7 @@ impl Default for Check {
             interval: Duration::from_secs(5),
             fall: 3,
             rise: 2,
+            implied: false,
         }
     }
 }
@@ -148,7 +151,10 @@ impl Default for Check {
 impl Check {
     /// Whether anything is asked.
     pub fn asks(&self) -> bool {
-        !(self.http.is_empty() && self.dns.is_empty() && self.tcp.is_empty() && self.icmp.is_empty())
+        !(self.http.is_empty()
+            && self.dns.is_empty()
+            && self.tcp.is_empty()
+            && self.icmp.is_empty())
     }
 
     /// After this time a question counts as lost. `fall` failures fit into three intervals.

@@ -1,13 +1,40 @@
 //! Selection: which domain the flows of a policy get now, and why. Pure and total.
+//!
+//! The domains that a policy's `use` stands for are candidates. They are compared by one predicate after
+//! the other, never by a weighted sum, so that nothing flaps because of what hardly matters:
+//!
+//! 1. *There*: it has carrier, an address, a route and a mark, and the kernel took its rules and routes.
+//! 2. *Required*: it is what `require` and `family` ask.
+//! 3. *Reaches*: it leads where the flows go. What `use` names itself, or by a group of the files, does by
+//!    that, as long as no rule names destinations; else one of its routes covers them, or its own check passes.
+//! 4. *Not behind a portal*, unless a user named it itself, and nothing better is left.
+//!
+//! Whoever fails one of these is no candidate. Of the others the best comes first:
+//!
+//! 5. by [`Grade`](crate::health::Grade): what is well, then what was lost too often, then what is to be proven, then what fails
+//!    its check;
+//! 6. what the user prefers (`steer domain prefer`);
+//! 7. by each criterion of `prefer`, where the domain in use counts as better by `margin` in what is measured;
+//! 8. the domain in use, if anything that is measured was compared;
+//! 9. by the order of `use`.
+
+mod candidates;
+mod ranking;
+mod require;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use self::candidates::Looked;
 use crate::config::Config;
-use crate::domains::{DomainState, Domains};
+use crate::criteria::Wish;
+use crate::domains::Domains;
+use crate::groups;
+use crate::health::Health;
 use crate::ids::DomainIndex;
 use crate::name::Name;
 use crate::network::Network;
@@ -32,6 +59,9 @@ pub struct Stage {
     /// Flows are spread over the members of the first of these that has one which fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<Share>,
+    /// What is asked of the domains.
+    #[serde(default, skip_serializing_if = "Wish::is_none")]
+    pub wish: Wish,
 }
 
 /// What was chosen for a policy now.
@@ -80,10 +110,16 @@ pub struct World<'a> {
     pub network: &'a Network,
     /// The domains made of both.
     pub domains: &'a Domains,
+    /// How they are.
+    pub health: &'a Health,
     /// Indices that domains have.
     pub indices: &'a BTreeMap<Name, DomainIndex>,
     /// What the kernel refused, with its words.
     pub refused: &'a BTreeMap<Object, String>,
+    /// The time, since boot.
+    pub now: Duration,
+    /// A domain that is taken for gone.
+    pub without: Option<&'a Name>,
 }
 
 impl Stage {
@@ -94,6 +130,7 @@ impl Stage {
             otherwise: policy.otherwise,
             preferred: preferred.cloned(),
             share: policy.share,
+            wish: Wish::of(&policy.criteria, policy.origin),
         }
     }
 }
@@ -113,17 +150,12 @@ impl World<'_> {
     pub fn expand<'n>(&self, use_: impl IntoIterator<Item = &'n Name>) -> Vec<Name> {
         let mut seen = BTreeSet::new();
         let own = use_.into_iter().flat_map(|name| self.members(name));
-        own.filter(|name| seen.insert(*name)).cloned().collect()
+        own.filter(|name| seen.insert(name.clone())).collect()
     }
 
     /// The domains that a name in `use` stands for.
-    fn members<'n>(&'n self, name: &'n Name) -> impl Iterator<Item = &'n Name> {
-        let members = self.config.groups.get(name);
-        let members = members.map_or(std::slice::from_ref(name), Vec::as_slice);
-        members.iter().map(|name| {
-            let domain = self.domains.get(name.as_str());
-            domain.map_or(name, |domain| &domain.name)
-        })
+    fn members(&self, name: &Name) -> Vec<Name> {
+        groups::members(self.config, self.domains, name)
     }
 
     /// A domain's part of flows that are shared.
@@ -132,71 +164,24 @@ impl World<'_> {
         domain.and_then(|domain| domain.weight).unwrap_or(1)
     }
 
-    /// The domains of a stage in order, and whether the first is there because it is preferred. What is
-    /// preferred comes first only if it is one of them: a preference adds nothing.
-    fn order(&self, stage: &Stage) -> (Vec<Name>, bool) {
-        let mut order = self.expand(&stage.use_);
-        let preferred = stage.preferred.as_ref();
-        let preferred = preferred.and_then(|preferred| self.among(&order, preferred));
-        if let Some(at) = preferred {
-            order[..=at].rotate_right(1);
-        }
-        (order, preferred.is_some())
-    }
-
     /// Where a domain, by its name or alias, is among expanded ones.
     pub fn among(&self, expanded: &[Name], name: &Name) -> Option<usize> {
         let domain = self.domains.get(name.as_str());
         let own = domain.map_or(name, |domain| &domain.name);
         expanded.iter().position(|one| one == own)
     }
-
-    /// Why a domain cannot be taken; `None`: it can.
-    pub(crate) fn unfit(&self, name: &Name) -> Option<String> {
-        let Some(domain) = self.domains.get(name.as_str()) else {
-            return Some(self.missing(name));
-        };
-        if domain.state != DomainState::Up {
-            return Some(domain.reason.clone());
-        }
-        if !self.indices.contains_key(name) {
-            return Some("no mark is left for it: widen `mark-mask` in [agent]".to_owned());
-        }
-        self.refused
-            .get(&Object::Domain(name.clone()))
-            .map(|words| format!("the kernel refused it: {words}"))
-    }
-
-    /// Why there is no domain of this name.
-    fn missing(&self, name: &Name) -> String {
-        let link = self
-            .network
-            .links
-            .values()
-            .find(|l| l.name == name.as_str());
-        match link {
-            None => "there is no domain, group or interface of this name".to_owned(),
-            Some(link) if link.loopback => format!("{name} is the loopback interface"),
-            Some(link) if link.bridge => format!("{name} is a bridge or a port of one"),
-            Some(_) if !self.config.agent.discover.covers(name.as_str()) => {
-                format!("{name} is no domain: `discover` in [agent] leaves it out")
-            }
-            Some(link) if !link.up => format!("{name} is down"),
-            Some(link) if !link.carrier => format!("no carrier on {name}"),
-            Some(_) => format!("no usable address and no default route on {name}"),
-        }
-    }
 }
 
-/// Chooses for `inputs`: the first domain of each stage that has carrier, an address and a route (one that
-/// is preferred comes before the others of its stage), or those that share its flows; else what the stage
-/// says. Behind the last `next` is the host's ordinary routing.
-pub fn select(inputs: &[Stage], world: World<'_>) -> Decision {
+/// Chooses for `inputs`: the best domain of the first stage that has one, or those that share its flows; else
+/// what the stage says. Behind the last `next` is the host's ordinary routing. `in_use`: the domain that was
+/// chosen last.
+pub fn select(inputs: &[Stage], world: World<'_>, in_use: Option<&Name>) -> Decision {
     let mut candidates = Vec::new();
     for stage in inputs {
+        let looked = world.look(stage, in_use);
         let chosen = match stage.share {
-            None => world.first(stage, &mut candidates),
-            Some(share) => world.shared(stage, share, &mut candidates),
+            None => world.best(stage, looked, &mut candidates),
+            Some(share) => world.shared(stage, share, looked, &mut candidates),
         };
         if let Some(chosen) = chosen {
             return Decision {
@@ -238,102 +223,87 @@ impl Chosen {
 }
 
 impl World<'_> {
-    /// Looks at a domain and notes it; says whether it fits.
-    fn look(&self, name: &Name, candidates: &mut Vec<Candidate>) -> bool {
-        let unfit = self.unfit(name);
-        let taken = unfit.is_none();
-        let reason = unfit.unwrap_or_else(|| match self.domains.get(name.as_str()) {
-            Some(domain) => domain.reason.clone(),
-            None => String::new(),
-        });
-        candidates.push(Candidate {
-            domain: name.clone(),
-            taken,
-            reason,
-        });
-        taken
+    /// The best domain of a stage.
+    fn best(
+        &self,
+        stage: &Stage,
+        looked: Vec<Looked>,
+        candidates: &mut Vec<Candidate>,
+    ) -> Option<Chosen> {
+        let ranked = ranking::ranked(&stage.wish, &looked);
+        let best = ranked.first().copied();
+        let alone = candidates.is_empty();
+        let reason = best.map(|_| ranking::why(&stage.wish, &looked, &ranked, alone));
+        let name = best.map(|best| looked[best].name.clone());
+        for (at, one) in looked.into_iter().enumerate() {
+            let taken = best == Some(at);
+            candidates.push(one.candidate(taken, name.as_ref()));
+        }
+        Some(Chosen::alone(name?, reason?))
     }
 
-    /// The first domain of a stage that fits.
-    fn first(&self, stage: &Stage, candidates: &mut Vec<Candidate>) -> Option<Chosen> {
-        let (order, preferred) = self.order(stage);
-        let at = order.iter().position(|name| self.look(name, candidates))?;
-        let name = &order[at];
-        let reason = if preferred && at == 0 {
-            preferred_fits(name)
-        } else if candidates.len() == 1 {
-            format!("{name} is the first choice and fits")
-        } else {
-            format!("{name} is the first that fits")
-        };
-        Some(Chosen::alone(name.clone(), reason))
-    }
-
-    /// Those that share the flows of a stage: what fits of the first name in `use` of which anything does.
+    /// Those that share the flows of a stage: of the first name in `use` of which any fits, those that are as
+    /// good as its best.
     fn shared(
         &self,
         stage: &Stage,
         share: Share,
+        looked: Vec<Looked>,
         candidates: &mut Vec<Candidate>,
     ) -> Option<Chosen> {
-        let (order, preferred) = self.order(stage);
-        let mut seen = BTreeSet::new();
-        if preferred && let Some(name) = order.first() {
-            if self.look(name, candidates) {
-                return Some(Chosen::alone(name.clone(), preferred_fits(name)));
-            }
-            seen.insert(name);
+        let ranked = ranking::ranked(&stage.wish, &looked);
+        let first = *ranked.first()?;
+        if looked[first].preferred {
+            return self.best(stage, looked, candidates);
         }
-        for name in &stage.use_ {
-            let begin = candidates.len();
-            let mut fit = Vec::new();
-            for member in self.members(name) {
-                if seen.insert(member) && self.look(member, candidates) {
-                    fit.push((member.clone(), self.weight(member)));
-                }
+        // Grades go before the order of `use`: the best of the best are in the first entry that has one.
+        let best: Vec<usize> = ranked
+            .iter()
+            .copied()
+            .filter(|at| looked[*at].grade() == looked[first].grade())
+            .collect();
+        let entry = best.iter().map(|at| looked[*at].entry).min()?;
+        let mut members: Vec<usize> = best
+            .into_iter()
+            .filter(|at| looked[*at].entry == entry)
+            .collect();
+        members.sort_unstable();
+        let weighty = |at: &usize| self.weight(&looked[*at].name) != 0;
+        let idle: BTreeSet<usize> = if members.iter().any(weighty) {
+            members.iter().copied().filter(|at| !weighty(at)).collect()
+        } else {
+            // Of those that are kept for need one is enough.
+            members.iter().copied().skip(1).collect()
+        };
+        let need = !members.iter().any(weighty);
+        members.retain(|at| !idle.contains(at));
+        let fit: Vec<(Name, u16)> = members
+            .iter()
+            .map(|at| (looked[*at].name.clone(), self.weight(&looked[*at].name)))
+            .collect();
+        let first = fit.first()?.0.clone();
+        for (at, one) in looked.into_iter().enumerate() {
+            let mut candidate = one.candidate(members.contains(&at), Some(&first));
+            if idle.contains(&at) {
+                candidate.reason = if need {
+                    "its weight is 0, as is that of one before it".to_owned()
+                } else {
+                    "its weight is 0: it has flows only when no other fits".to_owned()
+                };
             }
-            let weighty = fit.iter().any(|(_, weight)| *weight != 0);
-            if weighty {
-                for (idle, _) in fit.iter().filter(|(_, weight)| *weight == 0) {
-                    let mut looked = candidates[begin..].iter_mut();
-                    if let Some(candidate) = looked.find(|one| one.domain == *idle) {
-                        candidate.taken = false;
-                        candidate.reason =
-                            "its weight is 0: it has flows only when no other fits".to_owned();
-                    }
-                }
-                fit.retain(|(_, weight)| *weight != 0);
-            } else {
-                // Of those that are kept for need one is enough.
-                fit.truncate(1);
-                let first = fit.first().map(|(name, _)| name);
-                let idle = |one: &&mut Candidate| one.taken && Some(&one.domain) != first;
-                for candidate in candidates[begin..].iter_mut().filter(idle) {
-                    candidate.taken = false;
-                    candidate.reason = "its weight is 0, as is that of one before it".to_owned();
-                }
-            }
-            let Some((first, _)) = fit.first() else {
-                continue;
-            };
-            let first = first.clone();
-            if fit.len() == 1 {
-                let reason = format!("{first} is the only one that fits of those that share");
-                return Some(Chosen::alone(first, reason));
-            }
-            return Some(Chosen {
-                reason: shared_by(&fit, share),
-                domain: first,
-                members: fit,
-                share: Some(share),
-            });
+            candidates.push(candidate);
         }
-        None
+        if fit.len() == 1 {
+            let reason = format!("{first} is the only one that fits of those that share");
+            return Some(Chosen::alone(first, reason));
+        }
+        Some(Chosen {
+            reason: shared_by(&fit, share),
+            domain: first,
+            members: fit,
+            share: Some(share),
+        })
     }
-}
-
-fn preferred_fits(name: &Name) -> String {
-    format!("{name} is preferred (steer domain prefer) and fits")
 }
 
 fn shared_by(members: &[(Name, u16)], share: Share) -> String {

@@ -1,10 +1,12 @@
 //! Everything that is known: what selection and plan are made of.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use crate::cgroups::{CgroupChange, CgroupTree};
 use crate::config::Config;
-use crate::ids::{CgroupId, DomainIndex};
+use crate::health::{Health, History, Now, Probed};
+use crate::ids::{CgroupId, ChoiceId, DomainIndex};
 use crate::memory::Memory;
 use crate::name::Name;
 use crate::network::{Network, NetworkChange};
@@ -30,6 +32,16 @@ pub struct State {
     pub preferred: BTreeMap<Name, Name>,
     /// What the kernel refused, with its words.
     pub refused: BTreeMap<Object, String>,
+    /// The time.
+    pub now: Now,
+    /// How domains are, by their checks.
+    pub health: Health,
+    /// What is remembered of networks.
+    pub history: History,
+    /// The host's own name servers (resolv.conf).
+    pub name_servers: Vec<IpAddr>,
+    /// The domain that each choice leads to.
+    pub chosen: BTreeMap<ChoiceId, Name>,
     /// Numbers given out.
     pub memory: Memory,
 }
@@ -66,6 +78,20 @@ pub enum Event {
     Config(Box<Config>),
     /// The kernel was asked which indices sockets bear; all others may be given out again.
     IndicesInUse(BTreeSet<DomainIndex>),
+    /// Time has passed.
+    Now(Now),
+    /// What came of a check.
+    Probed(Probed),
+    /// Of a domain's own packets none come back: it is to be checked at once.
+    Stalled(Name),
+    /// A domain is to be checked at once.
+    Recheck(Name),
+    /// What an earlier agent remembered of networks.
+    Remembered(History),
+    /// The host's own name servers are these.
+    NameServers(Vec<IpAddr>),
+    /// Where choices led that an earlier agent made.
+    Chosen(BTreeMap<ChoiceId, Name>),
     /// The kernel took something (again), or refused it with these words.
     Outcome(Object, Result<(), String>),
 }
@@ -82,6 +108,11 @@ impl State {
             api_policies: BTreeMap::new(),
             preferred: BTreeMap::new(),
             refused: BTreeMap::new(),
+            now: Now::default(),
+            health: Health::default(),
+            history: History::default(),
+            name_servers: Vec::new(),
+            chosen: BTreeMap::new(),
             memory: Memory::default(),
         }
     }

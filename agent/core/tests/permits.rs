@@ -32,13 +32,13 @@ fn ask(text: &str, use_: &[&str], strict: bool, cgroup: Option<&str>) -> Result<
 }
 
 const LTE: &str = "[domain.mobile]\nmatch.interface = \"lte0\"\n\
-                   [group.any]\ndomains = [\"wlan0\", \"mobile\"]\n";
+                   [group.both]\ndomains = [\"wlan0\", \"mobile\"]\n";
 
 #[test]
 fn without_a_permit_a_user_may_use_what_was_found_and_nothing_of_the_files() {
     assert_eq!(ask("", &["wlan0", "lte0"], true, None), Ok(()));
     // The interface's name is an alias of the file's domain, and a group contains it.
-    for via in ["mobile", "lte0", "any"] {
+    for via in ["mobile", "lte0", "both"] {
         let domain = name("mobile");
         let denied = Denied::Domain { uid: ALICE, domain };
         assert_eq!(ask(LTE, &["wlan0", via], false, None), Err(denied), "{via}");
@@ -91,7 +91,7 @@ fn each_key_limits_or_gives() {
     );
     assert_eq!(
         ask(
-            &permit("domains = \"any\""),
+            &permit("domains = \"both\""),
             &["mobile", "wlan0"],
             true,
             None
@@ -99,7 +99,7 @@ fn each_key_limits_or_gives() {
         Ok(())
     );
     assert_eq!(
-        ask(&permit("domains = \"mobile\""), &["any"], true, None),
+        ask(&permit("domains = \"mobile\""), &["both"], true, None),
         denied("wlan0")
     );
     assert_eq!(ask(&permit(""), &["mobile"], true, None), denied("mobile"));

@@ -59,7 +59,10 @@ fn a_preferred_domain_comes_before_the_others() {
     assert_eq!(next.reason, "wlan0 is the first that fits");
 
     prefer(&mut engine, "default", None).unwrap();
-    assert_eq!(looked_at(&decision(&engine, "default")), ["eth0", "wlan0"]);
+    assert_eq!(
+        looked_at(&decision(&engine, "default")),
+        ["eth0", "wlan0", "lte"]
+    );
 }
 
 #[test]

@@ -15,13 +15,16 @@ use steer_core::config::{
     AgentConfig, Config, Discover, DomainConfig, DomainMatch, HostModel, MAX_COST, MAX_WEIGHT,
     parse, to_toml,
 };
+use steer_core::criteria::{Bandwidth, Criteria, Criterion, Loss, Margin, Require, Security};
 use steer_core::name::Name;
 use steer_core::network::LinkKind;
 use steer_core::pattern::{CgroupPattern, UnitName};
 use steer_core::permit::{Account, Permit};
+use steer_core::plan::Family;
 use steer_core::policy::{
     LocalNetworks, Match, Origin, Otherwise, Policy, Rebind, Session, Sessions, Share,
 };
+use steer_core::probe::{Check, DnsTarget, Expect, Host, HttpTarget};
 use steer_core::rules::{Dscp, Ports, Protocol, Rule, prefix};
 
 /// What a configuration says, without where.
@@ -104,6 +107,106 @@ fn sessions() -> impl Strategy<Value = Session> {
     select(vec![Session::Keep, Session::Move, Session::Reset])
 }
 
+fn securities() -> impl Strategy<Value = Security> {
+    select(vec![
+        Security::Open,
+        Security::Protected,
+        Security::Encrypted,
+    ])
+}
+
+fn bandwidths() -> impl Strategy<Value = Bandwidth> {
+    prop_oneof![any::<u64>(), (0u64..1000).prop_map(|mega| mega * 1_000_000)].prop_map(Bandwidth)
+}
+
+fn hosts() -> impl Strategy<Value = Host> {
+    prop_oneof![
+        any::<IpAddr>().prop_map(Host::Ip),
+        "[a-z][a-z0-9-]{0,9}(\\.[a-z]{1,5}){0,3}"
+            .prop_filter("the gateway", |name| name != "gateway")
+            .prop_map(Host::Name),
+        Just(Host::Gateway),
+    ]
+}
+
+fn checks() -> impl Strategy<Value = Check> {
+    let http = (hosts(), 1u16.., "/[!\"$-~]{0,9}").prop_map(|(host, port, path)| HttpTarget {
+        host,
+        port,
+        path,
+    });
+    let dns = (
+        "[a-z]{1,9}(\\.[a-z]{1,5}){0,3}",
+        option::of(any::<IpAddr>()),
+    )
+        .prop_map(|(name, address)| DnsTarget { name, address });
+    let expect = prop_oneof![
+        (200u16..300).prop_map(Expect::Status),
+        "[A-Za-z \"\\\\]{1,9}".prop_map(Expect::Body),
+    ];
+    let targets = (
+        vec(http, 0..3),
+        vec(dns, 0..3),
+        vec((hosts(), 1u16..), 0..3),
+        vec(hosts(), 0..3),
+    );
+    (targets, expect, 100u64..3_600_000, 1u32..=100, 1u32..=100).prop_map(
+        |((http, dns, tcp, icmp), expect, interval, fall, rise)| {
+            let check = Check {
+                http,
+                dns,
+                tcp,
+                icmp,
+                expect,
+                interval: Duration::from_millis(interval),
+                fall,
+                rise,
+                implied: false,
+            };
+            if check.asks() {
+                check
+            } else {
+                Check::default()
+            }
+        },
+    )
+}
+
+prop_compose! {
+    fn requirements()(
+        kind in vec(kinds(), 0..3),
+        min_bandwidth in option::of(bandwidths()),
+        max_latency in option::of((0u64..100_000).prop_map(Duration::from_millis)),
+        max_loss in option::of((0u16..=1000).prop_map(Loss)),
+        max_cost in option::of(0..=MAX_COST),
+        metered in option::of(any::<bool>()),
+        security in option::of(securities()),
+        profile in option::of(names()),
+        family in option::of(select(vec![Family::Ipv4, Family::Ipv6])),
+    ) -> Require {
+        Require {
+            kind, min_bandwidth, max_latency, max_loss, max_cost, metered, security, profile, family,
+        }
+    }
+}
+
+prop_compose! {
+    fn criteria()(
+        require in requirements(),
+        prefer in vec(
+            select(vec![
+                Criterion::Cost, Criterion::Latency, Criterion::Loss, Criterion::Bandwidth,
+                Criterion::Stability, Criterion::Security, Criterion::Metric, Criterion::LastGood,
+                Criterion::FirstGood,
+            ]),
+            0..4,
+        ),
+        margin in (0u8..=90).prop_map(Margin),
+    ) -> Criteria {
+        Criteria { require, prefer, margin }
+    }
+}
+
 prop_compose! {
     /// What a policy says besides.
     fn habits()(
@@ -113,9 +216,10 @@ prop_compose! {
         on_better in sessions(),
         on_loss in sessions(),
         linger in option::of(lingers()),
+        criteria in criteria(),
     ) -> Policy {
         Policy {
-            repair, share, rebind, sessions: Sessions { on_better, on_loss }, linger,
+            repair, share, rebind, sessions: Sessions { on_better, on_loss }, linger, criteria,
             ..Policy::new(Name::default_policy(), Origin::Admin, Vec::new(), Vec::new(), false)
         }
     }
@@ -134,11 +238,14 @@ prop_compose! {
         ],
         host_model in host_models(),
         linger in lingers(),
+        check in option::of(checks()),
+        order in vec(kinds(), 1..4),
+        primary in vec(names(), 0..3),
     ) -> AgentConfig {
         let mask = bits.into_iter().fold(0, |mask, bit| mask | 1 << bit);
         AgentConfig {
             cgroup_root: root, mark_mask: MarkMask::new(mask).unwrap(), table_base, rule_base, discover,
-            host_model, linger,
+            host_model, linger, check, order, primary,
         }
     }
 }
@@ -155,9 +262,21 @@ prop_compose! {
         metered: bool,
         weight in option::of(0..=MAX_WEIGHT),
         host_model in option::of(host_models()),
+        check in option::of(checks()),
+        bandwidth in option::of(bandwidths()),
+        about in (
+            option::of(securities()),
+            option::of(names()),
+            option::of((100u64..3_600_000).prop_map(Duration::from_millis)),
+            vec(any::<IpAddr>(), 0..3),
+        ),
     ) -> DomainConfig {
         let matches = DomainMatch { interface, mac, kind: match_kind };
-        DomainConfig { matches, kind, sources, gateways, cost, metered, weight, host_model }
+        let (security, profile, attach_timeout, servers) = about;
+        DomainConfig {
+            matches, kind, sources, gateways, cost, metered, weight, host_model, check, bandwidth,
+            security, profile, attach_timeout, servers,
+        }
     }
 }
 
@@ -250,6 +369,7 @@ fn policies() -> impl Strategy<Value = (Policy, Vec<Index>, Vec<Vec<Index>>)> {
                 rebind: habits.rebind,
                 sessions: habits.sessions,
                 linger: habits.linger,
+                criteria: habits.criteria,
                 rules: rules.into(),
                 ..Policy::new(
                     Name::default_policy(),
@@ -368,6 +488,9 @@ fn every_key_of_the_schema_is_printed() {
     let text = r#"
         [agent]
         cgroup-root = "/x"
+        order = "vpn"
+        primary = "a"
+        check = "none"
         discover = ["eth*"]
         [domain.a]
         match = { interface = "eth0", mac = "02:00:5e:10:00:01", kind = "wired" }
@@ -378,6 +501,20 @@ fn every_key_of_the_schema_is_printed() {
         metered = true
         weight = 2
         host-model = "weak"
+        bandwidth = "5M"
+        security = "open"
+        profile = "y"
+        attach-timeout = "3s"
+        dns = { servers = "192.0.2.3" }
+        [domain.a.check]
+        http = "http://[2001:db8::1]:81/x?y"
+        dns = "host.example=192.0.2.4"
+        tcp = ["[2001:db8::1]:443", "host.example:80"]
+        icmp = "gateway"
+        expect = "ok"
+        interval = "1s"
+        fall = 2
+        rise = 1
         [group.g]
         domains = "a"
         [policy.p]
@@ -390,7 +527,19 @@ fn every_key_of_the_schema_is_printed() {
         rebind = "datagram"
         sessions = { on-better = "move", on-loss = "keep" }
         linger = "5s"
+        prefer = ["latency", "last-good"]
+        margin = "5%"
+        family = "ipv6"
         priority = 1
+        [policy.p.require]
+        kind = "wlan"
+        min-bandwidth = "1500k"
+        max-latency = "80ms"
+        max-loss = "0.5%"
+        max-cost = 3
+        metered = false
+        security = "protected"
+        profile = "y"
         [[policy.p.rule]]
         source = "192.0.2.1"
         source-ports = 1
@@ -418,11 +567,12 @@ fn every_key_of_the_schema_is_printed() {
     for table in &steer_core::config::keys::TABLES[1..] {
         for key in table
             .names()
-            .filter(|key| !["match", "sessions", "rule"].contains(key))
+            .filter(|key| !["match", "sessions", "rule", "dns", "check", "require"].contains(key))
         {
             let has = |line: &str| {
                 let printed = line.split(" = ").next().unwrap_or_default();
-                let below = ["", "match.", "sessions."].map(|table| format!("{table}{key}"));
+                let below = ["", "match.", "sessions.", "dns.", "check.", "require."]
+                    .map(|table| format!("{table}{key}"));
                 below.iter().any(|key| key == printed)
             };
             assert!(

@@ -203,7 +203,15 @@ fn members_of_the_first_group_that_fits_share_by_their_weights() {
         .iter()
         .map(|one| (one.domain.as_str(), one.taken))
         .collect();
-    assert_eq!(taken, [("wlan0", true), ("lte0", true), ("eth0", false)]);
+    assert_eq!(
+        taken,
+        [
+            ("wlan0", true),
+            ("lte0", true),
+            ("eth0", false),
+            ("spare", false)
+        ]
+    );
     let (id, entry) = choice(&engine);
     assert_eq!(entry.share, share::FLOW);
     assert_eq!(entry.domain, u32::from(index(&engine, "wlan0").0));

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Finding, Kind};
 use crate::config::{Config, Parsed, Place};
+use crate::groups::built_in;
 use crate::name::Name;
 
 /// Says which domains and groups nothing uses, and which names in a list add nothing.
@@ -105,8 +106,10 @@ fn unused(parsed: &Parsed, own: &impl Fn(&Name) -> Name, findings: &mut Vec<Find
         .groups
         .iter()
         .map(|(n, (place, _))| ("group", n, place));
+    // Those stand for every domain.
+    let all = used.iter().any(|name| built_in(name.as_str()).is_some());
     for (what, name, place) in domains.chain(groups) {
-        if !used.contains(name) {
+        if !used.contains(name) && !(all && what == "domain") {
             findings.push(Finding {
                 kind: Kind::Unreachable,
                 place: place.clone(),

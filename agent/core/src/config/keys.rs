@@ -70,14 +70,17 @@ const fn key(
 }
 
 /// All tables, the file itself first.
-pub const TABLES: [Keys; 11] = [
+pub const TABLES: [Keys; 14] = [
     FILE,
     AGENT,
     DOMAIN,
     DOMAIN_MATCH,
+    DNS,
+    CHECK,
     GROUP,
     POLICY,
     POLICY_MATCH,
+    REQUIRE,
     SESSIONS,
     RULE,
     DEFAULT_POLICY,
@@ -90,6 +93,9 @@ const LOCAL_NETWORKS: &str = "`\"pass\"` or `\"steer\"`";
 const HOST_MODEL: &str = "`\"kernel\"`, `\"weak\"`, `\"strong\"` or `\"count\"`";
 const SESSION: &str = "`\"keep\"`, `\"move\"` or `\"reset\"`";
 const TIME: &str = "time such as `\"30s\"`, at most a day";
+const CHECKS: &str = "table, or `\"none\"`";
+const BANDWIDTH: &str = "bit/s such as `\"50M\"`";
+const SECURITY: &str = "`\"open\"`, `\"protected\"` or `\"encrypted\"`";
 const TRUTH: &str = "`true` or `false`";
 
 /// The file.
@@ -170,6 +176,24 @@ pub(super) const AGENT: Keys = Keys::new(
             "`\"30s\"`",
             "how long flows may stay on a domain that is lost, where a policy does not say its own",
         ),
+        key(
+            "check",
+            CHECKS,
+            "an echo from the gateway, once it has answered one",
+            "how domains are checked that do not say their own",
+        ),
+        key(
+            "order",
+            "list of kinds",
+            "`[\"wired\", \"wlan\", \"cellular\"]`",
+            "in which order `any` and the like have domains; other kinds come last",
+        ),
+        key(
+            "primary",
+            "list of names",
+            "none",
+            "domains that come before all others there",
+        ),
     ],
 );
 
@@ -224,6 +248,108 @@ pub(super) const DOMAIN: Keys = Keys::new(
             HOST_MODEL,
             "as `[agent]` says",
             "which packets its interface takes and sends as the host's own",
+        ),
+        key(
+            "check",
+            CHECKS,
+            "as `[agent]` says",
+            "how it is checked: `[domain.x.check]`",
+        ),
+        key(
+            "bandwidth",
+            BANDWIDTH,
+            "not known",
+            "what it carries, in the narrower direction",
+        ),
+        key(
+            "security",
+            SECURITY,
+            "wired and cellular: `\"protected\"`; vpn: `\"encrypted\"`; else `\"open\"`",
+            "how far what is sent over it is protected",
+        ),
+        key(
+            "profile",
+            "string",
+            "none",
+            "a name by which policies may require it",
+        ),
+        key(
+            "attach-timeout",
+            "time such as `\"30s\"`, from 100ms to 1h",
+            "`\"20s\"`",
+            "how long it may take from carrier to working, before its network counts as failed",
+        ),
+        key(
+            "dns",
+            "table",
+            "what the network announces",
+            "its name servers: `[domain.x.dns]`",
+        ),
+    ],
+);
+
+/// `dns` of a domain.
+pub(super) const DNS: Keys = Keys::new(
+    "[domain.x.dns]",
+    &[key(
+        "servers",
+        "list of addresses",
+        "what routers announce, and of /etc/resolv.conf what is on its own link",
+        "its name servers, preferred first",
+    )],
+);
+
+/// `check` of `[agent]` or of a domain.
+pub(super) const CHECK: Keys = Keys::new(
+    "[domain.x.check]",
+    &[
+        key(
+            "http",
+            "list of addresses such as `\"http://host/path\"`",
+            "not asked",
+            "plain HTTP: shows portals too",
+        ),
+        key(
+            "dns",
+            "list of names such as `\"host.example\"`, or `\"host.example=192.0.2.1\"`",
+            "not asked",
+            "what its name servers must know; another address than the one given is a portal's",
+        ),
+        key(
+            "tcp",
+            "list such as `\"192.0.2.1:443\"`",
+            "not asked",
+            "where a connection must come about",
+        ),
+        key(
+            "icmp",
+            "list of hosts, or `\"gateway\"`",
+            "not asked",
+            "who must answer an echo request",
+        ),
+        key(
+            "expect",
+            "status such as `\"204\"`, or text",
+            "`\"204\"`",
+            "what proves an answer to `http`: this status, or 200 and a body that begins so",
+        ),
+        key(
+            "interval",
+            "time such as `\"5s\"`, from 100ms to 1h",
+            "`\"5s\"`",
+            "time between checks of a domain that is well",
+        ),
+        key(
+            "fall",
+            "integer from 1 to 100",
+            "`3`",
+            "it is given up after this many failures in a row",
+        ),
+        key(
+            "rise",
+            "integer from 1 to 100",
+            "`2`",
+            "it is trusted again after this many successes in a row",
         ),
     ],
 );
@@ -323,6 +449,35 @@ const LINGER_OF_POLICY: Key = key(
     "how long flows may stay on a domain that is lost",
 );
 
+const REQUIRE_OF_POLICY: Key = key(
+    "require",
+    "table",
+    "nothing",
+    "what a domain must be: `[policy.x.require]`",
+);
+
+const PREFER_OF_POLICY: Key = key(
+    "prefer",
+    "list of `\"cost\"`, `\"latency\"`, `\"loss\"`, `\"bandwidth\"`, `\"stability\"`, `\"security\"`, \
+     `\"metric\"`, `\"last-good\"`, `\"first-good\"`",
+    "the order of `use`",
+    "what makes one domain better than another, most important first",
+);
+
+const MARGIN_OF_POLICY: Key = key(
+    "margin",
+    "part such as `\"20%\"`, at most `\"90%\"`",
+    "`\"20%\"`",
+    "how much better another domain must be in what is measured before a change pays",
+);
+
+const FAMILY_OF_POLICY: Key = key(
+    "family",
+    "`\"ipv4\"` or `\"ipv6\"`",
+    "either",
+    "a family that a domain must have",
+);
+
 const RULE_OF_POLICY: Key = key(
     "rule",
     "list of tables",
@@ -385,6 +540,41 @@ pub(super) const RULE: Keys = Keys::new(
     ],
 );
 
+/// `require` of a policy.
+pub(super) const REQUIRE: Keys = Keys::new(
+    "[policy.x.require]",
+    &[
+        key("kind", "list of kinds", "any", "one of these kinds"),
+        key(
+            "min-bandwidth",
+            BANDWIDTH,
+            "any",
+            "at least this `bandwidth`",
+        ),
+        key(
+            "max-latency",
+            "time such as `\"100ms\"`",
+            "any",
+            "at most this round-trip time",
+        ),
+        key(
+            "max-loss",
+            "part such as `\"5%\"`",
+            "any",
+            "at most this part of what its checks ask is lost",
+        ),
+        key(
+            "max-cost",
+            "integer from 0 to 1000000",
+            "any",
+            "at most this `cost`",
+        ),
+        key("metered", TRUTH, "either", "metered, or not"),
+        key("security", SECURITY, "any", "at least this secure"),
+        key("profile", "string", "any", "this `profile`"),
+    ],
+);
+
 /// `sessions` of a policy.
 pub(super) const SESSIONS: Keys = Keys::new(
     "[policy.x.sessions]",
@@ -413,6 +603,10 @@ pub(super) const POLICY: Keys = Keys::new(
         REBIND_OF_POLICY,
         SESSIONS_OF_POLICY,
         LINGER_OF_POLICY,
+        REQUIRE_OF_POLICY,
+        PREFER_OF_POLICY,
+        MARGIN_OF_POLICY,
+        FAMILY_OF_POLICY,
         key(
             "priority",
             "integer from -2147483648 to 2147483647",
@@ -450,6 +644,10 @@ pub(super) const DEFAULT_POLICY: Keys = Keys::new(
         REBIND_OF_POLICY,
         SESSIONS_OF_POLICY,
         LINGER_OF_POLICY,
+        REQUIRE_OF_POLICY,
+        PREFER_OF_POLICY,
+        MARGIN_OF_POLICY,
+        FAMILY_OF_POLICY,
         RULE_OF_POLICY,
     ],
 );

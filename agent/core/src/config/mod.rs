@@ -1,5 +1,7 @@
 //! The configuration: what the files say.
 
+mod checks;
+mod criteria;
 mod error;
 pub mod keys;
 mod parse;
@@ -20,11 +22,14 @@ pub use self::parse::{
     Parsed, Places, PolicyPlaces, Replaced, RulePlaces, parse, parse_with_places,
 };
 pub use self::print::{NotSavable, policy_to_toml, to_toml};
+use crate::criteria::{Bandwidth, Security};
+use crate::groups;
 use crate::name::Name;
 use crate::network::{LinkKind, Network};
 use crate::pattern::glob;
 use crate::permit::Permit;
 use crate::policy::Policy;
+use crate::probe::Check;
 
 /// Everything the files say, merged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,6 +92,12 @@ pub struct AgentConfig {
     pub host_model: HostModel,
     /// `linger`: of policies that do not say their own.
     pub linger: Duration,
+    /// `check`: of domains that do not say their own; none: their gateway is asked for an echo.
+    pub check: Option<Check>,
+    /// `order`: kinds of domains in the order in which the groups that are always there have them.
+    pub order: Vec<LinkKind>,
+    /// `primary`: domains that come before all others there.
+    pub primary: Vec<Name>,
 }
 
 /// Which packets an interface takes and sends as the host's own (RFC 1122, section 3.3.4.2).
@@ -136,6 +147,18 @@ pub struct DomainConfig {
     pub weight: Option<u16>,
     /// `host-model`; none: as `[agent]` says.
     pub host_model: Option<HostModel>,
+    /// `check`; none: as `[agent]` says.
+    pub check: Option<Check>,
+    /// `bandwidth`: nominal, of the narrower direction.
+    pub bandwidth: Option<Bandwidth>,
+    /// `security`: overrides what its kind says.
+    pub security: Option<Security>,
+    /// `profile`: a name by which policies may require it.
+    pub profile: Option<Name>,
+    /// `attach-timeout`: how long it may take to become usable.
+    pub attach_timeout: Option<Duration>,
+    /// `dns.servers`: its name servers; none: those that the network announces.
+    pub servers: Vec<std::net::IpAddr>,
 }
 
 /// Highest `weight` of a domain.
@@ -165,6 +188,9 @@ impl Default for AgentConfig {
             discover: Discover::All,
             host_model: HostModel::Kernel,
             linger: Duration::from_secs(30),
+            check: None,
+            order: vec![LinkKind::Wired, LinkKind::Wlan, LinkKind::Cellular],
+            primary: Vec::new(),
         }
     }
 }
@@ -195,7 +221,7 @@ impl Config {
     /// that may be discovered.
     pub fn knows(&self, name: &Name, network: &Network) -> bool {
         self.domains.contains_key(name)
-            || self.groups.contains_key(name)
+            || groups::is_group(self, name)
             || network.links.values().any(|link| {
                 link.name == name.as_str()
                     && (self.agent.discover.covers(&link.name) || self.is_alias(name))

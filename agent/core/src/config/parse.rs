@@ -8,6 +8,7 @@ use toml::de::DeTable;
 use super::error::{ConfigError, MAX_FILE_BYTES, Place, Source};
 use super::read::{Reader, Table};
 use super::{AgentConfig, Awaited, Config, DomainConfig, Quarantine, keys};
+use crate::groups::{BUILT_IN, built_in};
 use crate::name::{Name, interface_name};
 use crate::permit::Permit;
 use crate::policy::{Match, Policy};
@@ -257,6 +258,15 @@ impl Merged {
 
     /// Checks what refers to other things: names in `use` and in groups, and equal matches.
     fn check(&mut self, errors: &mut Vec<ConfigError>) {
+        let domains = self.domains.iter().map(|(name, (_, place))| (name, place));
+        let named = self.groups.iter().map(|(name, (_, place))| (name, place));
+        for (name, place) in domains.chain(named) {
+            if built_in(name.as_str()).is_some() {
+                let message = format!("`{name}` is the name of a group that is always there");
+                let help = "give it another name".to_owned();
+                errors.push(place.error(message).label("cannot be another").help(help));
+            }
+        }
         for (name, (_, place)) in &self.groups {
             if let Some((_, domain)) = self.domains.get(name) {
                 let message = format!("`{name}` is both a group and the domain in {domain}");
@@ -268,7 +278,7 @@ impl Merged {
         let mut awaited = BTreeMap::new();
         for (group, (domains, _)) in &self.groups {
             for (name, place) in domains {
-                if self.groups.contains_key(name) {
+                if self.is_group(name) {
                     let message = format!("[group.{group}] contains the group `{name}`");
                     let help = "a group is made of domains".to_owned();
                     errors.push(place.error(message).label("a group").help(help));
@@ -280,7 +290,7 @@ impl Merged {
         }
         for (permit, at) in &self.permits {
             for (name, place) in at.permit.domains.iter().zip(&at.domains) {
-                if !self.groups.contains_key(name) {
+                if !self.is_group(name) {
                     let title = format!("[permit.{permit}]");
                     errors.extend(self.check_name(name, place, &title, &mut awaited));
                 }
@@ -291,7 +301,7 @@ impl Merged {
             let policy = &at.policy.name;
             let of_rules = at.rules.iter().flat_map(|rule| &rule.uses);
             for (name, place) in at.policy.names().zip(at.uses.iter().chain(of_rules)) {
-                if !self.groups.contains_key(name) {
+                if !self.is_group(name) {
                     let title = format!("[policy.{policy}]");
                     if let Some(error) = self.check_name(name, place, &title, &mut awaited) {
                         mistakes.entry(policy.clone()).or_default().push(error);
@@ -305,6 +315,10 @@ impl Merged {
                 .extend(mistakes.remove(&at.policy.name).unwrap_or_default());
         }
         self.awaited = awaited.into_values().collect();
+    }
+
+    fn is_group(&self, name: &Name) -> bool {
+        self.groups.contains_key(name) || built_in(name.as_str()).is_some()
     }
 
     /// What is wrong with a name of a domain, if that is sure; else notes it as awaited.
@@ -328,7 +342,8 @@ impl Merged {
             .domains
             .keys()
             .chain(self.groups.keys())
-            .map(Name::as_str);
+            .map(Name::as_str)
+            .chain(BUILT_IN.map(|(name, _)| name));
         let help = match nearest(name.as_str(), known) {
             Some(meant) => format!("did you mean `{meant}`?"),
             None => "define it by [domain.x] or [group.x], or name an interface".to_owned(),

@@ -1,18 +1,22 @@
 //! Writing a policy, or all that the files say, as a file says it.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use toml::Value;
 
 use super::{AgentConfig, Config, Discover, DomainConfig, HostModel};
+use crate::criteria::{Criteria, Margin};
 use crate::ids::CgroupId;
 use crate::name::Name;
 use crate::network::LinkKind;
 use crate::permit::Permit;
+use crate::plan::Family;
 use crate::policy::{
     LocalNetworks, Match, Origin, Otherwise, Policy, Rebind, Session, Sessions, Share,
 };
+use crate::probe::{Check, Expect, Host};
 use crate::rules::Rule;
 
 /// A policy that no file can hold.
@@ -99,6 +103,9 @@ pub fn policy_to_toml(policy: &Policy) -> Result<String, NotSavable> {
     if let Some(linger) = policy.linger {
         line("linger", Value::from(time(linger)));
     }
+    for (key, value) in criteria(&policy.criteria) {
+        line(key, value);
+    }
     if policy.priority != 0 && policy.origin != Origin::Default {
         line("priority", Value::from(i64::from(policy.priority)));
     }
@@ -107,6 +114,55 @@ pub fn policy_to_toml(policy: &Policy) -> Result<String, NotSavable> {
         text.push_str(&rule(&policy.name, says));
     }
     Ok(text)
+}
+
+/// What a policy wants of its domains, key by key.
+fn criteria(says: &Criteria) -> Vec<(&'static str, Value)> {
+    let Criteria {
+        require,
+        prefer,
+        margin,
+    } = says;
+    let text = |key, value: Option<String>| value.map(|value| (key, Value::from(value)));
+    let kinds: Vec<&str> = require.kind.iter().map(|one| kind(*one)).collect();
+    let prefer: Vec<String> = prefer.iter().map(ToString::to_string).collect();
+    let family = require.family.map(|family| match family {
+        Family::Ipv4 => "ipv4".to_owned(),
+        Family::Ipv6 => "ipv6".to_owned(),
+    });
+    let margin = (*margin != Margin::default()).then(|| margin.to_string());
+    [
+        (!kinds.is_empty()).then(|| ("require.kind", Value::from(kinds))),
+        text(
+            "require.min-bandwidth",
+            require.min_bandwidth.map(|least| least.to_string()),
+        ),
+        text("require.max-latency", require.max_latency.map(time)),
+        text(
+            "require.max-loss",
+            require.max_loss.map(|most| most.to_string()),
+        ),
+        require
+            .max_cost
+            .map(|most| ("require.max-cost", Value::from(i64::from(most)))),
+        require
+            .metered
+            .map(|metered| ("require.metered", Value::from(metered))),
+        text(
+            "require.security",
+            require.security.map(|least| least.to_string()),
+        ),
+        text(
+            "require.profile",
+            require.profile.as_ref().map(ToString::to_string),
+        ),
+        text("family", family),
+        (!prefer.is_empty()).then(|| ("prefer", Value::from(prefer))),
+        text("margin", margin),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn rule(policy: &Name, says: &Rule) -> String {
@@ -173,6 +229,30 @@ impl Section {
         }
     }
 
+    fn check(self, check: Option<&Check>) -> Self {
+        let Some(check) = check else { return self };
+        if !check.asks() {
+            return self.value("check", "none");
+        }
+        let port = |(host, port): &(Host, u16)| match host {
+            Host::Ip(IpAddr::V6(ip)) => format!("[{ip}]:{port}"),
+            host => format!("{host}:{port}"),
+        };
+        let tcp: Vec<String> = check.tcp.iter().map(port).collect();
+        let expect = match &check.expect {
+            Expect::Status(status) => status.to_string(),
+            Expect::Body(text) => text.clone(),
+        };
+        self.list("check.http", &check.http)
+            .list("check.dns", &check.dns)
+            .list("check.tcp", &tcp)
+            .list("check.icmp", &check.icmp)
+            .value("check.expect", expect)
+            .value("check.interval", time(check.interval))
+            .value("check.fall", i64::from(check.fall))
+            .value("check.rise", i64::from(check.rise))
+    }
+
     /// A list, unless it is empty: that is what its absence says.
     fn list<T: ToString>(self, key: &str, values: &[T]) -> Self {
         if values.is_empty() {
@@ -193,7 +273,10 @@ fn agent(says: &AgentConfig) -> String {
         .value("table-base", i64::from(says.table_base))
         .value("rule-base", i64::from(says.rule_base))
         .value("host-model", host_model(says.host_model))
-        .value("linger", time(says.linger));
+        .value("linger", time(says.linger))
+        .check(says.check.as_ref());
+    let order: Vec<&str> = says.order.iter().map(|one| kind(*one)).collect();
+    let section = section.list("order", &order).list("primary", &says.primary);
     let section = match &says.discover {
         Discover::All => section.value("discover", true),
         Discover::None => section.value("discover", false),
@@ -218,6 +301,12 @@ fn domain(name: &Name, says: &DomainConfig) -> String {
         .some("metered", says.metered.then_some(true))
         .some("weight", says.weight.map(i64::from))
         .some("host-model", says.host_model.map(host_model))
+        .some("bandwidth", says.bandwidth.map(|bits| bits.to_string()))
+        .some("security", says.security.map(|how| how.to_string()))
+        .some("profile", says.profile.as_ref().map(ToString::to_string))
+        .some("attach-timeout", says.attach_timeout.map(time))
+        .list("dns.servers", &says.servers)
+        .check(says.check.as_ref())
         .text
 }
 

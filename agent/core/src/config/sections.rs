@@ -10,7 +10,11 @@ use toml::de::DeValue;
 
 use super::parse::{Merged, PermitAt, PolicyAt, RulePlaces, place};
 use super::read::{Reader, Table, Value};
-use super::{Discover, DomainConfig, DomainMatch, HostModel, MAX_COST, MAX_WEIGHT, keys, rules};
+use super::{
+    Discover, DomainConfig, DomainMatch, HostModel, MAX_COST, MAX_WEIGHT, checks, criteria, keys,
+    rules,
+};
+use crate::criteria::Security;
 use crate::name::{Name, Shown, interface_name};
 use crate::network::LinkKind;
 use crate::pattern::{CgroupPattern, UnitName};
@@ -45,6 +49,12 @@ const HOST_MODELS: [(&str, HostModel); 4] = [
     ("weak", HostModel::Weak),
     ("strong", HostModel::Strong),
     ("count", HostModel::Count),
+];
+
+pub(super) const SECURITIES: [(&str, Security); 3] = [
+    ("open", Security::Open),
+    ("protected", Security::Protected),
+    ("encrypted", Security::Encrypted),
 ];
 
 const SHARES: [(&str, Share); 2] = [("flow", Share::Flow), ("destination", Share::Destination)];
@@ -100,6 +110,15 @@ impl Merged {
         if let Some(linger) = reader.string(table, "linger", linger) {
             self.agent.linger = linger;
         }
+        if let Some(check) = checks::read(reader, table) {
+            self.agent.check = Some(check);
+        }
+        if let Some(kinds) = reader.strings(table, "order", kind) {
+            self.agent.order = kinds.into_iter().map(|(kind, _)| kind).collect();
+        }
+        if let Some(names) = reader.strings(table, "primary", Name::new) {
+            self.agent.primary = names.into_iter().map(|(name, _)| name).collect();
+        }
         match table.entries.get("discover").map(|value| value.get_ref()) {
             None => {}
             Some(DeValue::Boolean(all)) => {
@@ -129,16 +148,18 @@ impl Merged {
         }
         domain.kind = reader.word(table, "kind", &KINDS);
         domain.sources = without_places(reader.strings(table, "sources", net));
-        let ip = |text: &str| {
-            text.parse::<IpAddr>()
-                .map_err(|_| format!("{} is not an address", Shown::new(text)))
-        };
         domain.gateways = without_places(reader.strings(table, "gateways", ip));
         domain.cost = number(reader, table, "cost", 0, MAX_COST.into()).unwrap_or(0);
         domain.metered = reader.boolean(table, "metered").unwrap_or(false);
         domain.weight = number(reader, table, "weight", 0, MAX_WEIGHT.into())
             .and_then(|weight| u16::try_from(weight).ok());
         domain.host_model = reader.word(table, "host-model", &HOST_MODELS);
+        domain.check = checks::read(reader, table);
+        domain.bandwidth = reader.string(table, "bandwidth", str::parse);
+        domain.security = reader.word(table, "security", &SECURITIES);
+        domain.profile = reader.string(table, "profile", Name::new);
+        domain.attach_timeout = reader.string(table, "attach-timeout", attach_timeout);
+        domain.servers = read_servers(reader, table);
         let place = place(reader, &table.span());
         let earlier = self.domains.insert(name, (domain, place.clone()));
         self.note(
@@ -324,6 +345,7 @@ fn read_wishes(
         rebind: reader.word(table, "rebind", &REBINDS).unwrap_or_default(),
         sessions: read_sessions(reader, table),
         linger: reader.string(table, "linger", linger),
+        criteria: criteria::read(reader, table),
         rules: rules.rules.into(),
         ..Policy::new(name, Origin::Admin, matches, uses, strict)
     };
@@ -370,10 +392,56 @@ fn read_sessions(reader: &mut Reader<'_>, policy: Table<'_>) -> Sessions {
     sessions
 }
 
+/// `dns` of a domain.
+fn read_servers(reader: &mut Reader<'_>, domain: Table<'_>) -> Vec<IpAddr> {
+    let title = format!("`dns` of {}", domain.title);
+    let Some(value) = domain.entries.get("dns") else {
+        return Vec::new();
+    };
+    let Some(table) = reader.table(&title, value) else {
+        return Vec::new();
+    };
+    reader.known_keys(table, keys::DNS);
+    without_places(reader.strings(table, "servers", ip))
+}
+
+fn attach_timeout(text: &str) -> Result<Duration, String> {
+    let time = time(text)?;
+    if (Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&time) {
+        Ok(time)
+    } else {
+        Err(format!("{} is not from 100ms to 1h", Shown::new(text)))
+    }
+}
+
+/// A kind by its name.
+pub(super) fn kind(text: &str) -> Result<LinkKind, String> {
+    let known = KINDS.iter().find(|(name, _)| *name == text);
+    known.map(|(_, kind)| *kind).ok_or_else(|| {
+        let names = KINDS.map(|(name, _)| name);
+        format!(
+            "{} is no kind: known are {}",
+            Shown::new(text),
+            names.join(", ")
+        )
+    })
+}
+
+/// A time with its unit.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| format!("{} is not a time like 30s or 5m", Shown::new(text)))
+}
+
+/// An address.
+pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
+    text.parse()
+        .map_err(|_| format!("{} is not an address", Shown::new(text)))
+}
+
 /// A time with its unit, at most [`Policy::MAX_LINGER`].
 fn linger(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text)
-        .map_err(|_| format!("{} is not a time like 30s or 5m", Shown::new(text)))?;
+    let time = time(text)?;
     if time > Policy::MAX_LINGER {
         return Err(format!("{} is longer than a day", Shown::new(text)));
     }
@@ -394,7 +462,7 @@ pub(super) fn without_places<T>(values: Option<Vec<(T, Range<usize>)>>) -> Vec<T
         .collect()
 }
 
-fn number(
+pub(super) fn number(
     reader: &mut Reader<'_>,
     table: Table<'_>,
     key: &str,

@@ -4,6 +4,7 @@
 //! plan up to date and says what changed in it. [`plan`] makes the same plan from nothing.
 
 mod awaited;
+mod health;
 mod index;
 mod names;
 mod prefer;
@@ -31,7 +32,7 @@ use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId, RulesetId};
 use crate::name::Name;
 use crate::plan::{Named, Object, Plan};
 use crate::policy::{Match, Policy};
-use crate::select::World;
+use crate::select::{Stage, World};
 use crate::state::{Event, State};
 use crate::suggest::nearest;
 
@@ -205,6 +206,13 @@ impl Engine {
                 self.state.network.apply(change);
                 self.dirty.network = true;
             }
+            Event::Now(now) => self.pass_time(now),
+            Event::Probed(probed) => self.take_report(&probed),
+            Event::Stalled(name) => self.take_stall(&name),
+            Event::Recheck(name) => self.state.health.recheck(&name, self.state.now),
+            Event::Remembered(history) => self.state.history = history,
+            Event::NameServers(servers) => self.state.name_servers = servers,
+            Event::Chosen(chosen) => self.state.chosen = chosen,
             Event::Cgroups(change) => self.change_cgroups(change),
             Event::Managed { root, exempt } => {
                 self.state.cgroup_root = root;
@@ -497,7 +505,16 @@ impl Engine {
             domains: &self.domains,
             indices: &self.installed,
             refused: &self.state.refused,
+            health: &self.state.health,
+            now: self.state.now.boot,
+            without: None,
         }
+    }
+
+    /// Which domain a choice with these inputs led to last.
+    fn in_use(&self, inputs: &[Stage]) -> Option<&Name> {
+        let number = self.state.memory.choices.get(inputs)?;
+        self.state.chosen.get(&ChoiceId(number))
     }
 }
 

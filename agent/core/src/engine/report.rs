@@ -11,7 +11,7 @@ use crate::name::Name;
 use crate::network::ForeignRule;
 use crate::plan::Object;
 use crate::plan::{Family, foreign};
-use crate::select::{Decision, select};
+use crate::select::Decision;
 
 /// What holds for a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -242,7 +242,7 @@ impl Engine {
     /// What is chosen for what no rule of a chain fits.
     pub(super) fn decide(&self, chain: &[Name]) -> Decision {
         self.overruled(chain)
-            .unwrap_or_else(|| select(&self.inputs(chain), self.world()))
+            .unwrap_or_else(|| self.select(&self.inputs(chain)))
     }
 
     /// What a chain gets that cannot have what it wants.

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Changes, Engine, settle::release};
+use crate::criteria::Wish;
 use crate::ids::{ChoiceId, PolicyId, RulesetId};
 use crate::name::Name;
 use crate::policy::{Otherwise, Policy};
 use crate::rules::compile::{TooLarge, compile};
 use crate::rules::flatten::{Asked, Link, RuleAt, ask, base, flatten};
 use crate::rules::{Flow, Rule, Rules};
-use crate::select::{Decision, Inputs, Stage, select};
+use crate::select::{Decision, Inputs, Stage};
 
 /// The rules of a kernel policy.
 #[derive(Debug)]
@@ -273,7 +274,7 @@ impl Engine {
         }
         let asked = self.ask(chain, flow);
         FlowDecision {
-            decision: select(&asked.inputs, self.world()),
+            decision: self.select(&asked.inputs),
             rules: asked.rules,
         }
     }
@@ -291,7 +292,7 @@ impl Engine {
             let at = origins.next().filter(|_| origins.next().is_none())?;
             let decision = known
                 .entry(rule.inputs)
-                .or_insert_with_key(|inputs| select(inputs, self.world()));
+                .or_insert_with_key(|inputs| self.select(inputs));
             Some(RuleDecision {
                 at,
                 decision: decision.clone(),
@@ -317,6 +318,7 @@ pub(super) fn without_rules(strict: bool) -> Inputs {
         },
         preferred: None,
         share: None,
+        wish: Wish::default(),
     }])
 }
 

@@ -11,6 +11,7 @@ use super::index::Found;
 use super::ruled::{Compiled, without_rules};
 use super::{Changes, Engine, Uses};
 use crate::domains::Domains;
+use crate::groups;
 use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId};
 use crate::name::Name;
 use crate::pattern::Reach;
@@ -80,15 +81,16 @@ impl Engine {
 
     fn settle_domains(&mut self) {
         let domains = Domains::new(&self.state.config, &self.state.network);
-        for name in self.domains.changed(&domains) {
-            self.touch_choices_of(&name);
-        }
+        let mut changed = self.domains.changed(&domains);
+        let state = &mut self.state;
+        changed.extend(state.health.observe(&state.config, &domains, state.now));
         self.domains = domains;
+        self.touch_domains(changed);
         // What a name in `use` stands for may have changed with the domains.
         self.dirty.wanted = true;
     }
 
-    fn touch_choices_of(&mut self, name: &Name) {
+    pub(super) fn touch_choices_of(&mut self, name: &Name) {
         if let Some(choices) = self.choices_by_name.get(name) {
             self.dirty.choices.extend(choices);
         }
@@ -435,6 +437,7 @@ impl Engine {
                     self.choice_uses.remove(&id);
                     self.shares.remove(id);
                     self.state.memory.choices.free(id.0);
+                    self.state.chosen.remove(&id);
                     self.plan.choices.remove(&id)
                 }
             };
@@ -447,16 +450,13 @@ impl Engine {
 
     /// Notes or forgets which names matter to a choice.
     fn name_choice(&mut self, id: ChoiceId, inputs: &Inputs, matters: bool) {
-        let groups = &self.state.config.groups;
-        let names = inputs
+        let config = &self.state.config;
+        let names: Vec<Name> = inputs
             .iter()
             .flat_map(|stage| &stage.use_)
-            .flat_map(|name| {
-                groups
-                    .get(name)
-                    .map_or(std::slice::from_ref(name), Vec::as_slice)
-            });
-        for name in names {
+            .flat_map(|name| groups::names_of(config, name))
+            .collect();
+        for name in &names {
             if matters {
                 match self.choices_by_name.get_mut(name) {
                     Some(choices) => {

@@ -10,7 +10,7 @@ use crate::ids::ChoiceId;
 use crate::name::Name;
 use crate::plan::Family;
 use crate::policy::Share;
-use crate::select::{Inputs, Verdict, select};
+use crate::select::{Inputs, Verdict};
 use crate::share::{Member, slots};
 
 /// Choices whose flows are shared.
@@ -60,7 +60,11 @@ impl Engine {
 
     /// Decides a choice; whether there is room for its slots is for [`Self::settle_shares`] to say.
     pub(super) fn decide_choice(&mut self, id: ChoiceId, inputs: &Inputs) -> ChoiceEntry {
-        let decision = select(inputs, self.world());
+        let decision = self.select(inputs);
+        match decision.domain() {
+            Some(domain) => self.state.chosen.insert(id, domain.clone()),
+            None => self.state.chosen.remove(&id),
+        };
         let index = |name| self.installed.get(name).copied();
         let number = |name| index(name).map_or(0, |index| u32::from(index.0));
         self.shares.remove(id);

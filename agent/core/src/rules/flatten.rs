@@ -8,8 +8,11 @@
 
 use std::borrow::Cow;
 
+use ipnet::IpNet;
+
 use super::compile::TooLarge;
 use super::{Flow, Rule};
+use crate::criteria::Wish;
 use crate::name::Name;
 use crate::policy::{Otherwise, Policy};
 use crate::select::{Inputs, Stage};
@@ -60,6 +63,11 @@ pub struct Asked {
     /// The rules that fit, in the order in which they are asked; none: no rule fits.
     pub rules: Vec<RuleAt>,
 }
+
+/// Rules of a policy, and destinations of a rule, up to which its domains are asked whether they have routes
+/// there.
+const MOST_RULES_WITH_REACH: usize = 64;
+const MOST_DESTINATIONS: usize = 16;
 
 /// Most pairs of items that are looked at to make one list: a fraction of a second, and some dozens of
 /// megabytes.
@@ -175,8 +183,26 @@ impl Link<'_> {
         (!nothing).then(|| Stage {
             use_: rule.use_.clone(),
             otherwise,
+            wish: Wish {
+                to: self.destinations_of(rule),
+                ..Wish::of(&self.policy.criteria, self.policy.origin)
+            },
             ..Stage::of(self.policy, self.preferred)
         })
+    }
+}
+
+impl Link<'_> {
+    /// Where flows of a rule go, which its domains must have routes to. Of long lists every rule would be a
+    /// choice of its own, so there it is not asked.
+    fn destinations_of(&self, rule: &Rule) -> Vec<IpNet> {
+        let short = self.policy.rules.len() <= MOST_RULES_WITH_REACH
+            && rule.destination.len() <= MOST_DESTINATIONS;
+        if short {
+            rule.destination.clone()
+        } else {
+            Vec::new()
+        }
     }
 }
 

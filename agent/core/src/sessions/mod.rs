@@ -29,6 +29,7 @@ pub use self::losses::{Loss, Losses};
 use self::place::Place;
 use crate::engine::Engine;
 use crate::explain::flow::{Fate, Owner, Pass, Refuse};
+use crate::health::Standing;
 use crate::ids::{CgroupId, DomainIndex, IfIndex, PolicyId};
 use crate::name::Name;
 use crate::policy::{Policy, Session, Sessions};
@@ -100,6 +101,8 @@ pub enum Why {
     Address,
     /// Its domain has no route to its peer any more.
     Route,
+    /// Its domain's check fails.
+    Check,
 }
 
 impl fmt::Display for Why {
@@ -110,6 +113,7 @@ impl fmt::Display for Why {
             Self::Carrier => "its domain has no carrier",
             Self::Address => "its address has gone",
             Self::Route => "its domain has no route to the peer",
+            Self::Check => "its domain's check fails",
         })
     }
 }
@@ -219,6 +223,7 @@ impl Engine {
             None if among && !self.fits(&place) || is_blocked(&fate) => {
                 (sessions.on_loss, Why::NotAllowed)
             }
+            None if among && self.is_dead(&place) => (sessions.on_loss, Why::Check),
             None => (sessions.on_better, Why::Better),
         };
         judged.why = Some(why);
@@ -305,6 +310,19 @@ impl Engine {
         place
             .domain
             .is_some_and(|domain| self.unfit(domain).is_none())
+    }
+
+    /// Whether nothing is to be hoped for from a flow's domain, although it is there.
+    fn is_dead(&self, place: &Place<'_>) -> bool {
+        place.domain.is_some_and(|domain| {
+            let condition = self.state().health.get(domain);
+            condition.is_some_and(|condition| {
+                matches!(
+                    condition.standing(),
+                    Standing::Limited(_) | Standing::Portal(_)
+                )
+            })
+        })
     }
 
     /// Whether a flow remembers that it was put on the domain where it is, which is what a guard goes by,

@@ -1,0 +1,149 @@
+//! Time and checks: what they say of domains, and which are due.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::Engine;
+use crate::domains::{Domain, DomainState};
+use crate::groups::BUILT_IN;
+use crate::health::{Condition, Health, Now, Probed, check_of};
+use crate::name::Name;
+use crate::probe::Probe;
+use crate::select::{Decision, Stage, World, select};
+
+/// Port of DNS.
+const DNS: u16 = 53;
+
+impl Engine {
+    /// How domains are.
+    pub fn health(&self) -> &Health {
+        &self.state.health
+    }
+
+    /// When time alone changes something next, since boot.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.state.health.deadline(&self.state.config)
+    }
+
+    /// What is chosen for `inputs` now.
+    pub(super) fn select(&self, inputs: &[Stage]) -> Decision {
+        select(inputs, self.world(), self.in_use(inputs))
+    }
+
+    /// What would be chosen for `inputs` if a domain were not there.
+    pub(super) fn select_without(&self, inputs: &[Stage], gone: &Name) -> Decision {
+        let gone = self.domains.get(gone.as_str()).map_or(gone, |d| &d.name);
+        let world = World {
+            without: Some(gone),
+            ..self.world()
+        };
+        select(inputs, world, self.in_use(inputs))
+    }
+
+    pub(super) fn pass_time(&mut self, now: Now) {
+        self.state.now = now;
+        let state = &mut self.state;
+        let changed = state
+            .health
+            .tick(&state.config, &self.domains, &mut state.history, now);
+        self.touch_domains(changed);
+    }
+
+    pub(super) fn take_report(&mut self, probed: &Probed) {
+        let state = &mut self.state;
+        let taken = state.health.report(
+            &state.config,
+            &self.domains,
+            &mut state.history,
+            probed,
+            state.now,
+        );
+        if taken {
+            self.touch_domains([probed.domain.clone()]);
+        }
+    }
+
+    pub(super) fn take_stall(&mut self, name: &Name) {
+        let check = check_of(&self.state.config, name);
+        self.state.health.stalled(name, &check, self.state.now);
+    }
+
+    /// Domains are different: choices among them are to be made again.
+    pub(super) fn touch_domains(&mut self, changed: impl IntoIterator<Item = Name>) {
+        let mut any = false;
+        for name in changed {
+            any = true;
+            let domain = self.domains.get(name.as_str());
+            let alias = domain.and_then(|domain| domain.alias.clone());
+            self.touch_choices_of(&name);
+            alias.iter().for_each(|alias| self.touch_choices_of(alias));
+        }
+        if any {
+            for (group, _) in BUILT_IN {
+                if let Some(choices) = self.choices_by_name.get(group) {
+                    self.dirty.choices.extend(choices);
+                }
+            }
+        }
+    }
+
+    /// The checks of all domains that policies can choose and that are up, with the time when each is due.
+    pub fn probes(&self) -> Vec<Probe> {
+        let installed = self.installed.iter();
+        let probes = installed.filter_map(|(name, index)| {
+            let domain = self.domains.get(name.as_str())?;
+            let condition = self.state.health.get(name)?;
+            self.probe(domain, condition, index.0)
+        });
+        probes.collect()
+    }
+
+    fn probe(&self, domain: &Domain, condition: &Condition, index: u16) -> Option<Probe> {
+        let state = &self.state;
+        let check = check_of(&state.config, &domain.name);
+        let asks = check.asks() && !(check.implied && domain.gateways.is_empty());
+        if domain.state != DomainState::Up || !asks {
+            return None;
+        }
+        let interface = domain.interface?;
+        let mask = state.config.agent.mark_mask;
+        Some(Probe {
+            domain: domain.name.clone(),
+            epoch: condition.epoch(),
+            due: condition.next(),
+            mark: mask.encode(index)?,
+            mask: mask.bits(),
+            interface,
+            ifname: domain.ifname.clone()?,
+            source4: domain.sources4.first().copied(),
+            source6: domain.sources6.first().copied(),
+            gateways: domain.gateways.clone(),
+            servers: self.servers_of(domain),
+            portal_api: state.network.portals.get(&interface).cloned(),
+            timeout: check.timeout(),
+            check,
+        })
+    }
+
+    /// A domain's name servers: those of the files; else those that routers announce on its link, and those
+    /// of the host that are on its link.
+    fn servers_of(&self, domain: &Domain) -> Vec<SocketAddr> {
+        let state = &self.state;
+        let own = state.config.domains.get(&domain.name).map(|d| &d.servers);
+        let mut servers: Vec<IpAddr> = own.cloned().unwrap_or_default();
+        if servers.is_empty() {
+            let interface = domain.interface;
+            let announced = interface.and_then(|index| state.network.servers.get(&index));
+            servers.extend(announced.into_iter().flatten());
+            let near = |ip: &&IpAddr| {
+                domain.gateways.contains(ip) || domain.on_link().any(|(net, _)| net.contains(*ip))
+            };
+            servers.extend(state.name_servers.iter().filter(near));
+        }
+        let mut seen = BTreeSet::new();
+        servers.retain(|ip| seen.insert(*ip));
+        let servers = servers.into_iter();
+        servers.map(|ip| SocketAddr::new(ip, DNS)).collect()
+    }
+}

@@ -9,5 +9,7 @@ pub mod doctor;
 pub mod draw;
 mod heap;
 pub mod netlink;
+pub mod probe;
 pub mod reconcile;
 pub mod statefile;
+pub mod steered;

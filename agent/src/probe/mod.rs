@@ -1,0 +1,186 @@
+//! Carries out probes: asks over one domain alone whether it leads anywhere, and whether a portal
+//! answers in place of others.
+//!
+//! Whoever sits on the path may answer anything, slowly or without end. So all of a probe ends at its
+//! timeout; of each connection a bounded number of bytes is read; and what is read goes through the
+//! pure functions of [`answer`].
+
+mod answer;
+mod api;
+mod dns;
+mod http;
+mod icmp;
+mod question;
+pub mod resolv;
+mod tcp;
+
+use std::future::Future;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use steer_core::probe::{Outcome, Probe, Report};
+
+use question::Asker;
+
+/// Reasons in the text of one failure at most.
+const REASONS: usize = 4;
+
+/// Carries out `probe`, which takes no longer than its timeout.
+///
+/// All kinds are asked at once, and of each kind all targets. One target that answers is enough for a
+/// kind; every kind has to pass. A portal that any of them shows is the outcome, whatever else failed.
+pub async fn run(probe: &Probe) -> Report {
+    let asker = Asker::new(probe);
+    let check = &probe.check;
+    let (http, dns, tcp, icmp, api) = tokio::join!(
+        any(check.http.iter().map(|target| http::ask(&asker, target))),
+        any(check.dns.iter().map(|target| dns::ask(&asker, target))),
+        any(check
+            .tcp
+            .iter()
+            .map(|(host, port)| tcp::ask(&asker, host, *port))),
+        any(check.icmp.iter().map(|host| icmp::ask(&asker, host))),
+        api::ask(probe),
+    );
+    let outcome = all([http, dns, tcp, icmp, api]);
+    asker.report(outcome)
+}
+
+/// What comes of questions of which one that passes is enough; of none, a pass.
+///
+/// A portal that says its address decides at once; one that does not, when nothing is left that might
+/// say it.
+async fn any(questions: impl IntoIterator<Item = impl Future<Output = Outcome>>) -> Outcome {
+    let mut open: FuturesUnordered<_> = questions.into_iter().collect();
+    let mut portal = false;
+    let mut reasons = Vec::new();
+    if open.is_empty() {
+        return Outcome::Passed;
+    }
+    while let Some(outcome) = open.next().await {
+        match outcome {
+            Outcome::Passed if portal => return Outcome::Portal(None),
+            Outcome::Passed | Outcome::Portal(Some(_)) => return outcome,
+            Outcome::Portal(None) => portal = true,
+            Outcome::Failed(reason) => reasons.push(reason),
+        }
+    }
+    if portal {
+        return Outcome::Portal(None);
+    }
+    Outcome::Failed(sentence(reasons))
+}
+
+/// What comes of kinds that all have to pass.
+fn all(kinds: impl IntoIterator<Item = Outcome>) -> Outcome {
+    let mut portal = None;
+    let mut reasons = Vec::new();
+    for kind in kinds {
+        match kind {
+            Outcome::Passed => {}
+            Outcome::Portal(address) => portal = Some(portal.flatten().or(address)),
+            Outcome::Failed(reason) => reasons.push(reason),
+        }
+    }
+    match portal {
+        Some(address) => Outcome::Portal(address),
+        None if reasons.is_empty() => Outcome::Passed,
+        None => Outcome::Failed(sentence(reasons)),
+    }
+}
+
+/// Reasons as one text, each said once.
+fn sentence(mut reasons: Vec<String>) -> String {
+    let mut seen = std::collections::BTreeSet::new();
+    reasons.retain(|reason| seen.insert(reason.clone()));
+    let more = reasons.len().saturating_sub(REASONS);
+    reasons.truncate(REASONS);
+    let said = reasons.join("; ");
+    match more {
+        0 => said,
+        more => format!("{said}; and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{Ready, pending, ready};
+
+    use futures_util::FutureExt as _;
+    use futures_util::future::Either;
+
+    use super::{Outcome, all, any};
+
+    fn portal(address: &str) -> Outcome {
+        Outcome::Portal(Some(address.to_owned()))
+    }
+
+    fn failed(reason: &str) -> Outcome {
+        Outcome::Failed(reason.to_owned())
+    }
+
+    fn soon(outcomes: &[Outcome]) -> Vec<Ready<Outcome>> {
+        outcomes.iter().cloned().map(ready).collect()
+    }
+
+    fn of_any(outcomes: &[Outcome]) -> Outcome {
+        any(soon(outcomes)).now_or_never().expect("all are there")
+    }
+
+    #[test]
+    fn one_target_of_a_kind_is_enough_and_the_rest_is_not_waited_for() {
+        let questions = [
+            Either::Left(ready(failed("a"))),
+            Either::Right(pending()),
+            Either::Left(ready(Outcome::Passed)),
+        ];
+        assert_eq!(any(questions).now_or_never(), Some(Outcome::Passed));
+        assert_eq!(of_any(&[]), Outcome::Passed);
+        assert_eq!(
+            of_any(&[failed("a"), failed("b"), failed("a")]),
+            failed("a; b")
+        );
+    }
+
+    #[test]
+    fn a_portal_with_an_address_decides_a_kind() {
+        let questions = [
+            Either::Left(ready(Outcome::Portal(None))),
+            Either::Right(pending()),
+            Either::Left(ready(portal("x"))),
+        ];
+        assert_eq!(any(questions).now_or_never(), Some(portal("x")));
+        assert_eq!(
+            of_any(&[Outcome::Portal(None), Outcome::Passed]),
+            Outcome::Portal(None)
+        );
+        assert_eq!(
+            of_any(&[Outcome::Portal(None), failed("a")]),
+            Outcome::Portal(None)
+        );
+    }
+
+    #[test]
+    fn every_kind_has_to_pass_and_a_portal_outweighs_failures() {
+        assert_eq!(all([Outcome::Passed, Outcome::Passed]), Outcome::Passed);
+        assert_eq!(
+            all([Outcome::Passed, failed("a"), failed("b")]),
+            failed("a; b")
+        );
+        assert_eq!(
+            all([failed("a"), Outcome::Portal(None), portal("x")]),
+            portal("x")
+        );
+        assert_eq!(all([portal("x"), Outcome::Portal(None)]), portal("x"));
+        assert_eq!(
+            all([Outcome::Passed, Outcome::Portal(None)]),
+            Outcome::Portal(None)
+        );
+    }
+
+    #[test]
+    fn a_failure_names_a_few_reasons_and_counts_the_rest() {
+        let many: Vec<_> = (0..9).map(|number| failed(&number.to_string())).collect();
+        assert_eq!(of_any(&many), failed("0; 1; 2; 3; and 5 more"));
+    }
+}

@@ -16,13 +16,14 @@ use super::explain::{
 };
 use super::flows::{FlowOrder, HolderView, ListFlows, LiveFlowView, Whereabouts};
 use super::methods::{
-    ListDomains, ListPolicies, Method, Move, Prefer, Reload, Request, Run, SetPolicy, ShowDomain,
-    ShowPolicy, Status, UnsetPolicy,
+    CheckDomain, ListDomains, ListPolicies, Method, Move, Prefer, Reload, Request, Run, SetPolicy,
+    ShowDomain, ShowPolicy, Status, UnsetPolicy, Watch,
 };
 use super::mistake::Mistake;
 use super::types::{
-    Candidate, Choice, DecisionView, DomainView, HostModelView, LocalNetworks, Origin, Otherwise,
-    PolicyView, SessionsView, StatusView, TrafficView, Verdict,
+    Candidate, ChangeView, Choice, DecisionView, DomainView, HostModelView, LocalNetworks,
+    MeasuredView, NetworkView, Origin, Otherwise, PolicyView, SessionsView, StatusView,
+    TrafficView, Verdict,
 };
 use super::{INTERFACE, description};
 
@@ -30,6 +31,7 @@ use super::{INTERFACE, description};
 const CUSTOM_TYPES: &[&idl::CustomType<'static>] = &[
     AddressFamily::CUSTOM_TYPE,
     Candidate::CUSTOM_TYPE,
+    ChangeView::CUSTOM_TYPE,
     Choice::CUSTOM_TYPE,
     ContenderView::CUSTOM_TYPE,
     DecisionView::CUSTOM_TYPE,
@@ -44,7 +46,9 @@ const CUSTOM_TYPES: &[&idl::CustomType<'static>] = &[
     KernelView::CUSTOM_TYPE,
     LiveFlowView::CUSTOM_TYPE,
     LocalNetworks::CUSTOM_TYPE,
+    MeasuredView::CUSTOM_TYPE,
     Mistake::CUSTOM_TYPE,
+    NetworkView::CUSTOM_TYPE,
     MapEntriesView::CUSTOM_TYPE,
     Origin::CUSTOM_TYPE,
     Otherwise::CUSTOM_TYPE,
@@ -120,6 +124,7 @@ fn service_description() -> &'static str {
 
 fn build() -> Result<Interface<'static>, zlink::names::Error> {
     let methods = vec![
+        method::<CheckDomain>()?,
         method::<Explain>()?,
         method::<ListDomains>()?,
         method::<ListFlows>()?,
@@ -133,6 +138,7 @@ fn build() -> Result<Interface<'static>, zlink::names::Error> {
         method::<ShowPolicy>()?,
         method::<Status>()?,
         method::<UnsetPolicy>()?,
+        method::<Watch>()?,
     ];
     Interface::new_owned(
         INTERFACE,
@@ -225,6 +231,13 @@ pub(super) fn read(message: Message) -> Result<Incoming, CallError> {
         }
         (INTERFACE, Move::NAME) => Ok(Incoming::Request(Request::Move(parse(parameters)?))),
         (INTERFACE, Prefer::NAME) => Ok(Incoming::Request(Request::Prefer(parse(parameters)?))),
+        (INTERFACE, Watch::NAME) => {
+            parse::<Watch>(parameters)?;
+            Ok(Incoming::Request(Request::Watch))
+        }
+        (INTERFACE, CheckDomain::NAME) => {
+            Ok(Incoming::Request(Request::CheckDomain(parse(parameters)?)))
+        }
         (INTERFACE, Run::NAME) => Ok(Incoming::Request(Request::Run(parse(parameters)?))),
         (INTERFACE | "org.varlink.service", _) => Err(unknown_method()),
         (other, _) => Err(CallError::Service(

@@ -9,7 +9,7 @@ use super::explain::{Explain, ExplainReply, ExplanationView};
 use super::flows::{FlowsReply, ListFlows};
 use super::mistake::Mistake;
 use super::types::{
-    Choice, DomainView, LocalNetworks, Otherwise, PolicyView, SessionsView, StatusView,
+    ChangeView, Choice, DomainView, LocalNetworks, Otherwise, PolicyView, SessionsView, StatusView,
 };
 
 /// A method, by its parameters.
@@ -109,6 +109,17 @@ pub struct Prefer {
     pub policy: Vec<String>,
 }
 
+/// Tells of every change of a domain's state and of a decision, as they come (with `more`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct Watch {}
+
+/// Has a domain checked at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct CheckDomain {
+    /// Name of the domain, or its alias.
+    pub name: String,
+}
+
 /// Reads the files again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
 pub struct Reload {}
@@ -150,6 +161,13 @@ pub struct DomainReply {
 pub struct DomainsReply {
     /// Sorted by name.
     pub domains: Vec<DomainView>,
+}
+
+/// What changed since the last part of the answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct WatchReply {
+    /// In the order in which it happened.
+    pub changes: Vec<ChangeView>,
 }
 
 /// The agent.
@@ -231,6 +249,21 @@ impl Method for ShowDomain {
     type Reply = DomainReply;
 }
 
+impl Method for Watch {
+    const NAME: &'static str = "Watch";
+    const ABOUT: &'static str = "Tells of every change of a domain's state and of a decision that the \
+                                 caller may see, as they come, until the caller goes; needs `more`. The \
+                                 first part comes at once, and is empty.";
+    type Reply = WatchReply;
+}
+
+impl Method for CheckDomain {
+    const NAME: &'static str = "CheckDomain";
+    const ABOUT: &'static str = "Has a domain checked at once, as after a login. Answered before that \
+                                 is done.";
+    type Reply = DomainReply;
+}
+
 impl Method for Status {
     const NAME: &'static str = "Status";
     const ABOUT: &'static str = "Shows the agent and all it does.";
@@ -297,6 +330,10 @@ pub enum Request {
     Move(Move),
     /// To be answered by [`Reply::Policies`].
     Prefer(Prefer),
+    /// To be answered by [`Reply::Watch`], in parts.
+    Watch,
+    /// To be answered by [`Reply::Domain`].
+    CheckDomain(CheckDomain),
 }
 
 /// The answer to a [`Request`]; lists need no order, the server sorts them.
@@ -322,6 +359,8 @@ pub enum Reply {
     Flows(FlowsReply),
     /// What the removal of a policy did.
     Unset(UnsetReply),
+    /// What changed.
+    Watch(WatchReply),
 }
 
 impl Reply {
@@ -352,6 +391,7 @@ impl Reply {
             }),
             Self::Flows(flows) => serde_json::to_vec(&flows),
             Self::Unset(unset) => serde_json::to_vec(&unset),
+            Self::Watch(watch) => serde_json::to_vec(&watch),
         }
     }
 }

@@ -279,10 +279,30 @@ pub struct DomainView {
     pub cost: u32,
     /// Whether what is sent by it is paid for or limited.
     pub metered: bool,
-    /// State: `up` when it can be chosen, else a word for what is missing.
+    /// How far what is sent by it is protected: `open`, `protected` or `encrypted`.
+    pub security: String,
+    /// What it carries, bit/s, as far as the files say.
+    pub bandwidth: Option<u64>,
+    /// A name by which policies may require it.
+    pub profile: Option<String>,
+    /// State: `absent`, `down`, `configuring`, `up` (nothing was checked), `validated`, `portal` or `limited`.
     pub state: String,
     /// That state in one sentence.
     pub reason: String,
+    /// Since when it is in that state: RFC 3339, UTC.
+    pub since: Option<String>,
+    /// Where to log in, while a portal answers in place of others.
+    pub portal: Option<String>,
+    /// What its checks ask: `http://...`, `dns NAME`, `tcp HOST:PORT`, `icmp HOST`.
+    pub check: Vec<String>,
+    /// What they measured, since it is attached as it is.
+    pub measured: MeasuredView,
+    /// What it is attached to: hardware address and prefix of its gateway, once known.
+    pub network: Option<String>,
+    /// What is remembered of that network.
+    pub history: Option<NetworkView>,
+    /// Its name servers, which its checks ask.
+    pub servers: Vec<String>,
     /// Its addresses.
     pub addresses: Vec<String>,
     /// Its gateways.
@@ -297,6 +317,55 @@ pub struct DomainView {
     pub traffic: Option<TrafficView>,
     /// The host model of its interface, if that is there.
     pub host_model: Option<HostModelView>,
+}
+
+/// What was measured of a domain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
+#[zlink(rename = "Measured")]
+#[schemars(rename = "Measured")]
+pub struct MeasuredView {
+    /// Smoothed round-trip time, microseconds.
+    pub latency_us: Option<u64>,
+    /// How much it varies, microseconds.
+    pub jitter_us: Option<u64>,
+    /// Part of the last questions without an answer, thousandths.
+    pub loss_permille: Option<u64>,
+    /// How often it was lost in the last ten minutes.
+    pub losses: u64,
+}
+
+/// What is remembered of a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
+#[zlink(rename = "Network")]
+#[schemars(rename = "Network")]
+pub struct NetworkView {
+    /// When it was well for the first time: RFC 3339, UTC.
+    pub first_good: Option<String>,
+    /// When it was well last.
+    pub last_good: Option<String>,
+    /// How often it failed since then.
+    pub failures: u64,
+}
+
+/// Something that changed: a domain's state, or a policy's decision.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
+#[zlink(rename = "Change")]
+#[schemars(rename = "Change")]
+pub struct ChangeView {
+    /// When: RFC 3339 with milliseconds, UTC.
+    pub time: String,
+    /// The policy, if its decision changed.
+    pub policy: Option<String>,
+    /// The domain whose state changed; or the one that was chosen, if any.
+    pub domain: Option<String>,
+    /// The state that it is in, or `steer`, `block` or `pass`.
+    pub state: String,
+    /// What it was before: a state, or the domain or verdict.
+    pub was: Option<String>,
+    /// Why, in one sentence.
+    pub reason: String,
+    /// Where more policies changed in the same way than are told one by one: how many.
+    pub more: Option<u64>,
 }
 
 /// Whether an interface takes and sends what bears addresses of other interfaces.

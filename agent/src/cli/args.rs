@@ -187,6 +187,14 @@ is blocked if it is strict. `steer check` says the same before.")]
     Reload(Output),
     /// Show live flows: whose they are, where they leave, and how much they carry.
     Flows(Box<FlowsArgs>),
+    /// Tell of every change of a domain's state and of a decision, with the reason.
+    #[command(
+        alias = "monitor",
+        after_help = "\
+First comes how everything is, then what changes, one line each, until it is ended. With
+--json, one object a line."
+    )]
+    Watch(Output),
     /// Tell what happens to the flows of a process or cgroup, and why.
     Explain(Box<ExplainArgs>),
     /// Undo everything: rules, tables, kernel programs and cgroups that the agent made.
@@ -421,8 +429,29 @@ pub(super) enum DomainCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Log in at a domain's portal, by that domain only.
+    Login(LoginArgs),
     /// Have one domain come first for the policies that can use it.
     Prefer(PreferArgs),
+}
+
+/// `steer domain login`
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "steer domain login NAME [-- COMMAND..]",
+    after_help = "\
+COMMAND gets the address of the portal's page as its last argument, and leaves by this
+domain or not at all. A browser that runs already and opens the page in its own process
+is not steered: have it start anew (`-- firefox --no-remote -P login`). When COMMAND ends,
+the domain is checked at once."
+)]
+pub(super) struct LoginArgs {
+    /// Name of the domain, or of its interface.
+    #[arg(add = ArgValueCandidates::new(complete::domains))]
+    pub(super) name: String,
+    /// What to run; without it: xdg-open.
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(super) command: Vec<OsString>,
 }
 
 /// `steer domain prefer`

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use steer_core::criteria::{Bandwidth, Loss};
+
 use super::output::{Cell, Look, Page, print_json, traffic};
 use super::{call, list as joined};
 use crate::api::methods::{ListDomains, ShowDomain};
-use crate::api::types::{DomainView, HostModelView};
+use crate::api::types::{DomainView, HostModelView, MeasuredView};
 
 pub(super) fn list(socket: &Path, json: bool) -> anyhow::Result<()> {
     let domains = call(socket, &ListDomains {})?.domains;
@@ -46,7 +48,28 @@ pub(super) fn show(socket: &Path, name: String, json: bool) -> anyhow::Result<()
         ("kind", domain.kind.as_str().into()),
         ("cost", domain.cost.to_string().into()),
         ("metered", if domain.metered { "yes" } else { "no" }.into()),
+        ("security", domain.security.as_str().into()),
+        (
+            "profile",
+            domain.profile.as_deref().unwrap_or_default().into(),
+        ),
         ("state", Cell::new(&state, look(&domain))),
+        ("since", domain.since.as_deref().unwrap_or_default().into()),
+        (
+            "log in at",
+            domain.portal.as_deref().unwrap_or_default().into(),
+        ),
+        ("checked by", joined(&domain.check).into()),
+        ("bandwidth", bandwidth(&domain).into()),
+        ("latency", latency(&domain.measured).into()),
+        ("loss", loss(&domain.measured).into()),
+        ("stability", stability(&domain.measured).into()),
+        (
+            "network",
+            domain.network.as_deref().unwrap_or_default().into(),
+        ),
+        ("was well", history(&domain).into()),
+        ("name servers", joined(&domain.servers).into()),
         ("addresses", joined(&domain.addresses).into()),
         ("gateways", joined(&domain.gateways).into()),
         ("index", number(domain.index).into()),
@@ -56,6 +79,55 @@ pub(super) fn show(socket: &Path, name: String, json: bool) -> anyhow::Result<()
         ("host model", host_model(&domain).into()),
     ]);
     page.print()
+}
+
+fn bandwidth(domain: &DomainView) -> String {
+    let nominal = domain.bandwidth.map(Bandwidth);
+    nominal.map_or_else(String::new, |bits| format!("{bits} bit/s, as configured"))
+}
+
+fn latency(measured: &MeasuredView) -> String {
+    let ms = |micros: u64| format!("{}.{} ms", micros / 1_000, micros / 100 % 10);
+    match (measured.latency_us, measured.jitter_us) {
+        (Some(latency), Some(jitter)) => {
+            format!("{}, varying by {}, measured", ms(latency), ms(jitter))
+        }
+        (Some(latency), None) => format!("{}, measured", ms(latency)),
+        (None, _) => "not measured".to_owned(),
+    }
+}
+
+fn loss(measured: &MeasuredView) -> String {
+    let permille = measured
+        .loss_permille
+        .and_then(|loss| u16::try_from(loss).ok());
+    permille.map_or_else(
+        || "not measured".to_owned(),
+        |permille| format!("{}, measured", Loss(permille)),
+    )
+}
+
+fn stability(measured: &MeasuredView) -> String {
+    match measured.losses {
+        0 => "not lost in the last ten minutes".to_owned(),
+        1 => "lost once in the last ten minutes".to_owned(),
+        losses => format!("lost {losses} times in the last ten minutes"),
+    }
+}
+
+/// When the domain's network was well.
+fn history(domain: &DomainView) -> String {
+    let Some(history) = &domain.history else {
+        return String::new();
+    };
+    let known = match (&history.first_good, &history.last_good) {
+        (Some(first), Some(last)) => format!("first {first}, last {last}"),
+        _ => "never".to_owned(),
+    };
+    match history.failures {
+        0 => known,
+        failures => format!("{known}; failed {failures} times since"),
+    }
 }
 
 fn host_model(domain: &DomainView) -> String {
@@ -92,17 +164,26 @@ pub(super) fn table(page: &mut Page, domains: &[DomainView]) {
             Cell::name(domain.interface.as_deref().unwrap_or("-")),
             domain.kind.as_str().into(),
             Cell::new(&domain.state, look(domain)),
+            rtt(&domain.measured).into(),
             about.into(),
         ]
     });
     page.table(
-        &["DOMAIN", "INTERFACE", "KIND", "STATE", "ADDRESSES"],
+        &["DOMAIN", "INTERFACE", "KIND", "STATE", "RTT", "ADDRESSES"],
         rows.collect(),
     );
 }
 
+/// Round-trip time in milliseconds, as far as it was measured.
+fn rtt(measured: &MeasuredView) -> String {
+    measured.latency_us.map_or_else(
+        || "-".to_owned(),
+        |micros| format!("{}.{}", micros / 1_000, micros / 100 % 10),
+    )
+}
+
 fn is_up(domain: &DomainView) -> bool {
-    domain.state == "up"
+    matches!(domain.state.as_str(), "up" | "validated")
 }
 
 fn look(domain: &DomainView) -> Look {

@@ -44,6 +44,23 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ),
         ],
     ),
+    (
+        "watch",
+        &[
+            ("steer watch", "until Ctrl-C"),
+            ("steer watch --json", "for programs"),
+        ],
+    ),
+    (
+        "domain login",
+        &[
+            ("steer domain login wlan0", "open its page"),
+            (
+                "steer domain login wlan0 -- firefox --no-remote -P login",
+                "in a browser of its own",
+            ),
+        ],
+    ),
     ("reload", &[("steer reload", "after a change of the files")]),
     (
         "run",

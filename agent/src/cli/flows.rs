@@ -2,7 +2,7 @@
 
 mod changes;
 
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::net::IpAddr;
 use std::path::Path;
 use std::str::FromStr;
@@ -14,6 +14,7 @@ use terminal_size::terminal_size_of;
 use self::changes::Changes;
 use super::args::FlowsArgs;
 use super::explain::Destination;
+use super::output::stream::{is_gone, write_out};
 use super::output::units::{age, bytes};
 use super::output::{Cell, Look, Page, print_json};
 use super::{PERSISTENCE, call};
@@ -118,18 +119,6 @@ fn watch(socket: &Path, asked: &ListFlows, json: bool) -> anyhow::Result<()> {
         }
         Err(error) => Err(error.into()),
     }
-}
-
-fn is_gone(error: &anyhow::Error) -> bool {
-    let broken = |error: &io::Error| error.kind() == ErrorKind::BrokenPipe;
-    error.downcast_ref().is_some_and(broken)
-}
-
-/// Prints without [`super::output`]'s mercy: whether somebody reads says when to end.
-fn write_out(text: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
 }
 
 fn one_line(reply: &FlowsReply) -> anyhow::Result<()> {

@@ -13,6 +13,7 @@ mod examples;
 mod explain;
 mod flows;
 mod generate;
+mod login;
 mod manual;
 mod menu;
 mod r#move;
@@ -24,6 +25,7 @@ mod run;
 mod schema;
 mod sessions;
 mod status;
+mod watch;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -93,6 +95,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
             Some(DomainCommand::Show { name, output: own }) => {
                 domain::show(socket, name, json(&[output, own]))
             }
+            Some(DomainCommand::Login(args)) => return login::login(socket, args),
             Some(DomainCommand::Prefer(args)) => {
                 let json = json(&[output, args.output]);
                 prefer::prefer(socket, args, json)
@@ -108,6 +111,7 @@ pub fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
             let json = json(&[args.output]);
             done(flows::flows(socket, *args, json))
         }
+        Some(Command::Watch(output)) => done(watch::watch(socket, json(&[output]))),
         Some(Command::Doctor(args)) => {
             let json = json(&[args.output]);
             doctor::doctor(socket, args, json)

@@ -5,6 +5,7 @@
 //! Piped text is laid out like any other: `--json` is for programs.
 
 mod columns;
+pub(super) mod stream;
 pub(super) mod traffic;
 pub(super) mod units;
 

@@ -11,7 +11,7 @@ use crate::api::explain::ExplanationView;
 use crate::api::flows::FlowsReply;
 use crate::api::methods::{Reloaded, RunReply};
 use crate::api::mistake::Mistake;
-use crate::api::types::{DomainView, PolicyView, StatusView};
+use crate::api::types::{ChangeView, DomainView, PolicyView, StatusView};
 use crate::daemon::DetachReport;
 
 /// Describes what one command prints.
@@ -37,6 +37,7 @@ const COMMANDS: &[(&str, Describe)] = &[
     ("policy unset", of::<Removed>),
     ("reload", of::<Reloaded>),
     ("status", of::<StatusView>),
+    ("watch", of::<ChangeView>),
 ];
 
 fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Value {

@@ -2,6 +2,7 @@
 //! its place, until somebody who may answers by `Prefer`.
 
 use steer_core::domains::Domain;
+use steer_core::health::Health;
 use steer_core::name::Name;
 use steer_core::policy::Policy;
 use steer_core::state::Event;
@@ -10,8 +11,8 @@ use tokio::time::Instant;
 use super::Daemon;
 use super::access::Authority;
 use super::calls::refused;
+use super::domain_views::{kind, state_word};
 use super::runs::Runs;
-use super::views::{kind, state_word};
 use crate::api::error::ApiError;
 use crate::api::types::Choice;
 
@@ -103,7 +104,7 @@ impl Daemon {
         let offer = names
             .iter()
             .map(|name| match self.engine.domains().get(name.as_str()) {
-                Some(domain) => choice(domain),
+                Some(domain) => choice(domain, self.engine.health()),
                 None => absent(name),
             });
         Some(offer.collect())
@@ -183,12 +184,12 @@ impl Daemon {
     }
 }
 
-fn choice(domain: &Domain) -> Choice {
+fn choice(domain: &Domain, health: &Health) -> Choice {
     Choice {
         domain: domain.name.to_string(),
         kind: kind(domain.kind).to_owned(),
-        state: state_word(domain.state).to_owned(),
-        reason: domain.reason.clone(),
+        state: state_word(domain.state_with(health)).to_owned(),
+        reason: domain.reason_with(health),
         cost: domain.cost,
         metered: domain.metered,
     }

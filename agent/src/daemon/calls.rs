@@ -50,6 +50,8 @@ impl Daemon {
             Request::SetPolicy(set) => self.set_policy(&authority, set).await,
             Request::UnsetPolicy(unset) => self.unset_policy(&authority, unset).await,
             Request::Prefer(prefer) => self.prefer(caller, &authority, prefer).await,
+            Request::Watch => return self.watch(call.caller, authority, call.reply),
+            Request::CheckDomain(check) => self.check_domain(&check.name),
             Request::ListPolicies => {
                 let seen = self.seen(caller, &authority);
                 Ok(Reply::Policies(self.policy_views(&seen)))
@@ -106,6 +108,14 @@ impl Daemon {
     fn show_domain(&self, name: &str) -> Result<Reply, ApiError> {
         let domain = self.find_domain(name)?;
         Ok(Reply::Domain(Box::new(self.domain_view(domain))))
+    }
+
+    /// Has a domain checked at once.
+    fn check_domain(&mut self, name: &str) -> Result<Reply, ApiError> {
+        let domain = self.find_domain(name)?.name.clone();
+        self.pass_time();
+        self.fact(Event::Recheck(domain));
+        self.show_domain(name)
     }
 
     /// A domain by its name or alias.

@@ -11,6 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use steer_common::ChoiceEntry;
 use steer_core::ids::ChoiceId;
+use steer_core::memory::Memory;
+use steer_core::name::Name;
 use tracing::warn;
 
 use crate::reconcile::chain;
@@ -62,6 +64,22 @@ impl Decided {
         Self {
             choices: made.map(|made| (made.choice, made)).collect(),
         }
+    }
+
+    /// The domain that each choice led to, by the indices that names have.
+    pub(super) fn chosen(&self, memory: &Memory) -> BTreeMap<ChoiceId, Name> {
+        let names: BTreeMap<u32, &Name> = memory
+            .indices
+            .iter()
+            .map(|(name, index)| (u32::from(index.0), name))
+            .collect();
+        let choices = self.choices.values();
+        choices
+            .filter_map(|made| {
+                let name = names.get(&made.domain)?;
+                Some((ChoiceId(made.choice), (*name).clone()))
+            })
+            .collect()
     }
 
     /// Notes the choices that changed, and keeps them if any did. `changed`: where to look; none:

@@ -8,8 +8,11 @@ mod accounts;
 mod ask;
 mod calls;
 mod check;
+mod checks;
+mod clock;
 mod decided;
 mod detach;
+mod domain_views;
 mod explain;
 mod files;
 mod flows;
@@ -23,6 +26,7 @@ mod serve;
 mod sessions;
 mod start;
 mod views;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -50,11 +54,13 @@ use crate::reconcile::{Reconciler, chain};
 use crate::statefile::{self, StateFile};
 
 use access::Access;
+use checks::Checks;
 use decided::Decided;
 use flows::Flows;
 use running::Claim;
 use runs::Runs;
 use sessions::Sessions;
+use watch::Watch;
 
 pub use check::{Checked, check_files};
 pub use detach::{DetachReport, detach};
@@ -134,6 +140,8 @@ struct Daemon {
     decided: Decided,
     flows: Flows,
     sessions: Sessions,
+    checks: Checks,
+    watch: Watch,
     started: SystemTime,
     /// Cgroups that were made since the kernel was last brought to the plan: it gave them an entry of its
     /// own.
@@ -202,6 +210,7 @@ impl Daemon {
     async fn converge(&mut self, look: Look) -> Result<(), statefile::Error> {
         let everything = look == Look::Everything;
         let mut look = Some(look);
+        self.pass_time();
         self.rescan |= everything;
         let mut asked = false;
         let mut kept = Ok(());
@@ -234,7 +243,9 @@ impl Daemon {
             self.sessions.note_all();
         }
         self.plan_retirement();
+        self.plan_checks();
         self.tell_warnings();
+        self.tell_changes();
         if everything {
             self.decided
                 .note(&self.engine.plan().choices, None, SystemTime::now());
@@ -266,6 +277,7 @@ impl Daemon {
         let mut changes = self.engine.settle();
         changes.cgroups.append(&mut self.made);
         self.sessions.note(&changes, self.engine.plan());
+        self.watch.note(&changes.choices);
         self.reconciler.remember_settings(self.engine.plan());
         // Numbers are kept before the kernel sees them: sockets remember them longer than an agent
         // lives. What was not kept now is kept below, or told there.

@@ -139,6 +139,8 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
             () = at(expiry) => daemon.expire_runs(),
             () = at(daemon.sessions.deadline) => daemon.sessions.wake(),
             step = daemon.sessions.step() => daemon.sessions_step(step),
+            () = at(daemon.checks.due) => daemon.begin_checks(),
+            probed = daemon.checks.ended() => daemon.checked(probed),
             () = at(daemon.retire_at) => daemon.retire_domains().await,
             step = daemon.flows.step() => daemon.flows_step(step),
             () = at(retry) => {
@@ -194,6 +196,7 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
             }
         }
     };
+    daemon.remember_networks();
     inputs.server.abort();
     info!("stopped by {signal}; decisions stay in force (`steer detach` removes everything)");
     Ok(())

@@ -18,6 +18,8 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::access::Access;
+use super::checks::Checks;
+use super::clock;
 use super::decided::Decided;
 use super::flows::Flows;
 use super::load::{self, Loaded, load, tell_quarantined};
@@ -25,6 +27,7 @@ use super::running::Claim;
 use super::runs::Runs;
 use super::serve::Inputs;
 use super::sessions::Sessions;
+use super::watch::Watch;
 use super::{Daemon, Look, Options, RETIRE_PAUSE, Saved, scan, state_file};
 use crate::api::server::Server;
 use crate::cgroup::{EmptyWatch, OwnCgroup, Tree, id_of};
@@ -80,7 +83,12 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
 
     let mut access = Access::look_up(&config);
     saved.users.iter().for_each(|user| access.remember(user));
-    let engine = engine(&tree, saved.clone(), config, notifications)?;
+    let (checks, history) = Checks::read();
+    let decided = Decided::read();
+    let mut engine = engine(&tree, saved.clone(), config, notifications)?;
+    engine.apply(Event::Remembered(history))?;
+    let chosen = decided.chosen(&saved.memory);
+    engine.apply(Event::Chosen(chosen))?;
     let reconciler =
         Reconciler::adopt(datapath, routing, Sysctls::adopt(saved.sysctls.clone())).await?;
     let runs = Runs::new(Box::new(OwnCgroup::new(&tree)), EmptyWatch::open()?);
@@ -96,9 +104,11 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         policy_events: 0,
         config: options.config.clone(),
         claim,
-        decided: Decided::read(),
+        decided,
         flows: Flows::default(),
         sessions: Sessions::read(),
+        checks,
+        watch: Watch::default(),
         started: SystemTime::now(),
         made: BTreeSet::new(),
         retire_at: None,
@@ -219,6 +229,7 @@ fn engine(
         .collect();
     // Those of policies that are no more go when the files are taken.
     state.preferred = saved.preferred;
+    state.now = clock::now();
     let mut engine = Engine::new(state);
     let own = tree.of_process(std::process::id().cast_signed())?;
     let root = tree.root_id()?;

@@ -1,15 +1,12 @@
 //! What the API shows of the engine's state.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use steer_core::config::HostModel;
-use steer_core::domains::{Domain, DomainOrigin, DomainState};
 use steer_core::engine::RuleDecision;
-use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, IfIndex, PolicyId};
+use steer_core::ids::{CgroupId, ChoiceId, IfIndex, PolicyId};
 use steer_core::name::Name;
-use steer_core::network::LinkKind;
-use steer_core::plan::{Family, host};
+use steer_core::plan::Family;
 use steer_core::policy::{self, Match, Policy};
 use steer_core::select::{self, Decision};
 use steer_core::steps::Step;
@@ -19,8 +16,8 @@ use super::access::Authority;
 use super::decided::timestamp;
 use crate::api::server::Caller;
 use crate::api::types::{
-    Candidate, DecisionView, DomainView, HostModelView, LocalNetworks, Member, Origin, Otherwise,
-    PolicyRuleView, PolicyView, Share, StatusView, Verdict,
+    Candidate, DecisionView, LocalNetworks, Member, Origin, Otherwise, PolicyRuleView, PolicyView,
+    Share, StatusView, Verdict,
 };
 use crate::datapath::Counters;
 use crate::reconcile::chain;
@@ -203,61 +200,6 @@ impl Daemon {
         }
     }
 
-    pub(super) fn domain_view(&self, domain: &Domain) -> DomainView {
-        let state = self.engine.state();
-        let index = state.memory.indices.get(&domain.name).copied();
-        let agent = &state.config.agent;
-        let mark = index.and_then(|DomainIndex(index)| agent.mark_mask.encode(index));
-        DomainView {
-            name: domain.name.to_string(),
-            alias: domain.alias.as_ref().map(ToString::to_string),
-            origin: match domain.origin {
-                DomainOrigin::File => Origin::Admin,
-                DomainOrigin::Discovered => Origin::Default,
-            },
-            interface: domain.ifname.clone(),
-            ifindex: domain.interface.map(|IfIndex(index)| index),
-            kind: kind(domain.kind).to_owned(),
-            cost: domain.cost,
-            metered: domain.metered,
-            state: state_word(domain.state).to_owned(),
-            reason: domain.reason.clone(),
-            addresses: domain
-                .addresses
-                .iter()
-                .map(|a| format!("{}/{}", a.ip, a.prefix_len))
-                .collect::<BTreeSet<_>>()
-                .into_iter()
-                .collect(),
-            gateways: domain.gateways.iter().map(ToString::to_string).collect(),
-            index: index.map(|DomainIndex(index)| u32::from(index)),
-            mark: mark.map(|mark| format!("{mark:#010x}")),
-            table: index.map(|DomainIndex(index)| agent.table_base + u32::from(index)),
-            traffic: None,
-            host_model: domain
-                .interface
-                .map(|interface| self.host_model_view(interface)),
-        }
-    }
-
-    fn host_model_view(&self, interface: IfIndex) -> HostModelView {
-        let config = &self.engine.state().config;
-        let model = host::model_of(config, self.engine.domains(), interface);
-        let counts = self.reconciler.host_counts(interface);
-        HostModelView {
-            model: match model {
-                HostModel::Kernel => "kernel",
-                HostModel::Weak => "weak",
-                HostModel::Strong => "strong",
-                HostModel::Count => "count",
-            }
-            .to_owned(),
-            received: counts.received,
-            asked: counts.asked,
-            sent: counts.sent,
-        }
-    }
-
     /// The policies that a caller is told of, those in quarantine too.
     pub(super) fn seen(&self, caller: &Caller, authority: &Authority) -> Vec<&Policy> {
         let state = self.engine.state();
@@ -280,11 +222,6 @@ impl Daemon {
 
     pub(super) fn policy_views(&self, seen: &[&Policy]) -> Vec<PolicyView> {
         seen.iter().map(|policy| self.policy_view(policy)).collect()
-    }
-
-    pub(super) fn domain_views(&self) -> Vec<DomainView> {
-        let domains = self.engine.domains().iter();
-        domains.map(|domain| self.domain_view(domain)).collect()
     }
 
     /// `all`: also what is of others, the counters and warnings.
@@ -496,25 +433,5 @@ pub(super) fn origin(origin: policy::Origin) -> Origin {
         policy::Origin::Admin => Origin::Admin,
         policy::Origin::Operator => Origin::Operator,
         policy::Origin::Default => Origin::Default,
-    }
-}
-
-/// The word for a domain's state.
-pub(super) fn state_word(state: DomainState) -> &'static str {
-    match state {
-        DomainState::Absent => "absent",
-        DomainState::Down => "down",
-        DomainState::Configuring => "configuring",
-        DomainState::Up => "up",
-    }
-}
-
-pub(super) fn kind(kind: LinkKind) -> &'static str {
-    match kind {
-        LinkKind::Wired => "wired",
-        LinkKind::Wlan => "wlan",
-        LinkKind::Cellular => "cellular",
-        LinkKind::Vpn => "vpn",
-        LinkKind::Other => "other",
     }
 }

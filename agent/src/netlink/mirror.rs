@@ -366,6 +366,7 @@ impl Mirror {
             addresses: self.addresses.values().copied().collect(),
             routes: visible(self.routes.values().flatten()),
             rules: self.rules.clone(),
+            ..Network::default()
         }
     }
 }

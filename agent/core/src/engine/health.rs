@@ -128,7 +128,7 @@ impl Engine {
 
     /// A domain's name servers: those of the files; else those that routers announce on its link, and those
     /// of the host that are on its link.
-    fn servers_of(&self, domain: &Domain) -> Vec<SocketAddr> {
+    pub fn servers_of(&self, domain: &Domain) -> Vec<SocketAddr> {
         let state = &self.state;
         let own = state.config.domains.get(&domain.name).map(|d| &d.servers);
         let mut servers: Vec<IpAddr> = own.cloned().unwrap_or_default();

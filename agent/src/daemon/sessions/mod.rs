@@ -20,7 +20,6 @@ use std::future::pending;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use steer_core::engine::Changes;
 use steer_core::ids::{CgroupId, IfIndex};
@@ -35,8 +34,8 @@ use tracing::{debug, warn};
 use self::count::{Outcome, Record, Standing, Stay};
 use self::look::{Candidate, Doing, Look};
 use self::wanted::{Moved, Of, Touched, Waiting, Wanted};
-use super::Daemon;
 use super::decided::timestamp;
+use super::{Daemon, clock};
 use crate::api::answer::Answer;
 use crate::api::methods::Reply;
 use crate::api::types::SessionsView;
@@ -464,7 +463,7 @@ fn flow(live: &LiveFlow) -> Flow {
 
 /// The clock that losses are counted by: it goes on while the host sleeps, and no agent starts it anew.
 fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
+    clock::since_boot()
 }
 
 /// Removes what is kept.

@@ -1,0 +1,163 @@
+//! What the API shows of domains.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, UNIX_EPOCH};
+
+use steer_core::config::HostModel;
+use steer_core::domains::{Domain, DomainOrigin, DomainState};
+use steer_core::health::{Condition, Record, Standing, check_of};
+use steer_core::ids::{DomainIndex, IfIndex};
+use steer_core::network::LinkKind;
+use steer_core::plan::host;
+use steer_core::probe::Check;
+
+use super::decided::timestamp;
+use super::{Daemon, clock};
+use crate::api::types::{DomainView, HostModelView, MeasuredView, NetworkView, Origin};
+
+impl Daemon {
+    pub(super) fn domain_view(&self, domain: &Domain) -> DomainView {
+        let state = self.engine.state();
+        let index = state.memory.indices.get(&domain.name).copied();
+        let agent = &state.config.agent;
+        let mark = index.and_then(|DomainIndex(index)| agent.mark_mask.encode(index));
+        let health = self.engine.health();
+        let condition = health.get(&domain.name);
+        let network = condition.and_then(Condition::network);
+        DomainView {
+            name: domain.name.to_string(),
+            alias: domain.alias.as_ref().map(ToString::to_string),
+            origin: match domain.origin {
+                DomainOrigin::File => Origin::Admin,
+                DomainOrigin::Discovered => Origin::Default,
+            },
+            interface: domain.ifname.clone(),
+            ifindex: domain.interface.map(|IfIndex(index)| index),
+            kind: kind(domain.kind).to_owned(),
+            cost: domain.cost,
+            metered: domain.metered,
+            security: domain.security.to_string(),
+            bandwidth: domain.bandwidth.map(|bits| bits.0),
+            profile: domain.profile.as_ref().map(ToString::to_string),
+            state: state_word(domain.state_with(health)).to_owned(),
+            reason: domain.reason_with(health),
+            since: condition.map(|condition| timestamp(clock::wall(condition.since()))),
+            portal: condition.and_then(|condition| self.portal(domain, condition)),
+            check: asked(&check_of(&state.config, &domain.name)),
+            measured: condition.map(measured).unwrap_or_default(),
+            network: network.map(ToString::to_string),
+            history: network
+                .and_then(|network| state.history.get(network))
+                .map(remembered),
+            servers: self
+                .engine
+                .servers_of(domain)
+                .iter()
+                .map(|server| server.ip().to_string())
+                .collect(),
+            addresses: domain
+                .addresses
+                .iter()
+                .map(|a| format!("{}/{}", a.ip, a.prefix_len))
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
+            gateways: domain.gateways.iter().map(ToString::to_string).collect(),
+            index: index.map(|DomainIndex(index)| u32::from(index)),
+            mark: mark.map(|mark| format!("{mark:#010x}")),
+            table: index.map(|DomainIndex(index)| agent.table_base + u32::from(index)),
+            traffic: None,
+            host_model: domain
+                .interface
+                .map(|interface| self.host_model_view(interface)),
+        }
+    }
+
+    /// Where to log in at a domain: what its portal said, else what it answered in place of.
+    fn portal(&self, domain: &Domain, condition: &Condition) -> Option<String> {
+        let Standing::Portal(page) = condition.standing() else {
+            return None;
+        };
+        let check = check_of(&self.engine.state().config, &domain.name);
+        let asked = || check.http.first().map(ToString::to_string);
+        page.clone().or_else(asked)
+    }
+
+    fn host_model_view(&self, interface: IfIndex) -> HostModelView {
+        let config = &self.engine.state().config;
+        let model = host::model_of(config, self.engine.domains(), interface);
+        let counts = self.reconciler.host_counts(interface);
+        HostModelView {
+            model: match model {
+                HostModel::Kernel => "kernel",
+                HostModel::Weak => "weak",
+                HostModel::Strong => "strong",
+                HostModel::Count => "count",
+            }
+            .to_owned(),
+            received: counts.received,
+            asked: counts.asked,
+            sent: counts.sent,
+        }
+    }
+
+    pub(super) fn domain_views(&self) -> Vec<DomainView> {
+        let domains = self.engine.domains().iter();
+        domains.map(|domain| self.domain_view(domain)).collect()
+    }
+}
+
+/// What a check asks, one target after the other.
+fn asked(check: &Check) -> Vec<String> {
+    let http = check.http.iter().map(ToString::to_string);
+    let dns = check.dns.iter().map(|target| format!("dns {target}"));
+    let tcp = check
+        .tcp
+        .iter()
+        .map(|(host, port)| format!("tcp {host}:{port}"));
+    let icmp = check.icmp.iter().map(|host| format!("icmp {host}"));
+    http.chain(dns).chain(tcp).chain(icmp).collect()
+}
+
+fn measured(condition: &Condition) -> MeasuredView {
+    let measured = condition.measured();
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    MeasuredView {
+        latency_us: measured.latency().map(micros),
+        jitter_us: measured.jitter().map(micros),
+        loss_permille: measured.loss().map(|loss| u64::from(loss.0)),
+        losses: u64::try_from(condition.losses()).unwrap_or(u64::MAX),
+    }
+}
+
+fn remembered(record: &Record) -> NetworkView {
+    let time = |seconds: u64| timestamp(UNIX_EPOCH + Duration::from_secs(seconds));
+    NetworkView {
+        first_good: record.first_good.map(time),
+        last_good: record.last_good.map(time),
+        failures: record.failures.into(),
+    }
+}
+
+/// The word for a domain's state.
+pub(super) fn state_word(state: DomainState) -> &'static str {
+    match state {
+        DomainState::Absent => "absent",
+        DomainState::Down => "down",
+        DomainState::Configuring => "configuring",
+        DomainState::Up => "up",
+        DomainState::Validated => "validated",
+        DomainState::Portal => "portal",
+        DomainState::Limited => "limited",
+    }
+}
+
+pub(super) fn kind(kind: LinkKind) -> &'static str {
+    match kind {
+        LinkKind::Wired => "wired",
+        LinkKind::Wlan => "wlan",
+        LinkKind::Cellular => "cellular",
+        LinkKind::Vpn => "vpn",
+        LinkKind::Other => "other",
+    }
+}

@@ -1,0 +1,242 @@
+//! Tells who watches of every change: of a domain's state, and of what is chosen for policies.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
+
+use steer_core::domains::DomainState;
+use steer_core::ids::{ChoiceId, PolicyId};
+use steer_core::name::Name;
+use steer_core::select::Decision;
+use tracing::info;
+
+use super::access::Authority;
+use super::domain_views::state_word;
+use super::{Daemon, clock};
+use crate::api::answer::Answer;
+use crate::api::error::ApiError;
+use crate::api::methods::{Reply, WatchReply};
+use crate::api::server::Caller;
+use crate::api::types::ChangeView;
+
+/// Most policies of one choice that are told one by one.
+const MOST_TOLD: usize = 64;
+
+/// Who watches, and what was told last.
+#[derive(Default)]
+pub(super) struct Watch {
+    watchers: Vec<Watcher>,
+    domains: BTreeMap<Name, DomainState>,
+    /// What each choice came to, in words: a domain or a verdict.
+    choices: BTreeMap<ChoiceId, String>,
+    /// Choices that changed since it was told last.
+    changed: BTreeSet<ChoiceId>,
+}
+
+struct Watcher {
+    caller: Caller,
+    authority: Authority,
+    answer: Answer,
+}
+
+impl Watch {
+    /// Choices are other than they were.
+    pub(super) fn note(&mut self, changed: &BTreeSet<ChoiceId>) {
+        self.changed.extend(changed);
+    }
+}
+
+/// A change of a decision, by the policies that it is about.
+struct Decided {
+    policies: BTreeSet<Name>,
+    was: Option<String>,
+}
+
+impl Daemon {
+    /// Begins to tell a caller; first how everything is.
+    pub(super) fn watch(&mut self, caller: Caller, authority: Authority, answer: Answer) {
+        if !answer.wants_parts() {
+            answer.end(Err(ApiError::InvalidArgument {
+                field: "more".to_owned(),
+                reason: "changes come in parts: call it with `more`".to_owned(),
+            }));
+            return;
+        }
+        let time = time();
+        let health = self.engine.health();
+        let domains = self.engine.domains().iter().map(|domain| ChangeView {
+            time: time.clone(),
+            domain: Some(domain.name.to_string()),
+            state: state_word(domain.state_with(health)).to_owned(),
+            reason: domain.reason_with(health),
+            ..ChangeView::default()
+        });
+        let mut changes: Vec<ChangeView> = domains.collect();
+        let seen = self.seen(&caller, &authority);
+        let more = seen.len().saturating_sub(MOST_TOLD);
+        let decisions = seen.iter().take(MOST_TOLD).filter_map(|policy| {
+            let decision = self.engine.decision(policy.name.as_str())?;
+            Some(change(&time, &policy.name, &decision, None))
+        });
+        changes.extend(decisions);
+        if let Some(last) = changes.last_mut().filter(|_| more > 0) {
+            last.more = u64::try_from(more).ok();
+        }
+        self.watch.watchers.retain(|one| !one.answer.is_closed());
+        if answer.part(Reply::Watch(WatchReply { changes })).is_ok() {
+            self.watch.watchers.push(Watcher {
+                caller,
+                authority,
+                answer,
+            });
+        }
+    }
+
+    /// Tells what changed since this was called last.
+    pub(super) fn tell_changes(&mut self) {
+        let time = time();
+        let domains = self.changed_domains(&time);
+        let changed = std::mem::take(&mut self.watch.changed);
+        let decided: Vec<Decided> = changed
+            .into_iter()
+            .filter_map(|choice| self.changed_choice(choice))
+            .collect();
+        if domains.is_empty() && decided.is_empty() {
+            return;
+        }
+        let watchers = std::mem::take(&mut self.watch.watchers);
+        self.watch.watchers = watchers
+            .into_iter()
+            .filter(|watcher| !watcher.answer.is_closed())
+            .filter_map(|watcher| {
+                let mut changes = domains.clone();
+                for decided in &decided {
+                    changes.extend(self.changes_for(&watcher, decided, &time));
+                }
+                if changes.is_empty() {
+                    return Some(watcher);
+                }
+                match watcher.answer.part(Reply::Watch(WatchReply { changes })) {
+                    Ok(()) => Some(watcher),
+                    Err(slow) => {
+                        watcher.answer.end(Err(ApiError::Failed {
+                            reason: slow.to_string(),
+                        }));
+                        None
+                    }
+                }
+            })
+            .collect();
+    }
+
+    /// Domains whose state is another, which is logged too.
+    fn changed_domains(&mut self, time: &str) -> Vec<ChangeView> {
+        let health = self.engine.health();
+        let mut changes = Vec::new();
+        let mut states = BTreeMap::new();
+        for domain in self.engine.domains().iter() {
+            let state = domain.state_with(health);
+            states.insert(domain.name.clone(), state);
+            let was = self.watch.domains.get(&domain.name).copied();
+            if was == Some(state) {
+                continue;
+            }
+            let reason = domain.reason_with(health);
+            info!(domain = %domain.name, state = state_word(state), "{reason}");
+            changes.push(ChangeView {
+                time: time.to_owned(),
+                domain: Some(domain.name.to_string()),
+                state: state_word(state).to_owned(),
+                was: was.map(|was| state_word(was).to_owned()),
+                reason,
+                ..ChangeView::default()
+            });
+        }
+        let before = std::mem::replace(&mut self.watch.domains, states);
+        for (name, was) in before {
+            if self.watch.domains.contains_key(&name) {
+                continue;
+            }
+            info!(domain = %name, "gone");
+            changes.push(ChangeView {
+                time: time.to_owned(),
+                domain: Some(name.to_string()),
+                state: "gone".to_owned(),
+                was: Some(state_word(was).to_owned()),
+                reason: format!("{name} is no domain any more"),
+                ..ChangeView::default()
+            });
+        }
+        changes
+    }
+
+    /// What a choice came to, if that is another, with the policies that lead to it by themselves.
+    fn changed_choice(&mut self, choice: ChoiceId) -> Option<Decided> {
+        let state = self.engine.state();
+        let plan = self.engine.plan();
+        let entry = plan.choices.get(&choice);
+        let now = entry.map(|entry| match state.chosen.get(&choice) {
+            Some(domain) => domain.to_string(),
+            None if entry.verdict == steer_common::verdict::BLOCK => "block".to_owned(),
+            None => "pass".to_owned(),
+        });
+        let was = match &now {
+            Some(now) => self.watch.choices.insert(choice, now.clone()),
+            None => self.watch.choices.remove(&choice),
+        };
+        if now.is_none() || now == was || self.watch.watchers.is_empty() {
+            return None;
+        }
+        let numbers = plan.policies.iter();
+        let leading = numbers.filter(|(_, entry)| entry.choice == choice.0);
+        let policies = leading.filter_map(|(PolicyId(number), _)| {
+            let chain = state.memory.policies.key(*number)?;
+            chain.first().cloned()
+        });
+        Some(Decided {
+            policies: policies.collect(),
+            was,
+        })
+    }
+
+    /// A change of a decision as a caller is told of it.
+    fn changes_for(&self, watcher: &Watcher, decided: &Decided, time: &str) -> Vec<ChangeView> {
+        let seen = decided.policies.iter().filter_map(|name| {
+            let policy = self.find_policy(name.as_str())?;
+            self.sees(&watcher.caller, &watcher.authority, policy)
+                .then_some(name)
+        });
+        let seen: Vec<&Name> = seen.collect();
+        let told = seen.iter().take(MOST_TOLD).filter_map(|name| {
+            let decision = self.engine.decision(name.as_str())?;
+            Some(change(time, name, &decision, decided.was.clone()))
+        });
+        let mut changes: Vec<ChangeView> = told.collect();
+        let more = seen.len().saturating_sub(MOST_TOLD);
+        if let Some(last) = changes.last_mut().filter(|_| more > 0) {
+            last.more = u64::try_from(more).ok();
+        }
+        changes
+    }
+}
+
+fn change(time: &str, policy: &Name, decision: &Decision, was: Option<String>) -> ChangeView {
+    use steer_core::select::Verdict;
+    ChangeView {
+        time: time.to_owned(),
+        policy: Some(policy.to_string()),
+        domain: decision.domain().map(ToString::to_string),
+        state: match decision.verdict {
+            Verdict::Steer(_) => "steer",
+            Verdict::Block => "block",
+            Verdict::Pass => "pass",
+        }
+        .to_owned(),
+        was,
+        reason: decision.reason.clone(),
+        more: None,
+    }
+}
+
+fn time() -> String {
+    clock::precise(SystemTime::now())
+}

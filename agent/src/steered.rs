@@ -2,12 +2,13 @@
 //! leaves by another domain than the one they are for.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use steer_core::ids::IfIndex;
 use steer_core::plan::Family;
+use tokio::io::Interest;
 use tokio::net::{TcpSocket, UdpSocket};
 
 /// What a socket has to have so that its packets take one domain.
@@ -161,6 +162,18 @@ impl Way {
         let raw = kind == Type::RAW;
         Ok(Echo { socket, raw })
     }
+}
+
+/// Receives as `recv` of a connected socket does, and hears of errors too, like a port that is closed:
+/// what the runtime's own `recv` waits for is data alone.
+///
+/// # Errors
+/// The socket's.
+pub async fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<usize> {
+    let wanted = Interest::READABLE | Interest::ERROR;
+    socket
+        .async_io(wanted, || (&*SockRef::from(socket)).read(buffer))
+        .await
 }
 
 /// The function that makes the agent's sockets. What it gives does not block.

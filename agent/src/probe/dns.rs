@@ -6,25 +6,27 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use hickory_net::proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Query, ResponseCode};
 use hickory_net::proto::rr::{Name, RData, RecordType};
 use hickory_net::runtime::iocompat::AsyncIoTokioAsStd;
-use hickory_net::runtime::{RuntimeProvider, TokioHandle, TokioTime};
+use hickory_net::runtime::{DnsUdpSocket, RuntimeProvider, TokioHandle, TokioTime};
 use hickory_net::tcp::TcpClientStream;
 use hickory_net::udp::UdpClientStream;
 use hickory_net::xfer::{DnsHandle as _, DnsRequestSender as _, FirstAnswer as _};
 use hickory_net::{DnsError, NetError};
 use steer_core::plan::Family;
 use steer_core::probe::{DnsTarget, Outcome};
+use tokio::io::ReadBuf;
 use tokio::net::{TcpStream, UdpSocket};
 
 use super::question::{Asker, Miss};
-use super::{any, sentence};
-use crate::steered::Way;
+use super::{any, each, sentence};
+use crate::steered::{Way, receive};
 
 /// Name servers that are asked at most.
 const SERVERS: usize = 4;
@@ -40,10 +42,9 @@ pub(super) async fn ask(asker: &Asker<'_>, target: &DnsTarget) -> Outcome {
     let Some(servers) = servers(asker) else {
         return Outcome::Failed(NO_SERVER.to_owned());
     };
-    let questions = families
-        .iter()
-        .flat_map(|family| servers.iter().map(|server| (*family, *server)));
-    any(questions.map(async |(family, server)| {
+    let of_server = |server: SocketAddr| families.iter().map(move |family| (server, *family));
+    let questions = servers.into_iter().flat_map(of_server);
+    any(each(questions, async |(server, family)| {
         match look_up(asker, server, &target.name, family, 1).await {
             Err(reason) => Outcome::Failed(reason),
             Ok(found) => match target.address {
@@ -62,10 +63,9 @@ pub(super) async fn addresses(
     family: Family,
 ) -> Result<Vec<IpAddr>, String> {
     let servers = servers(asker).ok_or(NO_SERVER)?;
-    let mut open: FuturesUnordered<_> = servers
-        .iter()
-        .map(|server| look_up(asker, *server, name, family, TRIES))
-        .collect();
+    let mut open = each(servers, |server| {
+        look_up(asker, server, name, family, TRIES)
+    });
     let mut reasons = Vec::new();
     while let Some(found) = open.next().await {
         match found {
@@ -217,7 +217,7 @@ type Made<T> = Pin<Box<dyn Send + Future<Output = io::Result<T>>>>;
 impl RuntimeProvider for Provider {
     type Handle = TokioHandle;
     type Timer = TokioTime;
-    type Udp = UdpSocket;
+    type Udp = Connected;
     type Tcp = AsyncIoTokioAsStd<TcpStream>;
 
     fn create_handle(&self) -> Self::Handle {
@@ -242,7 +242,41 @@ impl RuntimeProvider for Provider {
         Box::pin(async move {
             let socket = socket.map_err(io::Error::other)?;
             socket.connect(server).await?;
-            Ok(socket)
+            Ok(Connected { socket, server })
         })
+    }
+}
+
+/// A socket that knows its server, and hears of errors.
+struct Connected {
+    socket: UdpSocket,
+    server: SocketAddr,
+}
+
+#[async_trait]
+impl DnsUdpSocket for Connected {
+    type Time = TokioTime;
+
+    fn poll_recv_from(
+        &self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<(usize, SocketAddr)>> {
+        let mut buffer = ReadBuf::new(buffer);
+        ready!(self.socket.poll_recv(cx, &mut buffer))?;
+        Poll::Ready(Ok((buffer.filled().len(), self.server)))
+    }
+
+    async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        Ok((receive(&self.socket, buffer).await?, self.server))
+    }
+
+    fn poll_send_to(
+        &self,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+        _target: SocketAddr,
+    ) -> Poll<io::Result<usize>> {
+        self.socket.poll_send(cx, buffer)
     }
 }

@@ -10,7 +10,7 @@ use steer_core::plan::Family;
 use steer_core::probe::{Host, Outcome};
 
 use super::question::{Asker, Miss, place};
-use crate::steered::Echo;
+use crate::steered::{Echo, receive};
 
 /// Bytes of an answer that are looked at: IP options, the header and the token fit.
 const BUFFER: usize = 256;
@@ -56,7 +56,7 @@ async fn echo(asker: &Asker<'_>, ip: IpAddr) -> Result<(), Miss> {
     socket.send(&ticket.request(family)).await?;
     let mut buffer = [0; BUFFER];
     loop {
-        let length = socket.recv(&mut buffer).await?;
+        let length = receive(&socket, &mut buffer).await?;
         if ticket.is_answered_by(family, raw, &buffer[..length]) {
             return Ok(());
         }

@@ -33,25 +33,32 @@ pub async fn run(probe: &Probe) -> Report {
     let asker = Asker::new(probe);
     let check = &probe.check;
     let (http, dns, tcp, icmp, api) = tokio::join!(
-        any(check.http.iter().map(|target| http::ask(&asker, target))),
-        any(check.dns.iter().map(|target| dns::ask(&asker, target))),
-        any(check
-            .tcp
-            .iter()
-            .map(|(host, port)| tcp::ask(&asker, host, *port))),
-        any(check.icmp.iter().map(|host| icmp::ask(&asker, host))),
+        any(each(&check.http, |target| http::ask(&asker, target))),
+        any(each(&check.dns, |target| dns::ask(&asker, target))),
+        any(each(&check.tcp, |(host, port)| tcp::ask(
+            &asker, host, *port
+        ))),
+        any(each(&check.icmp, |host| icmp::ask(&asker, host))),
         api::ask(probe),
     );
     let outcome = all([http, dns, tcp, icmp, api]);
     asker.report(outcome)
 }
 
+/// A question for each of `items`. (They are held, and not what makes them, so that a probe can move
+/// between threads.)
+fn each<T, Q>(
+    items: impl IntoIterator<Item = T>,
+    question: impl FnMut(T) -> Q,
+) -> FuturesUnordered<Q> {
+    items.into_iter().map(question).collect()
+}
+
 /// What comes of questions of which one that passes is enough; of none, a pass.
 ///
 /// A portal that says its address decides at once; one that does not, when nothing is left that might
 /// say it.
-async fn any(questions: impl IntoIterator<Item = impl Future<Output = Outcome>>) -> Outcome {
-    let mut open: FuturesUnordered<_> = questions.into_iter().collect();
+async fn any<Q: Future<Output = Outcome>>(mut open: FuturesUnordered<Q>) -> Outcome {
     let mut portal = false;
     let mut reasons = Vec::new();
     if open.is_empty() {
@@ -124,7 +131,9 @@ mod tests {
     }
 
     fn of_any(outcomes: &[Outcome]) -> Outcome {
-        any(soon(outcomes)).now_or_never().expect("all are there")
+        any(soon(outcomes).into_iter().collect())
+            .now_or_never()
+            .expect("all are there")
     }
 
     #[test]
@@ -134,7 +143,10 @@ mod tests {
             Either::Right(pending()),
             Either::Left(ready(Outcome::Passed)),
         ];
-        assert_eq!(any(questions).now_or_never(), Some(Outcome::Passed));
+        assert_eq!(
+            any(questions.into_iter().collect()).now_or_never(),
+            Some(Outcome::Passed)
+        );
         assert_eq!(of_any(&[]), Outcome::Passed);
         assert_eq!(
             of_any(&[failed("a"), failed("b"), failed("a")]),
@@ -149,7 +161,10 @@ mod tests {
             Either::Right(pending()),
             Either::Left(ready(portal("x"))),
         ];
-        assert_eq!(any(questions).now_or_never(), Some(portal("x")));
+        assert_eq!(
+            any(questions.into_iter().collect()).now_or_never(),
+            Some(portal("x"))
+        );
         assert_eq!(
             of_any(&[Outcome::Portal(None), Outcome::Passed]),
             Outcome::Portal(None)

@@ -10,7 +10,7 @@ use steer_core::probe::{Host, Outcome, Probe, Report};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::{any, dns};
+use super::{any, dns, each};
 use crate::steered::{self, Way};
 
 /// Addresses of one name and family that are tried.
@@ -123,21 +123,19 @@ impl<'a> Asker<'a> {
             Host::Ip(ip) => ask(*ip).await,
             Host::Gateway => {
                 let gateways = &self.probe.gateways;
-                let reached = |ip: &&IpAddr| self.way.source(Family::of(**ip)).is_some();
-                let mut reached = gateways.iter().filter(reached).copied().peekable();
-                if reached.peek().is_none() {
-                    return Outcome::Failed("the domain has no gateway".to_owned());
+                let reached = |ip: &IpAddr| self.way.source(Family::of(*ip)).is_some();
+                let open = each(gateways.iter().copied().filter(reached), ask);
+                match open.is_empty() {
+                    true => Outcome::Failed("the domain has no gateway".to_owned()),
+                    false => any(open).await,
                 }
-                any(reached.map(ask)).await
             }
             Host::Name(name) => {
-                any(self.families().map(async |family| {
-                    match dns::addresses(self, name, family).await {
-                        Ok(found) => any(found.into_iter().take(ADDRESSES).map(&ask)).await,
-                        Err(reason) => Outcome::Failed(reason),
-                    }
-                }))
-                .await
+                let by = async |family| match dns::addresses(self, name, family).await {
+                    Ok(found) => any(each(found.into_iter().take(ADDRESSES), &ask)).await,
+                    Err(reason) => Outcome::Failed(reason),
+                };
+                any(each(self.families(), by)).await
             }
         }
     }

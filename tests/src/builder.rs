@@ -1,6 +1,7 @@
 //! Building a laboratory.
 
 use std::fs;
+use std::sync::RwLock;
 use std::sync::atomic::AtomicU32;
 
 use anyhow::{Context, Result};
@@ -12,6 +13,7 @@ use crate::lab::{Attached, Lab};
 use crate::link;
 use crate::mounts;
 use crate::namespace::Namespace;
+use crate::relay::Relay;
 use crate::server::Server;
 use crate::uplink::Uplink;
 use crate::wait;
@@ -117,30 +119,18 @@ impl LabBuilder {
 
         let mut peers = Vec::new();
         for uplink in uplinks {
-            peers.push((Namespace::new()?, vec![uplink]));
+            peers.push(Peer::of(vec![uplink])?);
         }
         if self.crowd > 0 {
-            let crowd = (0..self.crowd).map(Uplink::in_crowd).collect();
-            peers.push((Namespace::new()?, crowd));
+            peers.push(Peer::of((0..self.crowd).map(Uplink::in_crowd).collect())?);
         }
         let mut lines = vec!["link set lo up".to_owned()];
-        let mut attached = Vec::new();
-        for (peer, uplinks) in &peers {
-            peer.run(prepare_peer)?;
-            for uplink in uplinks {
-                lines.extend(uplink.creation(&peer.path()));
-                attached.push(Attached {
-                    interface: uplink.name.clone(),
-                    uplink: uplink.clone(),
-                    peer: peer.clone(),
-                });
-            }
+        for peer in &peers {
+            let path = peer.wire.path();
+            lines.extend(peer.uplinks.iter().flat_map(|u| u.creation(&path)));
         }
-        for Attached {
-            uplink, interface, ..
-        } in &attached
-        {
-            lines.extend(uplink.host_configuration(interface));
+        for uplink in peers.iter().flat_map(|peer| &peer.uplinks) {
+            lines.extend(uplink.host_configuration(&uplink.name));
         }
         if self.wg_quick {
             lines.extend(
@@ -153,15 +143,14 @@ impl LabBuilder {
             );
         }
         ip_batch(&host, &lines)?;
+        let mut attached = Vec::new();
+        for (server, peer) in peers.iter().enumerate() {
+            peer.attach(server, &mut attached)?;
+        }
         std::thread::scope(|scope| {
             let threads: Vec<_> = peers
                 .iter()
-                .map(|(peer, uplinks)| {
-                    scope.spawn(|| {
-                        let lines = uplinks.iter().flat_map(Uplink::peer_configuration);
-                        ip_batch(peer, &lines.collect::<Vec<_>>())
-                    })
-                })
+                .map(|peer| scope.spawn(|| peer.configure()))
                 .collect();
             threads.into_iter().try_for_each(|thread| {
                 thread
@@ -173,16 +162,17 @@ impl LabBuilder {
 
         let servers = peers
             .iter()
-            .map(|(peer, uplinks)| Server::start(&uplinks[0].name, peer))
+            .map(|peer| Server::start(&peer.uplinks[0].name, &peer.namespace))
             .collect::<Result<Vec<_>>>()?;
         let observed = if self.unobserved { &[][..] } else { &peers[..] };
         let peers: Vec<_> = observed
             .iter()
-            .map(|(peer, uplinks)| {
-                let far_ends = uplinks
+            .map(|peer| {
+                let far_ends = peer
+                    .uplinks
                     .iter()
                     .map(|u| (u.far_end().to_owned(), u.name.clone()));
-                (peer.clone(), far_ends.collect())
+                (peer.wire.clone(), far_ends.collect())
             })
             .collect();
         let capture = Capture::start(&host, &peers)?;
@@ -209,6 +199,57 @@ impl LabBuilder {
     }
 }
 
+/// What is to be behind some uplinks.
+struct Peer {
+    namespace: Namespace,
+    /// Where the cables end: in a namespace before the peer's if there is a relay between.
+    wire: Namespace,
+    uplinks: Vec<Uplink>,
+}
+
+impl Peer {
+    fn of(uplinks: Vec<Uplink>) -> Result<Self> {
+        let namespace = Namespace::new()?;
+        namespace.run(prepare_peer)?;
+        let wire = if uplinks.iter().any(|uplink| uplink.relayed) {
+            let wire = Namespace::new()?;
+            wire.run(prepare_wire)?;
+            wire
+        } else {
+            namespace.clone()
+        };
+        Ok(Self {
+            namespace,
+            wire,
+            uplinks,
+        })
+    }
+
+    /// Adds its uplinks, whose cables are there, and starts a relay where one is wanted.
+    fn attach(&self, server: usize, attached: &mut Vec<Attached>) -> Result<()> {
+        for uplink in &self.uplinks {
+            let relay = uplink
+                .relayed
+                .then(|| Relay::start(&self.wire, &self.namespace, uplink));
+            attached.push(Attached {
+                name: uplink.name.clone(),
+                interface: uplink.name.clone(),
+                uplink: RwLock::new(uplink.clone()),
+                peer: self.namespace.clone(),
+                wire: self.wire.clone(),
+                relay: relay.transpose()?,
+                server,
+            });
+        }
+        Ok(())
+    }
+
+    fn configure(&self) -> Result<()> {
+        let lines = self.uplinks.iter().flat_map(Uplink::peer_configuration);
+        ip_batch(&self.namespace, &lines.collect::<Vec<_>>())
+    }
+}
+
 /// Makes IPv6 addresses usable at once (no duplicate address detection, no waiting for a router) and
 /// takes nothing over from the machine's settings.
 fn prepare_network() -> Result<()> {
@@ -226,6 +267,14 @@ fn prepare_network() -> Result<()> {
 fn prepare_peer() -> Result<()> {
     prepare_network()?;
     write_sysctl("ipv6/ip_nonlocal_bind", "1")
+}
+
+/// Where a relay takes packets from a cable the kernel itself has nothing to say.
+fn prepare_wire() -> Result<()> {
+    for scope in ["all", "default"] {
+        write_sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "1")?;
+    }
+    Ok(())
 }
 
 fn write_sysctl(name: &str, value: &str) -> Result<()> {

@@ -2,15 +2,14 @@
 //! packet filters.
 
 use std::fs;
-use std::io::Write;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
-use std::process::Stdio;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::lab::Lab;
+use crate::packet_filter;
 
 /// What a program of others returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,18 +158,7 @@ impl Lab {
     /// # Errors
     /// If it fails, with its words.
     pub fn tc(&self, arguments: &str) -> Result<String> {
-        let output = self
-            .host()
-            .command("tc")
-            .args(arguments.split_whitespace())
-            .output()
-            .context("start tc (iproute2)")?;
-        anyhow::ensure!(
-            output.status.success(),
-            "tc {arguments}: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-        String::from_utf8(output.stdout).context("tc printed something that is not UTF-8")
+        packet_filter::tc(self.host(), arguments)
     }
 }
 
@@ -211,25 +199,7 @@ pub(crate) fn bpf(command: i32, argument: &mut [u64]) -> Result<OwnedFd> {
 /// # Errors
 /// If it refuses, with its words.
 pub fn nft(lab: &Lab, rules: &str) -> Result<String> {
-    let mut child = lab
-        .host()
-        .command("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("start nft (nftables)")?;
-    let mut input = child.stdin.take().context("nft's standard input")?;
-    input.write_all(rules.as_bytes()).context("write to nft")?;
-    drop(input);
-    let output = child.wait_with_output().context("wait for nft")?;
-    ensure!(
-        output.status.success(),
-        "nft: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    packet_filter::nft(lab.host(), rules)
 }
 
 /// A descriptor as calls take it.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -14,6 +15,7 @@ use crate::ip::{ip, ip_batch, ip_json};
 use crate::link;
 use crate::namespace::Namespace;
 use crate::packet::{Direction, Packet};
+use crate::relay::Relay;
 use crate::server::Server;
 use crate::uplink::Uplink;
 use crate::wait;
@@ -27,10 +29,6 @@ pub const SERVER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0
 #[derive(Debug)]
 pub struct Lab {
     pub(crate) capture: Capture,
-    #[expect(
-        dead_code,
-        reason = "held for its Drop: the servers run as long as the laboratory"
-    )]
     pub(crate) servers: Vec<Server>,
     pub(crate) attached: Vec<Attached>,
     pub(crate) host: Namespace,
@@ -38,12 +36,41 @@ pub struct Lab {
     pub(crate) next_target: AtomicU32,
 }
 
-/// An uplink, its interface's name at the moment, and its peer.
+/// An uplink, its interface's name at the moment, and what is behind it.
 #[derive(Debug)]
 pub(crate) struct Attached {
-    pub(crate) uplink: Uplink,
+    pub(crate) name: String,
+    /// What it is like at the moment.
+    pub(crate) uplink: RwLock<Uplink>,
     pub(crate) interface: String,
     pub(crate) peer: Namespace,
+    /// Where the other end of the host's cable is: with the peer, or with a relay before it.
+    pub(crate) wire: Namespace,
+    pub(crate) relay: Option<Relay>,
+    /// Which of the laboratory's servers stand behind it.
+    pub(crate) server: usize,
+}
+
+impl Attached {
+    /// What it is like at the moment.
+    pub(crate) fn uplink(&self) -> Uplink {
+        let uplink = self.uplink.read().unwrap_or_else(PoisonError::into_inner);
+        uplink.clone()
+    }
+
+    /// Sets up the far end, with addresses and routes. Idempotent.
+    pub(crate) fn configure_far_end(&self) -> Result<()> {
+        let uplink = self.uplink();
+        if self.relay.is_some() {
+            ip(&self.wire, &["link", "set", uplink.far_end(), "up"])?;
+        }
+        ip_batch(&self.peer, &uplink.peer_configuration())
+    }
+
+    /// Has it be like `next` from now on; the interfaces are the caller's to change.
+    pub(crate) fn become_like(&self, next: Uplink) {
+        *self.uplink.write().unwrap_or_else(PoisonError::into_inner) = next;
+    }
 }
 
 impl Lab {
@@ -73,20 +100,17 @@ impl Lab {
         Ok(&self.attached(uplink)?.peer)
     }
 
-    /// The uplink `name` as it was built.
+    /// The uplink `name` as it is at the moment.
     ///
     /// # Errors
     /// If there is no such uplink.
-    pub fn uplink(&self, name: &str) -> Result<&Uplink> {
-        Ok(&self.attached(name)?.uplink)
+    pub fn uplink(&self, name: &str) -> Result<Uplink> {
+        Ok(self.attached(name)?.uplink())
     }
 
     /// Names of all uplinks as built.
     pub fn uplink_names(&self) -> Vec<&str> {
-        self.attached
-            .iter()
-            .map(|a| a.uplink.name.as_str())
-            .collect()
+        self.attached.iter().map(|a| a.name.as_str()).collect()
     }
 
     /// The laboratory's cgroup.
@@ -133,7 +157,7 @@ impl Lab {
         let interfaces: Vec<_> = self
             .attached
             .iter()
-            .map(|a| (a.interface.clone(), a.uplink.name.clone()))
+            .map(|a| (a.interface.clone(), a.name.clone()))
             .collect();
         self.capture.drain(&interfaces)
     }
@@ -258,8 +282,8 @@ impl Lab {
     /// If `ip` fails, or the carrier stays.
     pub fn carrier_down(&self, uplink: &str) -> Result<()> {
         let attached = self.attached(uplink)?;
-        let far_end = attached.uplink.far_end();
-        ip(&attached.peer, &["link", "set", far_end, "down"])?;
+        let wanted = attached.uplink();
+        ip(&attached.wire, &["link", "set", wanted.far_end(), "down"])?;
         self.wait_running(&attached.interface, false)
     }
 
@@ -269,7 +293,7 @@ impl Lab {
     /// If `ip` fails, or the carrier does not come.
     pub fn carrier_up(&self, uplink: &str) -> Result<()> {
         let attached = self.attached(uplink)?;
-        ip_batch(&attached.peer, &attached.uplink.peer_configuration())?;
+        attached.configure_far_end()?;
         self.wait_running(&attached.interface, true)
     }
 
@@ -291,7 +315,7 @@ impl Lab {
         let attached = self.attached(uplink)?;
         ip_batch(
             &self.host,
-            &attached.uplink.host_configuration(&attached.interface),
+            &attached.uplink().host_configuration(&attached.interface),
         )?;
         self.wait_running(&attached.interface, true)
     }
@@ -311,11 +335,16 @@ impl Lab {
     /// If `ip` fails.
     pub fn create_link(&self, uplink: &str) -> Result<()> {
         let attached = self.attached(uplink)?;
-        let mut lines = attached.uplink.creation(&attached.peer.path());
-        lines.extend(attached.uplink.host_configuration(&attached.uplink.name));
+        ensure!(
+            attached.relay.is_none(),
+            "the relay of {uplink} holds the cable that was deleted"
+        );
+        let wanted = attached.uplink();
+        let mut lines = wanted.creation(&attached.wire.path());
+        lines.extend(wanted.host_configuration(&attached.name));
         ip_batch(&self.host, &lines)?;
-        ip_batch(&attached.peer, &attached.uplink.peer_configuration())?;
-        self.wait_running(&attached.uplink.name, true)
+        attached.configure_far_end()?;
+        self.wait_running(&attached.name, true)
     }
 
     /// Renames the host's interface; the uplink keeps its name in captures.
@@ -326,7 +355,7 @@ impl Lab {
         let attached = self
             .attached
             .iter_mut()
-            .find(|a| a.uplink.name == uplink)
+            .find(|a| a.name == uplink)
             .with_context(|| format!("no uplink {uplink}"))?;
         let from = std::mem::replace(&mut attached.interface, to.to_owned());
         // Before Linux 6.2 an interface that is up cannot be renamed.
@@ -334,7 +363,7 @@ impl Lab {
             format!("link set {from} down"),
             format!("link set {from} name {to}"),
         ];
-        lines.extend(attached.uplink.host_configuration(to));
+        lines.extend(attached.uplink().host_configuration(to));
         ip_batch(&self.host, &lines)?;
         self.wait_running(to, true)
     }
@@ -394,13 +423,13 @@ impl Lab {
     /// If it has none.
     pub fn peer_link_local(&self, uplink: &str) -> Result<IpAddr> {
         let attached = self.attached(uplink)?;
-        link_local(&attached.peer, attached.uplink.far_end())
+        link_local(&attached.peer, attached.uplink().far_end())
     }
 
-    fn attached(&self, uplink: &str) -> Result<&Attached> {
+    pub(crate) fn attached(&self, uplink: &str) -> Result<&Attached> {
         self.attached
             .iter()
-            .find(|a| a.uplink.name == uplink)
+            .find(|a| a.name == uplink)
             .with_context(|| format!("no uplink {uplink}"))
     }
 

@@ -3,6 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use crate::checks;
+
 /// An address with its prefix and gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Net {
@@ -25,6 +27,43 @@ pub struct Uplink {
     pub(crate) serves: Vec<String>,
     pub(crate) bridge: bool,
     pub(crate) crowded: bool,
+    pub(crate) relayed: bool,
+    /// Which router stands behind it: the last byte of its MAC address.
+    router: u8,
+}
+
+impl Net {
+    /// The same hosts in the next prefix of the same length.
+    fn in_next_prefix(self) -> Self {
+        Self {
+            address: later(self.address, 1, self.length),
+            gateway: later(self.gateway, 1, self.length),
+            length: self.length,
+        }
+    }
+
+    /// The same host behind another gateway of the prefix. The host itself is between the two.
+    fn behind_next_gateway(self) -> Self {
+        let whole = if self.gateway.is_ipv6() { 128 } else { 32 };
+        Self {
+            gateway: later(self.gateway, 2, whole),
+            ..self
+        }
+    }
+}
+
+/// The address `count` prefixes of `length` after `address`, at the same place in its prefix.
+fn later(address: IpAddr, count: u8, length: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let step = u32::from(count).checked_shl(32 - u32::from(length));
+            Ipv4Addr::from(u32::from(v4).wrapping_add(step.unwrap_or(0))).into()
+        }
+        IpAddr::V6(v6) => {
+            let step = u128::from(count).checked_shl(128 - u32::from(length));
+            Ipv6Addr::from(u128::from(v6).wrapping_add(step.unwrap_or(0))).into()
+        }
+    }
 }
 
 impl Uplink {
@@ -46,11 +85,19 @@ impl Uplink {
                 gateway: Ipv6Addr::new(0x2001, 0xdb8, segment, 0, 0, 0, 0, 1).into(),
             }),
             metric: Some(u32::from(number) * 100),
-            serves: ["198.51.100.0/24", "198.18.0.0/16", "2001:db8:ffff::/64"]
-                .map(str::to_owned)
-                .to_vec(),
+            serves: [
+                "198.51.100.0/24",
+                "198.18.0.0/16",
+                "2001:db8:ffff::/64",
+                checks::SERVED4,
+                checks::SERVED6,
+            ]
+            .map(str::to_owned)
+            .to_vec(),
             bridge: false,
             crowded: false,
+            relayed: false,
+            router: 1,
         }
     }
 
@@ -123,6 +170,39 @@ impl Uplink {
         self
     }
 
+    /// Metric of its default routes.
+    #[must_use]
+    pub fn metric(mut self, metric: u32) -> Self {
+        self.metric = Some(metric);
+        self
+    }
+
+    /// Its packets pass through a relay, which can lose and delay them (see [`Lab::impair`](crate::Lab::impair)).
+    #[must_use]
+    pub fn relayed(mut self) -> Self {
+        self.relayed = true;
+        self
+    }
+
+    /// The uplink in another network: other prefixes, addresses and gateways, of the same router.
+    pub(crate) fn renumbered(&self) -> Self {
+        Self {
+            ipv4: self.ipv4.map(Net::in_next_prefix),
+            ipv6: self.ipv6.map(Net::in_next_prefix),
+            ..self.clone()
+        }
+    }
+
+    /// The uplink with another router: the same addresses, other gateways, another MAC address.
+    pub(crate) fn behind_next_router(&self) -> Self {
+        Self {
+            ipv4: self.ipv4.map(Net::behind_next_gateway),
+            ipv6: self.ipv6.map(Net::behind_next_gateway),
+            router: self.router.wrapping_add(2),
+            ..self.clone()
+        }
+    }
+
     /// The uplink is a bridge at the host, with the veth as its port.
     pub(crate) fn behind_bridge(mut self) -> Self {
         self.bridge = true;
@@ -139,6 +219,16 @@ impl Uplink {
         self.ipv6.map(|net| net.address)
     }
 
+    /// Its IPv4 gateway.
+    pub fn gateway4(&self) -> Option<IpAddr> {
+        self.ipv4.map(|net| net.gateway)
+    }
+
+    /// Its global IPv6 gateway.
+    pub fn gateway6(&self) -> Option<IpAddr> {
+        self.ipv6.map(|net| net.gateway)
+    }
+
     /// The host's addresses on it, both families.
     pub fn addresses(&self) -> Vec<IpAddr> {
         self.address4().into_iter().chain(self.address6()).collect()
@@ -148,8 +238,8 @@ impl Uplink {
         self.mac(2)
     }
 
-    fn peer_mac(&self) -> String {
-        self.mac(1)
+    pub(crate) fn peer_mac(&self) -> String {
+        self.mac(self.router)
     }
 
     fn mac(&self, end: u8) -> String {
@@ -157,7 +247,7 @@ impl Uplink {
         format!("02:5e:00:{high:02x}:{low:02x}:{end:02x}")
     }
 
-    fn nets(&self) -> impl Iterator<Item = Net> {
+    pub(crate) fn nets(&self) -> impl Iterator<Item = Net> {
         self.ipv4.into_iter().chain(self.ipv6)
     }
 
@@ -213,6 +303,51 @@ impl Uplink {
                     "route replace {} via {gateway} dev {name} metric {metric}",
                     everything(address)
                 ));
+            }
+        }
+        lines
+    }
+
+    /// Lines for the host that take from the interface `name` what `next` does not have.
+    pub(crate) fn host_removal(&self, name: &str, next: &Self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (old, new) in self.nets().zip(next.nets()) {
+            let Net {
+                address,
+                length,
+                gateway,
+            } = old;
+            if gateway != new.gateway {
+                if let Some(metric) = self.metric {
+                    lines.push(format!(
+                        "route delete {} via {gateway} dev {name} metric {metric}",
+                        everything(gateway)
+                    ));
+                }
+                lines.push(format!("neighbour delete {gateway} dev {name}"));
+            }
+            if address != new.address {
+                lines.push(format!("address delete {address}/{length} dev {name}"));
+            }
+        }
+        lines
+    }
+
+    /// Lines for the peer's namespace that take away what `next` does not have.
+    pub(crate) fn peer_removal(&self, next: &Self) -> Vec<String> {
+        let far_end = self.far_end();
+        let mut lines = Vec::new();
+        for (old, new) in self.nets().zip(next.nets()) {
+            let Net {
+                address,
+                length,
+                gateway,
+            } = old;
+            if address != new.address {
+                lines.push(format!("neighbour delete {address} dev {far_end}"));
+            }
+            if gateway != new.gateway {
+                lines.push(format!("address delete {gateway}/{length} dev {far_end}"));
             }
         }
         lines

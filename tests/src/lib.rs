@@ -17,6 +17,7 @@ pub mod checks;
 pub mod conformance;
 mod executable;
 pub mod foreign;
+pub mod health;
 mod ip;
 mod lab;
 mod link;

@@ -63,7 +63,7 @@ fn passed(capture: &Capture, position: usize, uplink: &str) -> usize {
 #[test]
 fn a_domain_without_carrier_is_down_and_trusted_again_when_it_has_proved_itself() -> Result<()> {
     let lab = Lab::new()?;
-    let (_agent, app) = start(&lab, "")?;
+    let (_agent, app) = start(&lab, "[domain.wlan0]\nkind = \"wlan\"")?;
     for _ in 0..2 {
         lab.wait_state("wlan0", "validated")?;
         lab.chooses("app", &app, "wlan0")?;

@@ -13,11 +13,11 @@ use steer::api::INTERFACE;
 use steer::api::client::Client;
 use steer::api::explain::{ExplanationView, SubjectView};
 use steer::api::flows::{FlowsReply, HolderView, LiveFlowView, Whereabouts};
-use steer::api::methods::{Reloaded, Reply, Request, RunReply, Status, UnsetReply};
+use steer::api::methods::{Reloaded, Reply, Request, RunReply, Status, UnsetReply, WatchReply};
 use steer::api::server::{Call, Limits, Server};
 use steer::api::types::{
-    Candidate, DecisionView, DomainView, LocalNetworks, Origin, Otherwise, PolicyView, StatusView,
-    Verdict,
+    Candidate, DecisionView, DomainView, LocalNetworks, MeasuredView, Origin, Otherwise,
+    PolicyView, StatusView, Verdict,
 };
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
@@ -202,8 +202,18 @@ pub(crate) fn domain(name: &str) -> DomainView {
         kind: "wlan".to_owned(),
         cost: 0,
         metered: false,
+        security: "open".to_owned(),
+        bandwidth: None,
+        profile: None,
         state: "up".to_owned(),
         reason: "it has carrier, an address and a route".to_owned(),
+        since: None,
+        portal: None,
+        check: vec!["icmp gateway".to_owned()],
+        measured: MeasuredView::default(),
+        network: None,
+        history: None,
+        servers: Vec::new(),
         addresses: vec!["192.0.2.7".to_owned()],
         gateways: vec!["192.0.2.1".to_owned()],
         index: Some(1),
@@ -323,6 +333,8 @@ pub(crate) fn agreeable(call: Call) {
         Request::ShowPolicy(p) => Reply::Policy(Box::new(policy(&p.name))),
         Request::ListDomains => Reply::Domains(vec![domain("wifi"), domain("lte")]),
         Request::ShowDomain(d) => Reply::Domain(Box::new(domain(&d.name))),
+        Request::Watch => Reply::Watch(WatchReply::default()),
+        Request::CheckDomain(d) => Reply::Domain(Box::new(domain(&d.name))),
         Request::Status => Reply::Status(Box::new(status())),
         Request::Reload => Reply::Reloaded(Reloaded::default()),
         Request::Explain(_) => Reply::Explanation(Box::new(explanation())),

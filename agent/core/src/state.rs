@@ -1,7 +1,7 @@
 //! Everything that is known: what selection and plan are made of.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use crate::cgroups::{CgroupChange, CgroupTree};
 use crate::config::Config;
@@ -39,7 +39,7 @@ pub struct State {
     /// What is remembered of networks.
     pub history: History,
     /// The host's own name servers (resolv.conf).
-    pub name_servers: Vec<IpAddr>,
+    pub name_servers: Vec<SocketAddr>,
     /// The domain that each choice leads to.
     pub chosen: BTreeMap<ChoiceId, Name>,
     /// Numbers given out.
@@ -89,7 +89,7 @@ pub enum Event {
     /// What an earlier agent remembered of networks.
     Remembered(History),
     /// The host's own name servers are these.
-    NameServers(Vec<IpAddr>),
+    NameServers(Vec<SocketAddr>),
     /// Where choices led that an earlier agent made.
     Chosen(BTreeMap<ChoiceId, Name>),
     /// The kernel took something (again), or refused it with these words.

@@ -11,6 +11,7 @@ use steer_core::cgroups::CgroupChange;
 use steer_core::domains::Domains;
 use steer_core::engine::{Engine, plan};
 use steer_core::explain::flow::Owner;
+use steer_core::health::{History, Now, Probed};
 use steer_core::ids::{CgroupId, ChoiceId, DomainIndex, PlaceId, PolicyId, RulesetId, TableId};
 use steer_core::name::Name;
 use steer_core::network::NetworkChange;
@@ -18,6 +19,7 @@ use steer_core::plan::Object;
 use steer_core::plan::rules::offset;
 use steer_core::plan::{Family, Named, Plan, RuleAction};
 use steer_core::policy::{Match, Otherwise, Policy};
+use steer_core::probe::{Outcome, Report};
 use steer_core::state::{Event, State};
 use support::strategies::{FILES, events, kinds_of_flow, policies, start};
 use support::{config, name, two_uplinks};
@@ -384,6 +386,29 @@ proptest! {
                 engine.apply(event).unwrap();
                 engine.settle();
             }
+            // What was measured and lost before is past, and every check passes.
+            let boot = std::time::Duration::from_secs(10_000);
+            let network = |network| Event::Network(NetworkChange::Dump(network));
+            for event in [
+                network(steer_core::network::Network::default()),
+                Event::Now(Now { boot, wall: 10_000 }),
+                network(two_uplinks()),
+                Event::Now(Now { boot: boot * 2, wall: 20_000 }),
+                Event::Remembered(History::default()),
+            ] {
+                engine.apply(event).unwrap();
+                engine.settle();
+            }
+            for probe in engine.probes() {
+                let probed = Probed {
+                    domain: probe.domain,
+                    epoch: probe.epoch,
+                    report: Report { outcome: Outcome::Passed, rtt: None, asked: 1, lost: 0 },
+                    gateway: None,
+                };
+                engine.apply(Event::Probed(probed)).unwrap();
+            }
+            engine.apply(Event::Chosen(BTreeMap::new())).unwrap();
             engine.apply(Event::IndicesInUse(BTreeSet::new())).unwrap();
             engine.settle();
         };

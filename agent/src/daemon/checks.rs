@@ -19,8 +19,12 @@ use tracing::{debug, error, warn};
 use super::{Daemon, clock};
 use crate::netlink;
 use crate::probe;
+use crate::probe::resolv::name_servers;
 use crate::reconcile::chain;
 use crate::statefile::StateFile;
+
+/// Where the host's name servers are.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// What outlives the boot.
 const STATE_DIRECTORY: &str = "/var/lib/steer";
@@ -182,11 +186,28 @@ impl Daemon {
     /// Begins the checks that are due, and takes in what time alone changes.
     pub(super) fn begin_checks(&mut self) {
         let now = clock::now();
+        self.read_name_servers();
         if self.engine.deadline().is_some_and(|due| due <= now.boot) {
             self.fact(Event::Now(now));
         }
         self.checks.begin(self.engine.probes(), now.boot);
         self.plan_checks();
+    }
+
+    /// The host's own name servers may be others by now.
+    fn read_name_servers(&mut self) {
+        let servers = match name_servers(Path::new(RESOLV_CONF)) {
+            Ok(servers) => servers,
+            Err(error) => {
+                debug!("{}", chain(&error));
+                Vec::new()
+            }
+        };
+        if servers != self.engine.state().name_servers
+            && let Err(rejected) = self.engine.apply(Event::NameServers(servers))
+        {
+            error!("name servers were rejected: {rejected}");
+        }
     }
 
     /// Takes in what came of a check.

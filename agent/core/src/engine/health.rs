@@ -1,7 +1,7 @@
 //! Time and checks: what they say of domains, and which are due.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use super::Engine;
@@ -131,19 +131,31 @@ impl Engine {
     pub fn servers_of(&self, domain: &Domain) -> Vec<SocketAddr> {
         let state = &self.state;
         let own = state.config.domains.get(&domain.name).map(|d| &d.servers);
-        let mut servers: Vec<IpAddr> = own.cloned().unwrap_or_default();
+        let at = |ip: &IpAddr| match (*ip, domain.interface) {
+            (IpAddr::V6(ip), Some(interface)) if ip.is_unicast_link_local() => {
+                SocketAddr::V6(SocketAddrV6::new(ip, DNS, 0, interface.0))
+            }
+            (ip, _) => SocketAddr::new(ip, DNS),
+        };
+        let mut servers: Vec<SocketAddr> = own.into_iter().flatten().map(at).collect();
         if servers.is_empty() {
             let interface = domain.interface;
             let announced = interface.and_then(|index| state.network.servers.get(&index));
-            servers.extend(announced.into_iter().flatten());
-            let near = |ip: &&IpAddr| {
-                domain.gateways.contains(ip) || domain.on_link().any(|(net, _)| net.contains(*ip))
+            servers.extend(announced.into_iter().flatten().map(at));
+            let near = |server: &&SocketAddr| {
+                let ip = server.ip();
+                let scope = match server {
+                    SocketAddr::V6(server) => server.scope_id(),
+                    SocketAddr::V4(_) => 0,
+                };
+                domain.gateways.contains(&ip)
+                    || domain.on_link().any(|(net, _)| net.contains(&ip))
+                    || scope != 0 && interface.is_some_and(|index| index.0 == scope)
             };
             servers.extend(state.name_servers.iter().filter(near));
         }
         let mut seen = BTreeSet::new();
-        servers.retain(|ip| seen.insert(*ip));
-        let servers = servers.into_iter();
-        servers.map(|ip| SocketAddr::new(ip, DNS)).collect()
+        servers.retain(|server| seen.insert(*server));
+        servers
     }
 }

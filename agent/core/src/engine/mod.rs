@@ -212,7 +212,10 @@ impl Engine {
             Event::Recheck(name) => self.state.health.recheck(&name, self.state.now),
             Event::Remembered(history) => self.state.history = history,
             Event::NameServers(servers) => self.state.name_servers = servers,
-            Event::Chosen(chosen) => self.state.chosen = chosen,
+            Event::Chosen(chosen) => {
+                self.state.chosen = chosen;
+                self.dirty.all_choices = true;
+            }
             Event::Cgroups(change) => self.change_cgroups(change),
             Event::Managed { root, exempt } => {
                 self.state.cgroup_root = root;

@@ -2,15 +2,20 @@
 
 use std::net::IpAddr;
 
+use std::time::Duration;
+
+use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 use steer_core::cgroups::CgroupChange;
 use steer_core::engine::Engine;
+use steer_core::health::{Now, Probed};
 use steer_core::ids::{CgroupId, DomainIndex, IfIndex, TableId};
 use steer_core::network::{Address, ForeignRule, Link, LinkKind, NetworkChange, Route};
 use steer_core::pattern::{CgroupPattern, UnitName};
 use steer_core::plan::Object;
 use steer_core::policy::{LocalNetworks, Match, Origin, Otherwise, Policy, Rebind, Share};
+use steer_core::probe::{Outcome, Report};
 use steer_core::rules::{Dscp, Flow, Ports, Protocol, Rule, Rules};
 use steer_core::state::{Event, State};
 
@@ -19,8 +24,8 @@ use super::{config, ip, name, two_uplinks};
 const INTERFACES: [&str; 5] = ["lo", "wlan0", "lte0", "eth0", "odd,name"];
 const CGROUPS: [&str; 4] = ["a", "b", "x.service", "y.scope"];
 
-/// Files to choose from: none, groups and strictness, a narrow mask, overlapping domains.
-pub(crate) const FILES: [&str; 6] = [
+/// Files to choose from: none, groups and strictness, a narrow mask, overlapping domains, checks and criteria.
+pub(crate) const FILES: [&str; 7] = [
     "",
     "group.g.domains = [\"lte0\", \"wlan0\"]\npolicy.default.use = [\"g\"]\n",
     "agent.mark-mask = 1\n[policy.f]\nmatch.cgroup = \"a/**\"\nuse = \"wlan0\"\nstrict = true\n",
@@ -33,6 +38,9 @@ pub(crate) const FILES: [&str; 6] = [
      [policy.default]\nuse = \"g\"\nshare = \"destination\"\n[[policy.default.rule]]\nports = 443\nuse = \
      \"wlan0\"\notherwise = \"next\"\n[policy.f]\nmatch.cgroup = \"a/*\"\nuse = \"g\"\nstrict = true\nshare = \
      \"flow\"\n[[policy.f.rule]]\ndestination = \"10.0.0.0/8\"\nuse = \"g\"\n",
+    "[agent]\ncheck = { icmp = \"gateway\", fall = 2 }\n[domain.lte0]\ncost = 3\n[policy.default]\nuse = \
+     \"any\"\nprefer = [\"latency\", \"cost\"]\notherwise = \"pass\"\n[policy.f]\nmatch.cgroup = \"a\"\nuse = \
+     [\"any-cellular\", \"wlan0\"]\nstrict = true\nrequire = { max-latency = \"50ms\" }\n",
 ];
 
 fn ips() -> impl Strategy<Value = IpAddr> {
@@ -272,6 +280,48 @@ fn preferences() -> impl Strategy<Value = Event> {
 /// Anything that can happen to an engine.
 ///
 /// On the heap, since the strategies as plain values are too large for the stack of a test's thread.
+fn outcomes() -> impl Strategy<Value = Outcome> {
+    prop_oneof![
+        3 => Just(Outcome::Passed),
+        2 => Just(Outcome::Failed("no answer".to_owned())),
+        1 => Just(Outcome::Portal(None)),
+    ]
+}
+
+/// What comes of checks, and the time.
+fn checks() -> impl Strategy<Value = Event> {
+    let names = || select(vec!["wlan0", "lte0", "eth0", "one", "two"]).prop_map(name);
+    let probed = (
+        names(),
+        0u64..4,
+        outcomes(),
+        option::of(0u64..100),
+        any::<bool>(),
+    )
+        .prop_map(|(domain, epoch, outcome, rtt, known)| {
+            Event::Probed(Probed {
+                domain,
+                epoch,
+                report: Report {
+                    outcome,
+                    rtt: rtt.map(Duration::from_millis),
+                    asked: 1,
+                    lost: u32::from(rtt.is_none()),
+                },
+                gateway: known.then_some([2, 0, 0, 0, 0, 1]),
+            })
+        });
+    prop_oneof![
+        6 => probed,
+        2 => (0u64..700).prop_map(|seconds| Event::Now(Now {
+            boot: Duration::from_secs(seconds),
+            wall: 1_000_000 + seconds,
+        })),
+        1 => names().prop_map(Event::Stalled),
+        1 => names().prop_map(Event::Recheck),
+    ]
+}
+
 pub(crate) fn events() -> BoxedStrategy<Event> {
     let network = prop_oneof![
         3 => links().prop_map(NetworkChange::Link),
@@ -299,6 +349,7 @@ pub(crate) fn events() -> BoxedStrategy<Event> {
         6 => policies().boxed().prop_map(Event::SetPolicy),
         2 => (0..6).prop_map(|at| Event::UnsetPolicy(name(&format!("p{at}")))),
         3 => preferences(),
+        6 => checks().boxed(),
         1 => (0..FILES.len()).prop_map(|at| Event::Config(Box::new(config(FILES[at])))),
         1 => proptest::collection::btree_set((1u16..4).prop_map(DomainIndex), 0..3)
             .prop_map(Event::IndicesInUse),

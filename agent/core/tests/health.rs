@@ -1,0 +1,387 @@
+//! What checks say of a domain over time: two thresholds, back-off, holds, and what networks leave behind.
+#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
+
+mod support;
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use steer_core::domains::DomainState;
+use steer_core::engine::Engine;
+use steer_core::health::{Now, Probed, hold};
+use steer_core::probe::{Outcome, Probe, Report};
+use steer_core::select::Verdict;
+use steer_core::state::Event;
+use support::{carrier, engine_with, name};
+
+const FILE: &str = "[agent]\ncheck = { icmp = \"192.0.2.99\", interval = \"8s\" }\n[policy.default]\nuse = \
+                    [\"wlan0\", \"lte0\"]\n";
+
+fn failed() -> Outcome {
+    Outcome::Failed("no answer".to_owned())
+}
+
+/// An engine and its clock.
+struct Host {
+    engine: Engine,
+    now: Duration,
+}
+
+impl Host {
+    fn new(file: &str) -> Self {
+        Self {
+            engine: engine_with(file),
+            now: Duration::ZERO,
+        }
+    }
+
+    fn at(&mut self, now: Duration) {
+        assert!(now >= self.now, "time goes on");
+        self.now = now;
+        let wall = 1_000_000 + now.as_secs();
+        self.apply(Event::Now(Now { boot: now, wall }));
+    }
+
+    fn apply(&mut self, event: Event) {
+        self.engine.apply(event).unwrap();
+        self.engine.settle();
+    }
+
+    fn carrier(&mut self, index: u32, carrier: bool) {
+        let event = self::carrier(&self.engine.state().network, index, carrier);
+        self.apply(event);
+    }
+
+    fn probe(&self, domain: &str) -> Option<Probe> {
+        let probes = self.engine.probes();
+        probes
+            .into_iter()
+            .find(|probe| probe.domain.as_str() == domain)
+    }
+
+    /// The next check of a domain, when it is due, and what comes of it.
+    fn check(&mut self, domain: &str, outcome: Outcome) {
+        let probe = self.probe(domain).unwrap();
+        self.at(probe.due.max(self.now));
+        self.report(domain, probe.epoch, outcome);
+    }
+
+    fn report(&mut self, domain: &str, epoch: u64, outcome: Outcome) {
+        let lost = u32::from(matches!(outcome, Outcome::Failed(_)));
+        self.apply(Event::Probed(Probed {
+            domain: name(domain),
+            epoch,
+            report: Report {
+                rtt: (lost == 0).then_some(Duration::from_millis(10)),
+                outcome,
+                asked: 1,
+                lost,
+            },
+            gateway: Some([2, 0, 0, 0, 0, 9]),
+        }));
+    }
+
+    fn state(&self, domain: &str) -> DomainState {
+        let domain = self.engine.domains().get(domain).unwrap();
+        domain.state_with(self.engine.health())
+    }
+
+    fn chosen(&self) -> String {
+        let decision = self.engine.decision("default").unwrap();
+        match decision.verdict {
+            Verdict::Steer(domain) => domain.to_string(),
+            Verdict::Block | Verdict::Pass => "none".to_owned(),
+        }
+    }
+}
+
+#[test]
+fn a_domain_falls_after_so_many_failures_in_a_row_and_rises_after_so_many_successes() {
+    let mut host = Host::new(FILE);
+    assert_eq!(host.state("wlan0"), DomainState::Up);
+    for domain in ["wlan0", "lte0"] {
+        host.check(domain, Outcome::Passed);
+        assert_eq!(host.state(domain), DomainState::Validated);
+    }
+    for _ in 0..2 {
+        host.check("wlan0", failed());
+        assert_eq!(host.chosen(), "wlan0");
+    }
+    // One success, and it counts anew.
+    host.check("wlan0", Outcome::Passed);
+    for _ in 0..2 {
+        host.check("wlan0", failed());
+    }
+    assert_eq!(host.state("wlan0"), DomainState::Validated);
+    host.check("wlan0", failed());
+    assert_eq!(host.state("wlan0"), DomainState::Limited);
+    assert_eq!(host.chosen(), "lte0");
+    host.check("wlan0", Outcome::Passed);
+    host.check("wlan0", failed());
+    host.check("wlan0", Outcome::Passed);
+    assert_eq!(host.state("wlan0"), DomainState::Limited);
+    host.check("wlan0", Outcome::Passed);
+    assert_eq!(host.state("wlan0"), DomainState::Validated);
+    assert_eq!(host.chosen(), "wlan0");
+}
+
+#[test]
+fn a_dead_path_is_given_up_within_three_intervals_however_the_failures_come() {
+    let mut host = Host::new(FILE);
+    host.check("wlan0", Outcome::Passed);
+    host.check("lte0", Outcome::Passed);
+    // It dies right after it passed, and each check waits for its time.
+    let died = host.now;
+    while host.state("wlan0") != DomainState::Limited {
+        let probe = host.probe("wlan0").unwrap();
+        let ended = probe.due.max(host.now) + probe.timeout;
+        host.at(ended);
+        host.report("wlan0", probe.epoch, failed());
+    }
+    let interval = Duration::from_secs(8);
+    assert!(host.now - died < interval * 3, "{:?}", host.now - died);
+    assert_eq!(host.chosen(), "lte0");
+}
+
+#[test]
+fn a_domain_that_fails_is_asked_less_and_less_often_but_every_minute() {
+    let mut host = Host::new(FILE);
+    host.check("wlan0", Outcome::Passed);
+    for _ in 0..3 {
+        host.check("wlan0", failed());
+    }
+    let mut before = Duration::ZERO;
+    let mut longest = Duration::ZERO;
+    for _ in 0..8 {
+        let begun = host.now;
+        host.check("wlan0", failed());
+        let pause = host.now - begun;
+        // An eighth more or less.
+        assert!(pause * 4 >= before * 3, "{before:?}, then {pause:?}");
+        before = pause;
+        longest = longest.max(pause);
+    }
+    assert!(longest > Duration::from_secs(50) && longest <= Duration::from_secs(68));
+    // Asked for, it is checked at once, and another time soon.
+    host.apply(Event::Recheck(name("wlan0")));
+    assert_eq!(host.probe("wlan0").unwrap().due, host.now);
+}
+
+#[test]
+fn packets_that_do_not_come_back_have_the_domain_checked_at_once_and_one_failure_is_enough() {
+    let mut host = Host::new(FILE);
+    host.check("wlan0", Outcome::Passed);
+    host.check("lte0", Outcome::Passed);
+    host.at(host.now + Duration::from_secs(1));
+    host.apply(Event::Stalled(name("wlan0")));
+    assert_eq!(host.probe("wlan0").unwrap().due, host.now);
+    assert_eq!(host.chosen(), "wlan0", "it is only a suspicion");
+    host.check("wlan0", failed());
+    assert_eq!(host.chosen(), "lte0");
+}
+
+#[test]
+fn a_portal_is_never_chosen_by_itself_and_one_pass_short_of_rise_does_not_end_it() {
+    let mut host = Host::new(FILE);
+    let page = Some("http://login.example/".to_owned());
+    host.check("wlan0", Outcome::Portal(page.clone()));
+    assert_eq!(host.state("wlan0"), DomainState::Portal);
+    let condition = host.engine.health().get(&name("wlan0")).unwrap();
+    assert_eq!(condition.portal(), page.as_deref());
+    assert_eq!(host.chosen(), "lte0");
+    host.carrier(3, false);
+    assert_eq!(host.chosen(), "none");
+    host.check("wlan0", Outcome::Passed);
+    assert_eq!(host.chosen(), "none");
+    host.check("wlan0", Outcome::Passed);
+    assert_eq!(host.chosen(), "wlan0");
+}
+
+#[test]
+fn what_is_limited_is_chosen_if_nothing_is_better() {
+    let mut host = Host::new(FILE);
+    host.carrier(3, false);
+    for _ in 0..3 {
+        host.check("wlan0", failed());
+    }
+    assert_eq!(host.state("wlan0"), DomainState::Limited);
+    assert_eq!(host.chosen(), "wlan0");
+}
+
+#[test]
+fn a_verdict_about_another_attachment_counts_for_nothing() {
+    let mut host = Host::new(FILE);
+    let old = host.probe("wlan0").unwrap().epoch;
+    host.carrier(2, false);
+    assert_eq!(
+        host.probe("wlan0"),
+        None,
+        "nothing is asked of what is down"
+    );
+    host.carrier(2, true);
+    host.report("wlan0", old, Outcome::Portal(None));
+    assert_eq!(host.state("wlan0"), DomainState::Up);
+}
+
+#[test]
+fn a_domain_that_comes_waits_for_its_check_and_the_one_in_use_does_not() {
+    let mut host = Host::new(FILE);
+    assert_eq!(host.chosen(), "wlan0", "nothing is known of any");
+    host.check("lte0", Outcome::Passed);
+    assert_eq!(
+        host.chosen(),
+        "wlan0",
+        "what is not known yet is no reason to leave"
+    );
+    host.carrier(2, false);
+    assert_eq!(host.chosen(), "lte0");
+    host.carrier(2, true);
+    assert_eq!(host.chosen(), "lte0", "it is not proven yet");
+    host.check("wlan0", Outcome::Passed);
+    assert_eq!(host.chosen(), "wlan0");
+}
+
+#[test]
+fn a_gateway_that_never_answered_says_nothing_by_its_silence() {
+    let mut host = Host::new("[policy.default]\nuse = [\"wlan0\", \"lte0\"]\n");
+    for _ in 0..5 {
+        host.check("wlan0", failed());
+    }
+    assert_eq!(host.state("wlan0"), DomainState::Up);
+    assert_eq!(host.chosen(), "wlan0");
+    let loss = host.engine.health().get(&name("wlan0")).unwrap();
+    assert_eq!(loss.measured().loss(), None);
+    host.check("wlan0", Outcome::Passed);
+    assert_eq!(
+        host.state("wlan0"),
+        DomainState::Up,
+        "it proves no more than a gateway can"
+    );
+    for _ in 0..3 {
+        host.check("wlan0", failed());
+    }
+    assert_eq!(host.state("wlan0"), DomainState::Limited);
+    assert_eq!(host.chosen(), "lte0");
+}
+
+#[test]
+fn without_a_check_nothing_is_asked() {
+    let host = Host::new("agent.check = \"none\"\n[policy.default]\nuse = \"wlan0\"\n");
+    assert_eq!(host.engine.probes(), []);
+    let host = Host::new(FILE);
+    assert_eq!(
+        host.engine.probes().len(),
+        2,
+        "those that a policy can choose"
+    );
+}
+
+#[test]
+fn a_link_that_flaps_changes_little() {
+    let file = "agent.check = \"none\"\n[policy.default]\nuse = [\"wlan0\", \"lte0\"]\n";
+    let mut host = Host::new(file);
+    let mut changes = 0;
+    let mut chosen = host.chosen();
+    let mut look = |host: &Host| {
+        let now = host.chosen();
+        changes += u32::from(now != chosen);
+        chosen = now;
+    };
+    let half = Duration::from_millis(500);
+    for _ in 0..60 {
+        host.at(host.now + half);
+        host.carrier(2, false);
+        look(&host);
+        host.at(host.now + half);
+        host.carrier(2, true);
+        look(&host);
+    }
+    assert_eq!(changes, 5, "each loss counts, and the third return waits");
+    // Once it stays, it is taken again after the hold, by time alone.
+    assert_eq!(host.chosen(), "lte0");
+    let due = host.engine.deadline().unwrap();
+    assert!(due > host.now && due <= host.now + Duration::from_secs(60));
+    host.at(due);
+    assert_eq!(host.chosen(), "wlan0");
+}
+
+#[test]
+fn the_hold_grows_to_a_minute_and_not_beyond() {
+    let seconds: Vec<u64> = [0, 2, 3, 4, 5, 8, 9, 10, 1_000_000]
+        .map(|losses| hold(losses).as_secs())
+        .to_vec();
+    assert_eq!(seconds, [0, 0, 1, 2, 4, 32, 60, 60, 60]);
+}
+
+#[test]
+fn no_address_in_time_is_a_failure_of_the_network() {
+    let file = "[agent]\ncheck = { icmp = \"192.0.2.99\" }\n[domain.wlan0]\nattach-timeout = \"3s\"\n\
+                [policy.default]\nuse = [\"wlan0\", \"lte0\"]\n";
+    let mut host = Host::new(file);
+    host.check("lte0", Outcome::Passed);
+    // It is up, but nothing ever answers.
+    let probe = host.probe("wlan0").unwrap();
+    assert_eq!(host.engine.deadline(), Some(Duration::from_secs(3)));
+    host.report("wlan0", probe.epoch, failed());
+    host.at(Duration::from_secs(3));
+    assert_eq!(host.state("wlan0"), DomainState::Limited);
+    let domain = host.engine.domains().get("wlan0").unwrap();
+    assert_eq!(
+        domain.reason_with(host.engine.health()),
+        "its check did not pass within 3 s (`attach-timeout`)"
+    );
+    let condition = host.engine.health().get(&name("wlan0")).unwrap();
+    let network = condition.network().unwrap().clone();
+    assert_eq!(
+        host.engine.state().history.get(&network).unwrap().failures,
+        1
+    );
+    // The next time that network has to prove itself, whatever the order says.
+    host.carrier(2, false);
+    host.carrier(2, true);
+    let condition = host.engine.health().get(&name("wlan0")).unwrap();
+    assert_eq!(condition.network(), None);
+    assert_eq!(host.chosen(), "lte0");
+}
+
+#[test]
+fn networks_are_forgotten_when_they_are_too_many_or_too_old() {
+    let text: Vec<String> = (0..1_500_u64)
+        .map(|at| format!("\"net{at}\":{{\"last-good\":{}}}", 20_000_000 + at))
+        .collect();
+    let text = format!("{{\"old\":{{\"last-good\":1000}},{}}}", text.join(","));
+    let mut history: steer_core::health::History = serde_json::from_str(&text).unwrap();
+    history.limit(20_002_000);
+    let kept = serde_json::to_value(&history).unwrap();
+    let kept = kept.as_object().unwrap();
+    assert_eq!(kept.len(), steer_core::health::MAX_NETWORKS);
+    assert!(
+        kept.contains_key("net1499") && !kept.contains_key("net0") && !kept.contains_key("old")
+    );
+}
+
+proptest! {
+    /// Whatever comes of checks, in whatever order: the clock's numbers stay sane, and a domain of which
+    /// nothing is known that is bad is as good as it was.
+    #[test]
+    fn the_next_check_is_never_more_than_a_minute_and_a_bit_away(
+        outcomes in proptest::collection::vec(
+            prop_oneof![Just(Outcome::Passed), Just(failed()), Just(Outcome::Portal(None))],
+            0..40,
+        ),
+    ) {
+        let mut host = Host::new(FILE);
+        for outcome in outcomes {
+            host.check("wlan0", outcome.clone());
+            let due = host.probe("wlan0").unwrap().due;
+            prop_assert!(due > host.now);
+            prop_assert!(due <= host.now + Duration::from_secs(68));
+            let state = host.state("wlan0");
+            match outcome {
+                Outcome::Portal(_) => prop_assert_eq!(state, DomainState::Portal),
+                Outcome::Passed => prop_assert!(state != DomainState::Up),
+                Outcome::Failed(_) => {}
+            }
+        }
+    }
+}

@@ -29,6 +29,8 @@ pub struct Explain {
     pub dscp: Option<String>,
     /// Only this family. Absent: both, or the destination's.
     pub family: Option<AddressFamily>,
+    /// Tell too what would be chosen if this domain were not there.
+    pub without: Option<String>,
 }
 
 /// What is known of it.
@@ -71,6 +73,17 @@ pub struct SubjectView {
     pub caller: bool,
     /// The unit, if it was one.
     pub unit: Option<String>,
+}
+
+/// What would be chosen if a domain were not there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomType, JsonSchema)]
+#[zlink(rename = "Without")]
+#[schemars(rename = "Without")]
+pub struct WithoutView {
+    /// The domain.
+    pub domain: String,
+    /// What would be chosen, with every candidate.
+    pub decision: DecisionView,
 }
 
 /// Whether a policy that matches holds.
@@ -276,6 +289,8 @@ pub struct ExplanationView {
     pub forbids: Vec<String>,
     /// A flow to the destination, if one was named.
     pub flow: Option<FlowView>,
+    /// What would be chosen without the domain that was named for that.
+    pub without: Option<WithoutView>,
     /// What the kernel maps hold. Absent: there is no such cgroup now.
     pub maps: Option<MapEntriesView>,
     /// What else is worth knowing.

@@ -12,7 +12,7 @@ use zlink::varlink_service;
 use super::error::ApiError;
 use super::explain::{
     AddressFamily, ContenderView, Explain, ExplanationView, FamilyPathView, FlowOutcome, FlowView,
-    KernelView, MapEntriesView, RuleView, Standing, SubjectView,
+    KernelView, MapEntriesView, RuleView, Standing, SubjectView, WithoutView,
 };
 use super::flows::{FlowOrder, HolderView, ListFlows, LiveFlowView, Whereabouts};
 use super::methods::{
@@ -61,6 +61,7 @@ const CUSTOM_TYPES: &[&idl::CustomType<'static>] = &[
     TrafficView::CUSTOM_TYPE,
     Verdict::CUSTOM_TYPE,
     Whereabouts::CUSTOM_TYPE,
+    WithoutView::CUSTOM_TYPE,
 ];
 
 /// What the interface is for, one comment a line.

@@ -406,6 +406,9 @@ pub(super) struct ExplainArgs {
     /// Code point that the program asks for: EF, AF41 or another name or number. Default: CS0.
     #[arg(long, value_name = "CODE", requires = "destination")]
     pub(super) dscp: Option<String>,
+    /// Tell too what would be chosen if this domain were not there.
+    #[arg(long, value_name = "DOMAIN", add = ArgValueCandidates::new(complete::domains))]
+    pub(super) without: Option<String>,
     /// IPv4 only.
     #[arg(short = '4', conflicts_with = "ipv6")]
     pub(super) ipv4: bool,

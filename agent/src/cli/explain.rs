@@ -11,6 +11,7 @@ use crate::api::explain::{
     AddressFamily, ContenderView, Explain, ExplanationView, FamilyPathView, FlowOutcome, FlowView,
     KernelView, MapEntriesView, Standing,
 };
+use crate::api::types::Verdict;
 
 /// Where a flow goes, as it is written: `ADDRESS`, `ADDRESS:PORT`, `[V6]:PORT`, each IPv6 address perhaps
 /// with `%INTERFACE`.
@@ -94,6 +95,7 @@ pub(super) fn explain(socket: &Path, args: ExplainArgs, json: bool) -> anyhow::R
         protocol: args.protocol,
         dscp: args.dscp,
         family,
+        without: args.without,
     };
     let explanation = call(socket, &asked)?.explanation;
     if json {
@@ -293,6 +295,19 @@ fn candidates(page: &mut Page, explanation: &ExplanationView) {
     if !rows.is_empty() {
         page.gap();
         page.table(&["CANDIDATE", "", "REASON"], rows);
+    }
+    if let Some(without) = &explanation.without {
+        let decision = &without.decision;
+        let then = match (&decision.domain, decision.verdict) {
+            (Some(domain), _) => format!("flows would leave by {domain}"),
+            (None, Verdict::Block) => "flows would be blocked".to_owned(),
+            (None, _) => "flows would be left to the host's routing".to_owned(),
+        };
+        page.gap();
+        page.line(
+            &format!("without {}: {then}: {}", without.domain, decision.reason),
+            Look::Plain,
+        );
     }
 }
 

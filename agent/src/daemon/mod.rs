@@ -24,6 +24,7 @@ mod running;
 mod runs;
 mod serve;
 mod sessions;
+mod stalls;
 mod start;
 mod views;
 mod watch;
@@ -60,6 +61,7 @@ use flows::Flows;
 use running::Claim;
 use runs::Runs;
 use sessions::Sessions;
+use stalls::Stalls;
 use watch::Watch;
 
 pub use check::{Checked, check_files};
@@ -141,6 +143,7 @@ struct Daemon {
     flows: Flows,
     sessions: Sessions,
     checks: Checks,
+    stalls: Stalls,
     watch: Watch,
     started: SystemTime,
     /// Cgroups that were made since the kernel was last brought to the plan: it gave them an entry of its
@@ -244,6 +247,7 @@ impl Daemon {
         }
         self.plan_retirement();
         self.plan_checks();
+        self.plan_stalls();
         self.tell_warnings();
         self.tell_changes();
         if everything {

@@ -140,6 +140,8 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
             () = at(daemon.sessions.deadline) => daemon.sessions.wake(),
             step = daemon.sessions.step() => daemon.sessions_step(step),
             () = at(daemon.checks.due) => daemon.begin_checks(),
+            () = at(daemon.stalls.due) => daemon.look_for_stalls(),
+            step = daemon.stalls.step() => daemon.stalls_step(step),
             probed = daemon.checks.ended() => daemon.checked(probed),
             () = at(daemon.retire_at) => daemon.retire_domains().await,
             step = daemon.flows.step() => daemon.flows_step(step),

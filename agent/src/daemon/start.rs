@@ -27,6 +27,7 @@ use super::running::Claim;
 use super::runs::Runs;
 use super::serve::Inputs;
 use super::sessions::Sessions;
+use super::stalls::Stalls;
 use super::watch::Watch;
 use super::{Daemon, Look, Options, RETIRE_PAUSE, Saved, scan, state_file};
 use crate::api::server::Server;
@@ -108,6 +109,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         flows: Flows::default(),
         sessions: Sessions::read(),
         checks,
+        stalls: Stalls::default(),
         watch: Watch::default(),
         started: SystemTime::now(),
         made: BTreeSet::new(),

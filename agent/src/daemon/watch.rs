@@ -26,7 +26,7 @@ const MOST_TOLD: usize = 64;
 pub(super) struct Watch {
     watchers: Vec<Watcher>,
     domains: BTreeMap<Name, DomainState>,
-    /// What each choice came to, in words: a domain or a verdict.
+    /// What each choice came to, in words: a domain or a verdict. Kept while somebody watches.
     choices: BTreeMap<ChoiceId, String>,
     /// Choices that changed since it was told last.
     changed: BTreeSet<ChoiceId>,
@@ -82,6 +82,11 @@ impl Daemon {
             last.more = u64::try_from(more).ok();
         }
         self.watch.watchers.retain(|one| !one.answer.is_closed());
+        if self.watch.watchers.is_empty() {
+            let choices = self.engine.plan().choices.keys();
+            let came_to = choices.filter_map(|id| Some((*id, self.came_to(*id)?)));
+            self.watch.choices = came_to.collect();
+        }
         if answer.part(Reply::Watch(WatchReply { changes })).is_ok() {
             self.watch.watchers.push(Watcher {
                 caller,
@@ -95,7 +100,10 @@ impl Daemon {
     pub(super) fn tell_changes(&mut self) {
         let time = time();
         let domains = self.changed_domains(&time);
-        let changed = std::mem::take(&mut self.watch.changed);
+        let mut changed = std::mem::take(&mut self.watch.changed);
+        if self.watch.watchers.is_empty() {
+            changed.clear();
+        }
         let decided: Vec<Decided> = changed
             .into_iter()
             .filter_map(|choice| self.changed_choice(choice))
@@ -171,21 +179,16 @@ impl Daemon {
 
     /// What a choice came to, if that is another, with the policies that lead to it by themselves.
     fn changed_choice(&mut self, choice: ChoiceId) -> Option<Decided> {
-        let state = self.engine.state();
-        let plan = self.engine.plan();
-        let entry = plan.choices.get(&choice);
-        let now = entry.map(|entry| match state.chosen.get(&choice) {
-            Some(domain) => domain.to_string(),
-            None if entry.verdict == steer_common::verdict::BLOCK => "block".to_owned(),
-            None => "pass".to_owned(),
-        });
+        let now = self.came_to(choice);
         let was = match &now {
             Some(now) => self.watch.choices.insert(choice, now.clone()),
             None => self.watch.choices.remove(&choice),
         };
-        if now.is_none() || now == was || self.watch.watchers.is_empty() {
+        if now.is_none() || now == was {
             return None;
         }
+        let state = self.engine.state();
+        let plan = self.engine.plan();
         let numbers = plan.policies.iter();
         let leading = numbers.filter(|(_, entry)| entry.choice == choice.0);
         let policies = leading.filter_map(|(PolicyId(number), _)| {
@@ -195,6 +198,16 @@ impl Daemon {
         Some(Decided {
             policies: policies.collect(),
             was,
+        })
+    }
+
+    /// What a choice came to: a domain, `block` or `pass`.
+    fn came_to(&self, choice: ChoiceId) -> Option<String> {
+        let entry = self.engine.plan().choices.get(&choice)?;
+        Some(match self.engine.state().chosen.get(&choice) {
+            Some(domain) => domain.to_string(),
+            None if entry.verdict == steer_common::verdict::BLOCK => "block".to_owned(),
+            None => "pass".to_owned(),
         })
     }
 

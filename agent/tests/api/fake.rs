@@ -263,6 +263,7 @@ pub(crate) fn explanation() -> ExplanationView {
         strict: true,
         forbids: Vec::new(),
         flow: None,
+        without: None,
         maps: None,
         notes: Vec::new(),
         warnings: Vec::new(),

@@ -10,6 +10,7 @@ use crate::groups::BUILT_IN;
 use crate::health::{Condition, Health, Now, Probed, check_of};
 use crate::name::Name;
 use crate::probe::Probe;
+use crate::rules::Flow;
 use crate::select::{Decision, Stage, World, select};
 
 /// Port of DNS.
@@ -31,14 +32,21 @@ impl Engine {
         select(inputs, self.world(), self.in_use(inputs))
     }
 
-    /// What would be chosen for `inputs` if a domain were not there.
-    pub(super) fn select_without(&self, inputs: &[Stage], gone: &Name) -> Decision {
-        let gone = self.domains.get(gone.as_str()).map_or(gone, |d| &d.name);
+    /// What would be chosen in a cgroup with these policies if a domain were not there, for a flow or for what
+    /// no rule fits.
+    pub fn decide_without(&self, chain: &[Name], flow: Option<&Flow>, gone: &Name) -> Decision {
+        if let Some(decision) = self.overruled(chain) {
+            return decision;
+        }
+        let inputs = match flow {
+            Some(flow) => self.ask(chain, flow).inputs,
+            None => self.inputs(chain),
+        };
         let world = World {
             without: Some(gone),
             ..self.world()
         };
-        select(inputs, world, self.in_use(inputs))
+        select(&inputs, world, self.in_use(&inputs))
     }
 
     pub(super) fn pass_time(&mut self, now: Now) {

@@ -31,12 +31,7 @@ impl Daemon {
         findings: &mut Findings,
     ) -> Result<FlowView, ApiError> {
         let plan = self.engine.plan();
-        let asked = Flow {
-            protocol: destination.protocol.0,
-            port: destination.port.unwrap_or_default(),
-            dscp: destination.dscp.get(),
-            ..Flow::to(destination.ip)
-        };
+        let asked = destination.flow();
         let owner = explanation.owner(&self.engine, &asked);
         let fate = fate(plan, owner.as_ref(), &asked);
         let mut view = FlowView {

@@ -13,13 +13,13 @@ use steer_core::explain::words;
 use steer_core::ids::IfIndex;
 use steer_core::plan::Family;
 use steer_core::policy::{Match, Policy};
-use steer_core::rules::{Dscp, Protocol, WordError};
+use steer_core::rules::{Dscp, Flow, Protocol, WordError};
 
 use self::subject::Subject;
 use self::view::Findings;
 use super::{Daemon, Look};
 use crate::api::error::ApiError;
-use crate::api::explain::{AddressFamily, Explain, ExplanationView, FlowView};
+use crate::api::explain::{AddressFamily, Explain, ExplanationView, FlowView, WithoutView};
 use crate::api::methods::Reply;
 use crate::api::server::Caller;
 use crate::reconcile::chain;
@@ -33,6 +33,18 @@ struct Destination {
     dscp: Dscp,
     /// The interface that a link-local address is meant at.
     interface: Option<IfIndex>,
+}
+
+impl Destination {
+    /// A flow that goes there.
+    fn flow(&self) -> Flow {
+        Flow {
+            protocol: self.protocol.0,
+            port: self.port.unwrap_or_default(),
+            dscp: self.dscp.get(),
+            ..Flow::to(self.ip)
+        }
+    }
 }
 
 impl Daemon {
@@ -80,7 +92,12 @@ impl Daemon {
         };
         self.note(&explanation, destination.as_ref(), &mut findings);
         let summary = self.summary(&subject, &explanation, flow.as_ref(), &findings);
+        let without = match &asked.without {
+            Some(name) => Some(self.without(name, &explanation, destination.as_ref())?),
+            None => None,
+        };
         let view = ExplanationView {
+            without,
             maps: maps.map(|(held, agrees)| self.map_entries(&held, agrees)),
             flow,
             notes: findings.notes,
@@ -88,6 +105,23 @@ impl Daemon {
             ..self.explanation_view(summary, subject, &explanation, families)
         };
         Ok(Reply::Explanation(Box::new(view)))
+    }
+
+    /// What would be chosen without a domain.
+    fn without(
+        &self,
+        name: &str,
+        explanation: &Explanation,
+        destination: Option<&Destination>,
+    ) -> Result<WithoutView, ApiError> {
+        let gone = &self.find_domain(name)?.name;
+        let flow = destination.map(Destination::flow);
+        let chain = &explanation.ranking.chain;
+        let decision = self.engine.decide_without(chain, flow.as_ref(), gone);
+        Ok(WithoutView {
+            domain: gone.to_string(),
+            decision: self.decision_view(Some(&decision)),
+        })
     }
 
     fn destination(&self, asked: &Explain) -> Result<Option<Destination>, ApiError> {

@@ -93,6 +93,7 @@ impl Daemon {
                 .map(|words| (*words).to_owned())
                 .collect(),
             flow: None,
+            without: None,
             maps: None,
             notes: Vec::new(),
             warnings: Vec::new(),

@@ -53,6 +53,8 @@ struct Extent {
     sets: usize,
     /// Carrier losses timed.
     losses: usize,
+    /// Dead paths timed.
+    blackholes: usize,
     /// Starts of the agent timed, each with few and with many policies.
     starts: usize,
     /// Whether the document is written.
@@ -67,6 +69,7 @@ impl Extent {
         rules: 10_000,
         sets: 200,
         losses: 30,
+        blackholes: 10,
         starts: 2,
         document: true,
     };
@@ -77,6 +80,7 @@ impl Extent {
         rules: 1_000,
         sets: 20,
         losses: 3,
+        blackholes: 2,
         starts: 1,
         document: false,
     };

@@ -29,6 +29,8 @@ pub(crate) const FEW_RULES: usize = 10;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Where further files are.
 const DROP_INS: &str = "/etc/steer/steer.d";
+/// Where it is said how domains are checked.
+pub(crate) const CHECKS: &str = "/etc/steer/steer.d/checks.toml";
 
 /// A laboratory whose peers drop datagrams on arrival.
 pub(crate) fn laboratory() -> Result<Lab> {

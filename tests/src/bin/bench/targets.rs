@@ -261,17 +261,30 @@ fn load(document: &Document) -> Vec<Row> {
 
 fn failover(document: &Document) -> Vec<Row> {
     let Failover { one, many } = &document.failover;
-    [(1, one), (document.extent.policies, many)]
-        .map(|(policies, found)| {
-            limit(
-                format!("carrier lost to first flow on the next domain, policies: {policies}"),
-                "< 50 ms",
-                50.0,
-                found.quantile(0.99),
-                times(found),
-            )
-        })
-        .into()
+    let both = [(1, one), (document.extent.policies, many)];
+    let carriers = both.map(|(policies, found)| {
+        limit(
+            format!("carrier lost to first flow on the next domain, policies: {policies}"),
+            "< 50 ms",
+            50.0,
+            found.carrier.quantile(0.99),
+            times(&found.carrier),
+        )
+    });
+    let blackholes = both.map(|(policies, found)| {
+        let found = &found.blackhole;
+        limit(
+            format!(
+                "path dead, carrier up, to first flow on the next domain, in intervals of the check, policies: \
+                 {policies}"
+            ),
+            "< 3",
+            3.0,
+            found.quantile(0.99),
+            format!("{:.2} (p99 {:.2})", found.median(), found.quantile(0.99)),
+        )
+    });
+    carriers.into_iter().chain(blackholes).collect()
 }
 
 fn limit(what: String, target: &str, below: f64, found: f64, measured: String) -> Row {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -19,8 +20,9 @@ pub struct Network {
     pub routes: BTreeSet<Route>,
     /// Rules that are not the agent's own.
     pub rules: BTreeSet<ForeignRule>,
-    /// Name servers that routers announce (RFC 8106), by interface.
-    pub servers: BTreeMap<IfIndex, Vec<IpAddr>>,
+    /// Name servers that routers announce (RFC 8106), by interface, each with the time until when it may be
+    /// used, since boot.
+    pub servers: BTreeMap<IfIndex, BTreeMap<IpAddr, Duration>>,
     /// Where routers say that a portal can be asked (RFC 8910), by interface.
     pub portals: BTreeMap<IfIndex, String>,
 }
@@ -44,8 +46,8 @@ pub enum NetworkChange {
     Rule(ForeignRule),
     /// A foreign rule is gone.
     RuleGone(ForeignRule),
-    /// Routers announce these name servers; none: no more.
-    Servers(IfIndex, Vec<IpAddr>),
+    /// A router announces name servers, which may be used until a time since boot.
+    Servers(IfIndex, Vec<IpAddr>, Duration),
     /// A router says where its portal can be asked; none: there is none.
     Portal(IfIndex, Option<String>),
     /// A complete new dump (start, or netlink overrun): replaces everything.
@@ -167,6 +169,9 @@ pub struct ForeignRule {
     pub suppress_prefix_len: Option<u32>,
 }
 
+/// Most announced name servers of an interface: those that may be used for longest.
+pub const MAX_SERVERS: usize = 16;
+
 impl Network {
     /// Applies one change. Total: a change about something unknown is taken as it stands.
     pub fn apply(&mut self, change: NetworkChange) {
@@ -198,11 +203,16 @@ impl Network {
             NetworkChange::RuleGone(rule) => {
                 self.rules.remove(&rule);
             }
-            NetworkChange::Servers(interface, servers) if servers.is_empty() => {
-                self.servers.remove(&interface);
-            }
-            NetworkChange::Servers(interface, servers) => {
-                self.servers.insert(interface, servers);
+            NetworkChange::Servers(interface, servers, until) => {
+                let known = self.servers.entry(interface).or_default();
+                known.extend(servers.into_iter().map(|server| (server, until)));
+                while known.len() > MAX_SERVERS {
+                    let first = known.iter().min_by_key(|(_, until)| **until);
+                    let Some(first) = first.map(|(server, _)| *server) else {
+                        break;
+                    };
+                    known.remove(&first);
+                }
             }
             NetworkChange::Portal(interface, Some(api)) => {
                 self.portals.insert(interface, api);

@@ -1,7 +1,7 @@
 //! The loop: waits for something to happen, tells the engine, and converges.
 
 use std::future::ready;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -18,10 +18,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{info, warn};
 
-use super::{Daemon, Look};
+use super::{Daemon, Look, clock};
 use crate::api::server::Call;
 use crate::datapath::{self, EventStream};
-use crate::netlink::{Notification, Watcher};
+use crate::netlink::{Notification, RouterOption, Watcher};
 use crate::reconcile::chain;
 
 /// Longest time that a burst of events is gathered.
@@ -127,6 +127,9 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                             daemon.fact(Event::Network(change));
                         }
                         Notification::OwnRule | Notification::OwnRoute => routing_touched = true,
+                        Notification::RouterOption { interface, option } => {
+                            daemon.fact(Event::Network(announced(interface, option)));
+                        }
                     }
                 }
             }
@@ -214,6 +217,21 @@ fn loses_carrier(daemon: &Daemon, change: &NetworkChange) -> bool {
         NetworkChange::Link(link) => !(link.up && link.carrier) && had(link.index),
         NetworkChange::LinkGone(index) => had(*index),
         _ => false,
+    }
+}
+
+/// What a router announces, as the engine takes it.
+fn announced(interface: IfIndex, option: RouterOption) -> NetworkChange {
+    match option {
+        RouterOption::Servers {
+            addresses,
+            lifetime,
+        } => {
+            let addresses = addresses.into_iter().map(IpAddr::V6);
+            let until = clock::since_boot().saturating_add(lifetime);
+            NetworkChange::Servers(interface, addresses.collect(), until)
+        }
+        RouterOption::Portal(api) => NetworkChange::Portal(interface, api),
     }
 }
 

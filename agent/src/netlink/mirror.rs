@@ -21,11 +21,15 @@ use super::OwnRange;
 use super::address;
 use super::link::{LinkMessage, Media};
 use super::route::{RouteKey, RouteMessage, RouteObject};
+use super::router::{self, RouterOption};
 use super::rule::RuleMessage;
 use super::wire::Message;
 
 /// `RTM_NEWNEXTHOP` and `RTM_DELNEXTHOP`.
 const NEXT_HOP_OBJECTS: std::ops::RangeInclusive<u16> = 104..=105;
+
+/// Options of routers in one batch at most.
+const ADVERTISED: usize = 256;
 
 /// What has to be read again, because a notification did not tell all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +60,8 @@ pub(super) struct Batch {
     pub(super) own_rule: bool,
     /// A route of the agent may be gone.
     pub(super) own_route: bool,
+    /// What routers advertised, in order.
+    pub(super) advertised: Vec<(IfIndex, RouterOption)>,
     /// What the changes leave out.
     pub(super) stale: Stale,
 }
@@ -97,6 +103,7 @@ impl Mirror {
             libc::RTM_NEWROUTE => self.route(message, batch),
             libc::RTM_DELROUTE => self.route_gone(message, batch),
             libc::RTM_NEWRULE | libc::RTM_DELRULE => self.rule(message, batch),
+            router::NEW => advertised(message, batch),
             kind if NEXT_HOP_OBJECTS.contains(&kind) => batch.stale.routes = true,
             _ => {}
         }
@@ -367,6 +374,20 @@ impl Mirror {
             routes: visible(self.routes.values().flatten()),
             rules: self.rules.clone(),
             ..Network::default()
+        }
+    }
+}
+
+/// Takes in what a router advertised. Anybody on a link can advertise anything as often as the link
+/// allows; what is left out of a batch that is full comes again.
+fn advertised(message: &Message<'_>, batch: &mut Batch) {
+    let Some((interface, options)) = router::parse(message) else {
+        return;
+    };
+    for option in options {
+        let told = (interface, option);
+        if batch.advertised.len() < ADVERTISED && !batch.advertised.contains(&told) {
+            batch.advertised.push(told);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The one module that knows netlink: what the kernel says of links, addresses, routes and rules
-//! ([`Watcher`]), the rules and routes that are the agent's own ([`Routing`]), which sockets bear
+//! The one module that knows netlink: what the kernel says of links, addresses, routes and rules,
+//! and routers of name servers and portals ([`Watcher`]), the rules and routes that are the agent's own ([`Routing`]), which sockets bear
 //! a mark ([`sockets_with_mark`]), live flows ([`live_flows`], [`reset_flows`]), and packet filters on
 //! kernels without tcx ([`filter`]).
 //!
@@ -15,6 +15,7 @@ mod lookup;
 mod mirror;
 mod neighbour;
 mod route;
+mod router;
 mod routing;
 mod rule;
 mod sockets;
@@ -32,6 +33,7 @@ pub use diag::Condition;
 pub use flows::{Carried, FlowPhase, LiveFlow, Transport, Wanted, live_flows, reset_flows};
 pub use lookup::{Question, route_to};
 pub use neighbour::neighbour;
+pub use router::RouterOption;
 pub use routing::Routing;
 pub use sockets::{closed_sources, netns_cookie, sockets_with_mark};
 pub use survey::{Survey, closes_sockets, refused_rules, survey};

@@ -1,9 +1,10 @@
-//! Follows what the kernel tells of links, addresses, routes and rules.
+//! Follows what the kernel tells of links, addresses, routes and rules, and what routers advertise.
 
 use std::io;
 
 use netlink_sys::Socket;
 use nix::sys::socket::{setsockopt, sockopt};
+use steer_core::ids::IfIndex;
 use steer_core::network::{Address, ForeignRule, Link, Network, NetworkChange};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -11,6 +12,7 @@ use tokio::io::unix::AsyncFd;
 use super::connection::{Connection, Refusal, registered};
 use super::mirror::{Batch, Mirror, Stale};
 use super::route::{RouteKey, RouteObject};
+use super::router::{self, RouterOption};
 use super::wire::{AF_INET, AF_INET6, AF_UNSPEC, Message, Request, messages};
 use super::{Error, OwnRange, address, route, rule};
 
@@ -21,7 +23,7 @@ const BUFFER: usize = 64 * 1024;
 /// Notifications in one batch at most, so that a flood does not keep the caller waiting.
 const BATCH: usize = 16_384;
 
-const GROUPS: [u32; 8] = [
+const GROUPS: [u32; 9] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_IPV4_IFADDR,
     libc::RTNLGRP_IPV6_IFADDR,
@@ -30,6 +32,7 @@ const GROUPS: [u32; 8] = [
     libc::RTNLGRP_IPV4_RULE,
     libc::RTNLGRP_IPV6_RULE,
     libc::RTNLGRP_NEXTHOP,
+    libc::RTNLGRP_ND_USEROPT,
 ];
 
 /// Something that changed in the kernel.
@@ -43,6 +46,14 @@ pub enum Notification {
     /// A route of the agent's own was deleted or replaced, or may have been: the kernel drops routes
     /// with their link or address without a word (the agent's own deletions count).
     OwnRoute,
+    /// A router advertised this by an interface. No dump has it: it comes as often as the router says
+    /// it, and from whoever is on the link.
+    RouterOption {
+        /// The interface.
+        interface: IfIndex,
+        /// What it advertised.
+        option: RouterOption,
+    },
 }
 
 /// Follows what the kernel tells of links, addresses, routes and rules, and turns it into exact
@@ -134,14 +145,16 @@ impl Watcher {
                 .recv(&mut self.buffer, libc::MSG_TRUNC)
             {
                 Ok(len) if len > self.buffer.len() => self.overrun(),
-                // The dump to come says what these would have said, but of the agent's own objects.
-                Ok(_) if self.batch.stale.all => {
-                    self.batch.own_rule = true;
-                    self.batch.own_route = true;
-                }
                 Ok(_) => {
                     for message in messages(&self.buffer) {
-                        self.mirror.apply(&message, &mut self.batch);
+                        if self.batch.stale.all && message.kind != router::NEW {
+                            // The dump to come says what this would have said, but of the agent's own
+                            // objects.
+                            self.batch.own_rule = true;
+                            self.batch.own_route = true;
+                        } else {
+                            self.mirror.apply(&message, &mut self.batch);
+                        }
                     }
                 }
                 Err(error) => match (error.kind(), error.raw_os_error()) {
@@ -265,11 +278,14 @@ impl Watcher {
     fn take(&mut self) -> Vec<Notification> {
         let batch = std::mem::take(&mut self.batch);
         let dump = self.dump.take().map(NetworkChange::Dump);
+        let told = |(interface, option)| Notification::RouterOption { interface, option };
+        let advertised = batch.advertised.into_iter().map(told);
         dump.into_iter()
             .chain(batch.changes)
             .map(Notification::Network)
             .chain(batch.own_rule.then_some(Notification::OwnRule))
             .chain(batch.own_route.then_some(Notification::OwnRoute))
+            .chain(advertised)
             .collect()
     }
 }

@@ -2,6 +2,7 @@
 //! `ip` as the third party.
 
 mod flows;
+mod router;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -14,7 +15,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use steer::netlink::{
-    Error, Notification, OwnRange, Routing, Watcher, netns_cookie, sockets_with_mark,
+    Error, Notification, OwnRange, RouterOption, Routing, Watcher, netns_cookie, sockets_with_mark,
 };
 use steer_core::ids::{IfIndex, TableId};
 use steer_core::network::{LinkKind, Network, NetworkChange, Route};
@@ -123,6 +124,7 @@ struct Mirror {
     own_rule: usize,
     own_route: usize,
     changes: usize,
+    advertised: Vec<(IfIndex, RouterOption)>,
 }
 
 impl Mirror {
@@ -138,6 +140,7 @@ impl Mirror {
             own_rule: 0,
             own_route: 0,
             changes: 0,
+            advertised: Vec::new(),
         };
         assert!(mirror.read(DEADLINE).await, "no dump");
         assert_eq!(mirror.dumps, 1);
@@ -164,6 +167,9 @@ impl Mirror {
                 }
                 Notification::OwnRule => self.own_rule += 1,
                 Notification::OwnRoute => self.own_route += 1,
+                Notification::RouterOption { interface, option } => {
+                    self.advertised.push((interface, option));
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use steer::probe::run;
 use steer_core::ids::IfIndex;
 use steer_core::probe::{Check, Expect, Host, HttpTarget, Outcome, Probe, Report};
 use steer_tests::Lab;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 /// The uplink that probes are made over: not the one with the best metric.
@@ -175,6 +175,6 @@ pub(crate) async fn request(stream: &mut TcpStream) -> String {
 }
 
 /// Sends `bytes`; says whether the client still takes them.
-pub(crate) async fn say(stream: &mut TcpStream, bytes: &[u8]) -> bool {
+pub(crate) async fn say(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> bool {
     stream.write_all(bytes).await.is_ok()
 }

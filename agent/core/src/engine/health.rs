@@ -149,7 +149,10 @@ impl Engine {
         if servers.is_empty() {
             let interface = domain.interface;
             let announced = interface.and_then(|index| state.network.servers.get(&index));
-            servers.extend(announced.into_iter().flatten().map(at));
+            let now = state.now.boot;
+            let valid = announced.into_iter().flatten();
+            let valid = valid.filter(|(_, until)| **until > now);
+            servers.extend(valid.map(|(server, _)| at(server)));
             let near = |server: &&SocketAddr| {
                 let ip = server.ip();
                 let scope = match server {

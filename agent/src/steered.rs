@@ -102,6 +102,16 @@ pub enum Error {
     Register(#[source] io::Error),
 }
 
+impl From<Error> for io::Error {
+    /// For those who know errors of input and output alone: the same words, with the cause.
+    fn from(error: Error) -> Self {
+        match std::error::Error::source(&error) {
+            Some(cause) => Self::other(format!("{error}: {cause}")),
+            None => Self::other(error.to_string()),
+        }
+    }
+}
+
 /// A family as messages say it.
 struct Words(Family);
 

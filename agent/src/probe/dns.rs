@@ -23,6 +23,8 @@ use steer_core::plan::Family;
 use steer_core::probe::{DnsTarget, Outcome};
 use tokio::io::ReadBuf;
 use tokio::net::{TcpStream, UdpSocket};
+use tracing::instrument::WithSubscriber as _;
+use tracing::subscriber::NoSubscriber;
 
 use super::question::{Asker, Miss};
 use super::{any, each, sentence};
@@ -80,13 +82,12 @@ const NO_SERVER: &str = "DNS: the domain has no name server";
 
 /// The servers that are asked: those that the domain has a source for.
 fn servers(asker: &Asker<'_>) -> Option<Vec<SocketAddr>> {
-    let servers: Vec<_> = asker
-        .probe
-        .servers
-        .iter()
-        .filter(|server| asker.way.source(Family::of(server.ip())).is_some())
+    let way = &asker.way;
+    let servers = asker.probe.servers.iter();
+    let servers: Vec<_> = servers
+        .filter(|server| way.source(Family::of(server.ip())).is_some())
+        .map(|server| way.towards(server.ip(), server.port()))
         .take(SERVERS)
-        .copied()
         .collect();
     (!servers.is_empty()).then_some(servers)
 }
@@ -108,9 +109,11 @@ async fn look_up(
             handle: TokioHandle::default(),
         },
     };
-    let found = asker
-        .counted(tries == 1, question.addresses(name, family))
-        .await;
+    // The library warns of each answer that is none to the question: whoever sends them would fill the log.
+    let silent = question
+        .addresses(name, family)
+        .with_subscriber(NoSubscriber::default());
+    let found = asker.counted(tries == 1, silent).await;
     found.map_err(|miss| {
         let from = server.ip();
         match miss {
@@ -196,7 +199,7 @@ fn meaning(answer: &DnsResponse, kind: RecordType) -> Result<Vec<IpAddr>, Miss> 
 impl From<NetError> for Miss {
     fn from(error: NetError) -> Self {
         match error {
-            NetError::Io(error) => Self::from(io::Error::from(error.kind())),
+            NetError::Io(error) => Self::from(&*error),
             NetError::Timeout => Self::Late,
             NetError::Dns(DnsError::ResponseCode(code)) => Self::Bad(code.to_string()),
             error => Self::Bad(error.to_string()),
@@ -232,7 +235,7 @@ impl RuntimeProvider for Provider {
     ) -> Made<Self::Tcp> {
         let socket = self.way.tcp(Family::of(server.ip()));
         Box::pin(async move {
-            let socket = socket.map_err(io::Error::other)?;
+            let socket = socket?;
             Ok(AsyncIoTokioAsStd(socket.connect(server).await?))
         })
     }
@@ -240,7 +243,7 @@ impl RuntimeProvider for Provider {
     fn bind_udp(&self, _local: SocketAddr, server: SocketAddr) -> Made<Self::Udp> {
         let socket = self.way.udp(Family::of(server.ip()));
         Box::pin(async move {
-            let socket = socket.map_err(io::Error::other)?;
+            let socket = socket?;
             socket.connect(server).await?;
             Ok(Connected { socket, server })
         })

@@ -33,12 +33,12 @@ pub async fn run(probe: &Probe) -> Report {
     let asker = Asker::new(probe);
     let check = &probe.check;
     let (http, dns, tcp, icmp, api) = tokio::join!(
-        any(each(&check.http, |target| http::ask(&asker, target))),
-        any(each(&check.dns, |target| dns::ask(&asker, target))),
-        any(each(&check.tcp, |(host, port)| tcp::ask(
+        kind(each(&check.http, |target| http::ask(&asker, target))),
+        kind(each(&check.dns, |target| dns::ask(&asker, target))),
+        kind(each(&check.tcp, |(host, port)| tcp::ask(
             &asker, host, *port
         ))),
-        any(each(&check.icmp, |host| icmp::ask(&asker, host))),
+        kind(each(&check.icmp, |host| icmp::ask(&asker, host))),
         api::ask(probe),
     );
     let outcome = all([http, dns, tcp, icmp, api]);
@@ -54,16 +54,21 @@ fn each<T, Q>(
     items.into_iter().map(question).collect()
 }
 
-/// What comes of questions of which one that passes is enough; of none, a pass.
+/// What comes of one kind: of none, a pass.
+async fn kind<Q: Future<Output = Outcome>>(targets: FuturesUnordered<Q>) -> Outcome {
+    match targets.is_empty() {
+        true => Outcome::Passed,
+        false => any(targets).await,
+    }
+}
+
+/// What comes of questions of which one that passes is enough; there is at least one.
 ///
 /// A portal that says its address decides at once; one that does not, when nothing is left that might
 /// say it.
 async fn any<Q: Future<Output = Outcome>>(mut open: FuturesUnordered<Q>) -> Outcome {
     let mut portal = false;
     let mut reasons = Vec::new();
-    if open.is_empty() {
-        return Outcome::Passed;
-    }
     while let Some(outcome) = open.next().await {
         match outcome {
             Outcome::Passed if portal => return Outcome::Portal(None),
@@ -116,7 +121,7 @@ mod tests {
     use futures_util::FutureExt as _;
     use futures_util::future::Either;
 
-    use super::{Outcome, all, any};
+    use super::{FuturesUnordered, Outcome, all, any, kind};
 
     fn portal(address: &str) -> Outcome {
         Outcome::Portal(Some(address.to_owned()))
@@ -147,7 +152,8 @@ mod tests {
             any(questions.into_iter().collect()).now_or_never(),
             Some(Outcome::Passed)
         );
-        assert_eq!(of_any(&[]), Outcome::Passed);
+        let none = FuturesUnordered::<Ready<Outcome>>::new();
+        assert_eq!(kind(none).now_or_never(), Some(Outcome::Passed));
         assert_eq!(
             of_any(&[failed("a"), failed("b"), failed("a")]),
             failed("a; b")

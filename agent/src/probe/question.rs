@@ -135,7 +135,11 @@ impl<'a> Asker<'a> {
                     Ok(found) => any(each(found.into_iter().take(ADDRESSES), &ask)).await,
                     Err(reason) => Outcome::Failed(reason),
                 };
-                any(each(self.families(), by)).await
+                let open = each(self.families(), by);
+                match open.is_empty() {
+                    true => Outcome::Failed("the domain has no address".to_owned()),
+                    false => any(open).await,
+                }
             }
         }
     }
@@ -166,26 +170,30 @@ impl<'a> Asker<'a> {
     }
 }
 
-impl From<io::Error> for Miss {
-    fn from(error: io::Error) -> Self {
+impl From<&io::Error> for Miss {
+    fn from(error: &io::Error) -> Self {
         use io::ErrorKind as Kind;
         match error.kind() {
             kind @ (Kind::ConnectionRefused | Kind::ConnectionReset) => Self::Bad(kind.to_string()),
             kind @ (Kind::HostUnreachable | Kind::NetworkUnreachable | Kind::NetworkDown) => {
                 Self::Unreachable(kind.to_string())
             }
+            // Not the kernel's: why there was no socket.
+            Kind::Other => Self::Unasked(error.to_string()),
             _ => Self::Unreachable(error.to_string()),
         }
     }
 }
 
+impl From<io::Error> for Miss {
+    fn from(error: io::Error) -> Self {
+        Self::from(&error)
+    }
+}
+
 impl From<steered::Error> for Miss {
     fn from(error: steered::Error) -> Self {
-        let cause = std::error::Error::source(&error);
-        Self::Unasked(match cause {
-            Some(cause) => format!("{error}: {cause}"),
-            None => error.to_string(),
-        })
+        Self::from(io::Error::from(error))
     }
 }
 

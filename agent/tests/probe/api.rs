@@ -19,6 +19,7 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use crate::bed::{
     http, http_target, in_lab, nobody, only_by_uplink, probe, say, serve, short, targets,
 };
+use crate::dns::{NAME, knowing};
 
 /// Where the host keeps the certificates that it trusts.
 const TRUST: &str = "/etc/ssl";
@@ -122,6 +123,22 @@ fn a_captive_network_is_a_portal_with_its_page() {
             assert_eq!((report.asked, report.lost, report.rtt), (0, 0, None));
             only_by_uplink(lab, target);
         }
+    });
+}
+
+#[test]
+fn an_api_with_a_name_is_looked_up_over_the_domain_and_has_to_prove_it() {
+    in_lab(async |lab| {
+        let authority = Authority::new();
+        authority.is_trusted();
+        let (dns, target) = (lab.target4(), lab.target4());
+        let server = https(lab, &authority, target, NAME, saying(CAPTIVE));
+        let mut probe = named(probe(lab), format_args!("{NAME}:{}", server.port()));
+        probe.servers = vec![knowing(lab, dns, &[target])];
+        let page = Some("https://portal.example/in".to_owned());
+        assert_eq!(run(&probe).await.outcome, Outcome::Portal(page));
+        only_by_uplink(lab, dns);
+        only_by_uplink(lab, target);
     });
 }
 

@@ -1,21 +1,25 @@
 //! DNS.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::sync::{Arc, Mutex};
 
 use hickory_net::proto::op::{Message, ResponseCode};
-use hickory_net::proto::rr::{RData, Record, RecordType};
+use hickory_net::proto::rr::{RData, Record as DnsRecord, RecordType};
 use steer::probe::run;
 use steer_core::probe::{DnsTarget, Host, HttpTarget, Outcome, Probe, Report};
 use steer_tests::Lab;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UdpSocket;
+use tracing::instrument::WithSubscriber as _;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::bed::{
     UPLINK, http, in_lab, nobody, only_by_uplink, probe, reason, say, serve, serve_at, short,
     targets,
 };
 
-const NAME: &str = "check.example";
+pub(crate) const NAME: &str = "check.example";
 
 /// A name server at `ip`, on a port of its own: `answers` are the datagrams that a question gets.
 fn server(
@@ -24,10 +28,18 @@ fn server(
     answers: impl Fn(Message) -> Vec<Vec<u8>> + Send + 'static,
 ) -> SocketAddr {
     let peer = lab.peer(UPLINK).expect("the peer");
-    let socket = peer.run(|| Ok(std::net::UdpSocket::bind((ip, 0))?));
+    let socket = peer.run(|| {
+        // Where its link-local address is, if it is one.
+        let far_end = nix::net::if_::if_nametoindex("peer")?;
+        let at = match ip {
+            IpAddr::V6(ip) => SocketAddrV6::new(ip, 0, 0, far_end).into(),
+            IpAddr::V4(_) => SocketAddr::new(ip, 0),
+        };
+        Ok(std::net::UdpSocket::bind(at)?)
+    });
     let socket = socket.expect("a socket");
     socket.set_nonblocking(true).expect("non-blocking");
-    let address = socket.local_addr().expect("its address");
+    let port = socket.local_addr().expect("its address").port();
     let socket = UdpSocket::from_std(socket).expect("the runtime takes it");
     tokio::spawn(async move {
         let mut buffer = [0; 1500];
@@ -38,7 +50,7 @@ fn server(
             }
         }
     });
-    address
+    SocketAddr::new(ip, port)
 }
 
 /// The answer that has those of `addresses` that are asked for.
@@ -51,7 +63,7 @@ fn found(question: Message, addresses: &[IpAddr]) -> Message {
             (IpAddr::V6(ip), RecordType::AAAA) => RData::AAAA(ip.into()),
             _ => continue,
         };
-        answer.add_answer(Record::from_rdata(asked.name().clone(), 0, data));
+        answer.add_answer(DnsRecord::from_rdata(asked.name().clone(), 0, data));
     }
     answer
 }
@@ -61,7 +73,7 @@ fn bytes(message: &Message) -> Vec<u8> {
 }
 
 /// A name server that knows `addresses` under every name.
-fn knowing(lab: &Lab, ip: IpAddr, addresses: &[IpAddr]) -> SocketAddr {
+pub(crate) fn knowing(lab: &Lab, ip: IpAddr, addresses: &[IpAddr]) -> SocketAddr {
     let addresses = addresses.to_vec();
     server(lab, ip, move |question| {
         vec![bytes(&found(question, &addresses))]
@@ -108,6 +120,18 @@ fn a_name_that_a_server_knows_passes_over_the_domain_alone() {
             }
             only_by_uplink(lab, target);
         }
+    });
+}
+
+#[test]
+fn a_server_with_a_link_local_address_is_one_of_the_interface() {
+    in_lab(async |lab| {
+        let gateway = lab.peer_link_local(UPLINK).expect("a link-local address");
+        let server = knowing(lab, gateway, &[ip("192.0.2.1")]);
+        assert_eq!(
+            ask(probe(lab), &[server], None).await.outcome,
+            Outcome::Passed
+        );
     });
 }
 
@@ -214,9 +238,43 @@ fn an_answer_to_another_question_is_not_taken() {
                 bytes(&right),
             ]
         });
-        let report = ask(probe(lab), &[server], Some(right)).await;
+        let log = Log::default();
+        let servers = [server];
+        let asked = ask(probe(lab), &servers, Some(right));
+        let report = asked.with_subscriber(log.clone()).await;
         assert_eq!(report.outcome, Outcome::Passed);
+        // Whoever answers so could fill it.
+        assert_eq!(*log.0.lock().expect("no panic"), [""; 0]);
     });
+}
+
+/// Events that are logged with the level that the agent has by itself.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<&'static str>>>);
+
+impl Subscriber for Log {
+    fn enabled(&self, event: &Metadata<'_>) -> bool {
+        *event.level() <= Level::INFO
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        self.0
+            .lock()
+            .expect("no panic")
+            .push(event.metadata().name());
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
 }
 
 #[test]

@@ -44,6 +44,18 @@ const BORDERS: &[Border] = &[
         mend: "only agent/src/api knows Varlink: wrap it there",
     },
     Border {
+        paths: &["hickory_*"],
+        scope: "",
+        allowed: &["agent/src/probe/dns.rs", "agent/tests/probe/dns.rs"],
+        mend: "only agent/src/probe/dns.rs knows DNS messages: wrap it there",
+    },
+    Border {
+        paths: &["socket2", "tokio::net::TcpSocket"],
+        scope: "agent/src/",
+        allowed: &["agent/src/steered.rs"],
+        mend: "agent/src/steered.rs makes the agent's sockets: ask it for one",
+    },
+    Border {
         paths: &["toml", "toml_*"],
         scope: "",
         allowed: &["agent/core/src/config/", "agent/core/src/config.rs"],
@@ -224,6 +236,11 @@ mod tests {
             lines("ebpf/src/main.rs", "use aya_ebpf::macros::map;"),
             NOTHING
         );
+        let sockets = "use socket2::Socket;\nuse hickory_net::udp;";
+        assert_eq!(lines("agent/src/steered.rs", sockets), [2]);
+        assert_eq!(lines("agent/src/probe/dns.rs", sockets), [1]);
+        assert_eq!(lines("agent/src/probe/tcp.rs", sockets), [1, 2]);
+        assert_eq!(lines("agent/tests/probe/icmp.rs", sockets), [2]);
         assert_eq!(lines("agent/build.rs", "aya_build::build_ebpf();"), NOTHING);
     }
 

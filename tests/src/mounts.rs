@@ -1,5 +1,5 @@
 //! What the laboratory's host sees of the file system: the machine's, but with its own `/run`, `/etc/steer`,
-//! bpffs and view of the network interfaces. Nothing here reaches the machine's real files.
+//! `/var/lib`, bpffs and view of the network interfaces. Nothing here reaches the machine's real files.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -24,6 +24,8 @@ pub(crate) fn prepare() -> Result<()> {
         fs::create_dir_all(directory).with_context(|| format!("make {directory}"))?;
     }
     private_etc()?;
+    // What an agent remembers of networks is nobody else's: laboratories are all alike.
+    attach(Some("tmpfs"), "/var/lib", Some("tmpfs"), MsFlags::empty())?;
     attach(Some("bpffs"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty())?;
     // sysfs shows the interfaces of the namespace that mounted it. Mounting it over /sys would hide
     // the cgroup tree, so only the two directories about interfaces are replaced.

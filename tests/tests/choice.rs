@@ -45,9 +45,9 @@ fn start<'lab>(lab: &'lab Lab, agent: &str, lines: &str) -> Result<(Agent<'lab>,
 fn wait_latency(lab: &Lab, domain: &str, least: f64, most: f64) -> Result<()> {
     let what = format!("have a latency between {least} and {most} ms");
     lab.wait_domain(domain, &what, |shown| {
-        let latency = shown.pointer("/measured/latency");
+        let latency = shown.pointer("/measured/latency_us");
         let latency = latency.and_then(serde_json::Value::as_f64);
-        latency.is_some_and(|ms| (least..most).contains(&ms))
+        latency.is_some_and(|us| (least * 1e3..most * 1e3).contains(&us))
     })
     .map(drop)
 }

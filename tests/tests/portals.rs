@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use steer_tests::checks::{Dns, HOST4, Http, LOGIN, PORTAL4};
 use steer_tests::health::{by_http, checked};
-use steer_tests::{Agent, Direction, Family, Kind, Lab, LabCgroup, Probe, conformance};
+use steer_tests::{Agent, Direction, Lab, LabCgroup, conformance};
 
 /// An agent that checks by HTTP, and a policy for `wlan0`, else `wwan0`.
 fn start<'lab>(lab: &'lab Lab, agent: &str, more: &str) -> Result<(Agent<'lab>, LabCgroup)> {
@@ -196,12 +196,7 @@ fn a_portal_alone_is_no_domain_for_a_policy() -> Result<()> {
     lab.wait_state("wlan0", "portal")?;
     lab.wait_state("wwan0", "portal")?;
     lab.wait_decision("app", "verdict", "block")?;
-    let target = lab.target4();
-    let refused = Probe::flow(Kind::Tcp, Family::V4, target)
-        .first("set timeout=300")
-        .last(&lab, &app)?;
-    ensure!(!refused.ok, "{refused:?}");
-    lab.assert_silent(target)?;
+    lab.matrix_is_refused(&app, None)?;
     // What leads nowhere is better than what leads to a portal.
     lab.serve_http("wwan0", Http::Silent)?;
     lab.wait_state("wwan0", "limited")?;

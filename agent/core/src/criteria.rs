@@ -167,7 +167,27 @@ impl Criteria {
     }
 }
 
+impl Criterion {
+    /// Whether it is measured, and so is never quite the same.
+    pub fn is_measured(self) -> bool {
+        match self {
+            Self::Latency | Self::Loss | Self::Bandwidth | Self::Stability => true,
+            Self::Cost | Self::Security | Self::Metric | Self::LastGood | Self::FirstGood => false,
+        }
+    }
+}
+
 impl Wish {
+    /// Whether what is measured of domains matters.
+    pub(crate) fn is_about_measured(&self) -> bool {
+        let Criteria {
+            require, prefer, ..
+        } = &self.criteria;
+        require.max_latency.is_some()
+            || require.max_loss.is_some()
+            || prefer.iter().any(|criterion| criterion.is_measured())
+    }
+
     /// Whether nothing is asked, by nobody in particular.
     pub fn is_none(&self) -> bool {
         *self == Self::default()

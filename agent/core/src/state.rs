@@ -88,6 +88,8 @@ pub enum Event {
     Recheck(Name),
     /// What an earlier agent remembered of networks.
     Remembered(History),
+    /// How domains were when an earlier agent of this boot looked last.
+    Recalled(Health),
     /// The host's own name servers are these.
     NameServers(Vec<SocketAddr>),
     /// Where choices led that an earlier agent made.

@@ -8,7 +8,7 @@ use std::future::{Future, pending};
 use std::path::Path;
 use std::time::Duration;
 
-use steer_core::health::{History, Probed};
+use steer_core::health::{Health, History, Probed};
 use steer_core::name::Name;
 use steer_core::probe::Probe;
 use steer_core::state::Event;
@@ -21,7 +21,7 @@ use crate::netlink;
 use crate::probe;
 use crate::probe::resolv::name_servers;
 use crate::reconcile::chain;
-use crate::statefile::StateFile;
+use crate::statefile::{self, RUN_DIRECTORY, StateFile};
 
 /// Where the host's name servers are.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -66,6 +66,15 @@ impl Checks {
             due: None,
         };
         (checks, history)
+    }
+
+    /// How domains were when an earlier agent of this boot looked last.
+    pub(super) fn recall() -> Health {
+        let kept = health_file().read::<KeptHealth>().unwrap_or_else(|error| {
+            warn!("{}", chain(&error));
+            None
+        });
+        kept.unwrap_or_default().domains
     }
 
     /// The next check that has ended.
@@ -142,6 +151,25 @@ struct Kept {
     networks: History,
 }
 
+/// What the file of this boot holds.
+#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+struct KeptHealth {
+    domains: Health,
+}
+
+fn health_file() -> StateFile {
+    StateFile::named(Path::new(RUN_DIRECTORY), "health.json")
+}
+
+/// Removes what is kept for this boot.
+///
+/// # Errors
+/// The file system refuses.
+pub(super) fn remove() -> Result<(), statefile::Error> {
+    health_file().remove()
+}
+
 /// Carries out one check.
 async fn check(probe: Probe) -> Probed {
     let report = probe::run(&probe).await;
@@ -216,6 +244,16 @@ impl Daemon {
         self.pass_time();
         self.fact(Event::Probed(probed));
         self.checks.write(&self.engine.state().history, false);
+    }
+
+    /// Keeps how domains are, for the next agent of this boot.
+    pub(super) fn keep_health(&self) {
+        let kept = KeptHealth {
+            domains: self.engine.health().clone(),
+        };
+        if let Err(error) = health_file().write(&kept) {
+            warn!("{}", chain(&error));
+        }
     }
 
     /// Writes what is known of networks: the agent ends.

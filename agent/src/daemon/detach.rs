@@ -8,7 +8,7 @@ use serde::Serialize;
 use steer_core::plan::TableRoute;
 
 use super::runs::is_run;
-use super::{Saved, decided, running, scan, sessions, state_file};
+use super::{Saved, checks, decided, running, scan, sessions, state_file};
 use crate::cgroup::{self, OwnCgroup, Placement, Tree, process};
 use crate::datapath::{self, PIN_ROOT};
 use crate::netlink::Routing;
@@ -144,6 +144,7 @@ pub async fn detach() -> anyhow::Result<DetachReport> {
     }
     decided::remove()?;
     sessions::remove()?;
+    checks::remove()?;
     running::remove_leftover()?;
     // Only now an agent may start: it would have taken over half of what was there.
     detached.finish()?;

@@ -202,6 +202,7 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
         }
     };
     daemon.remember_networks();
+    daemon.keep_health();
     inputs.server.abort();
     info!("stopped by {signal}; decisions stay in force (`steer detach` removes everything)");
     Ok(())

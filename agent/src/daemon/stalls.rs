@@ -4,7 +4,7 @@
 //! TCP counts for itself what it sends and gets, repetitions too, so nothing is paid for by packets. Only flows
 //! of domains that are in use and checked are listed, on a thread, and the less often the longer that takes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::future::pending;
 use std::time::Duration;
 
@@ -78,11 +78,10 @@ impl Stalls {
 impl Daemon {
     /// Marks of the domains whose flows are worth a look, and how often.
     fn in_use_and_checked(&self) -> (BTreeMap<u32, Name>, Option<Duration>) {
-        let chosen: BTreeSet<&Name> = self.engine.state().chosen.values().collect();
+        let chosen = &self.engine.state().chosen;
+        let in_use = |name: &Name| chosen.values().any(|chosen| chosen == name);
         let probes = self.engine.probes().into_iter();
-        let probes: Vec<_> = probes
-            .filter(|probe| chosen.contains(&probe.domain))
-            .collect();
+        let probes: Vec<_> = probes.filter(|probe| in_use(&probe.domain)).collect();
         let intervals = probes.iter().map(|probe| probe.check.interval);
         let pause = intervals.min().map(|shortest| shortest / LOOKS_AN_INTERVAL);
         let marks = probes.into_iter().map(|probe| (probe.mark, probe.domain));
@@ -94,8 +93,8 @@ impl Daemon {
 
     /// Sees to it that flows are looked at while there is anything to see.
     pub(super) fn plan_stalls(&mut self) {
-        let (_, pause) = self.in_use_and_checked();
         if self.stalls.due.is_none() && self.stalls.looking.is_none() {
+            let (_, pause) = self.in_use_and_checked();
             self.stalls.due = pause.map(|pause| Instant::now() + pause);
         }
     }

@@ -88,6 +88,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     let decided = Decided::read();
     let mut engine = engine(&tree, saved.clone(), config, notifications)?;
     engine.apply(Event::Remembered(history))?;
+    engine.apply(Event::Recalled(Checks::recall()))?;
     let chosen = decided.chosen(&saved.memory);
     engine.apply(Event::Chosen(chosen))?;
     let reconciler =

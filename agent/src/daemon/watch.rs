@@ -100,6 +100,9 @@ impl Daemon {
     pub(super) fn tell_changes(&mut self) {
         let time = time();
         let domains = self.changed_domains(&time);
+        if !domains.is_empty() {
+            self.keep_health();
+        }
         let mut changed = std::mem::take(&mut self.watch.changed);
         if self.watch.watchers.is_empty() {
             changed.clear();

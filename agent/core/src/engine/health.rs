@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Engine;
 use crate::domains::{Domain, DomainState};
 use crate::groups::BUILT_IN;
-use crate::health::{Condition, Health, Now, Probed, check_of};
+use crate::health::{Condition, Health, Learned, Now, Probed, check_of};
 use crate::name::Name;
 use crate::probe::Probe;
 use crate::rules::Flow;
@@ -60,15 +60,21 @@ impl Engine {
 
     pub(super) fn take_report(&mut self, probed: &Probed) {
         let state = &mut self.state;
-        let taken = state.health.report(
+        let learned = state.health.report(
             &state.config,
             &self.domains,
             &mut state.history,
             probed,
             state.now,
         );
-        if taken {
-            self.touch_domains([probed.domain.clone()]);
+        match learned {
+            Learned::Nothing => {}
+            Learned::Measured => {
+                // Checks are many, and choices may be: those that compare nothing measured are as they were.
+                let choices = &self.measured;
+                self.dirty.choices.extend(choices);
+            }
+            Learned::Standing => self.touch_domains([probed.domain.clone()]),
         }
     }
 

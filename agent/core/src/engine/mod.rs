@@ -59,6 +59,8 @@ pub struct Engine {
     shares_are_short: bool,
     /// Choices that a domain of this name or alias could change.
     choices_by_name: HashMap<Name, BTreeSet<ChoiceId>>,
+    /// Choices to which it matters what is measured of domains.
+    measured: BTreeSet<ChoiceId>,
     /// Domains that a policy in force can choose.
     installed: BTreeMap<Name, DomainIndex>,
     /// Domains that ought to be installed, but there is no index left.
@@ -168,6 +170,7 @@ impl Engine {
             shares: Shares::default(),
             shares_are_short: false,
             choices_by_name: HashMap::new(),
+            measured: BTreeSet::new(),
             installed: BTreeMap::new(),
             unmarked: BTreeSet::new(),
             conflicts: BTreeMap::new(),
@@ -211,6 +214,11 @@ impl Engine {
             Event::Stalled(name) => self.take_stall(&name),
             Event::Recheck(name) => self.state.health.recheck(&name, self.state.now),
             Event::Remembered(history) => self.state.history = history,
+            Event::Recalled(health) => {
+                self.state.health = health;
+                self.dirty.network = true;
+                self.dirty.all_choices = true;
+            }
             Event::NameServers(servers) => self.state.name_servers = servers,
             Event::Chosen(chosen) => {
                 self.state.chosen = chosen;

@@ -456,6 +456,11 @@ impl Engine {
             .flat_map(|stage| &stage.use_)
             .flat_map(|name| groups::names_of(config, name))
             .collect();
+        if matters && inputs.iter().any(|stage| stage.wish.is_about_measured()) {
+            self.measured.insert(id);
+        } else {
+            self.measured.remove(&id);
+        }
         for name in &names {
             if matters {
                 match self.choices_by_name.get_mut(name) {

@@ -5,6 +5,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::history::{History, NetworkId, Record};
 use super::measured::Measured;
 use super::{Grade, Now};
@@ -23,7 +25,8 @@ const MOST_LOSSES: usize = 32;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What its checks say of a domain.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Standing {
     /// Nothing: it is not checked, or not yet.
     #[default]
@@ -37,7 +40,8 @@ pub enum Standing {
 }
 
 /// What a verdict is about: with another attachment it is out of date.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 struct Attachment {
     up: bool,
     interface: Option<IfIndex>,
@@ -47,7 +51,8 @@ struct Attachment {
 }
 
 /// How one domain is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Condition {
     link: Option<DomainState>,
     /// Since when `link` is what it is.
@@ -133,6 +138,15 @@ impl Condition {
     /// It took longer than `attach-timeout` to become usable, and is not yet.
     pub fn timed_out(&self) -> bool {
         self.timed_out
+    }
+
+    /// What matters to every choice that has it among its candidates.
+    pub(super) fn standing_for_all(&self) -> impl PartialEq + use<> {
+        (
+            std::mem::discriminant(&self.standing),
+            (self.proven, self.attempts, self.before),
+            (self.losses.len(), self.settled_at),
+        )
     }
 
     /// The address of the portal's page.

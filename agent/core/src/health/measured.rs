@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::criteria::Loss;
 use crate::probe::Report;
 
@@ -10,7 +12,8 @@ use crate::probe::Report;
 const REPORTS: usize = 20;
 
 /// What was measured.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Measured {
     /// Smoothed round-trip time (RFC 6298, section 2).
     latency: Option<Duration>,

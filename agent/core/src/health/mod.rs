@@ -12,6 +12,8 @@ mod measured;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use self::condition::{Condition, Standing, hold};
 pub use self::history::{History, MAX_AGE, MAX_NETWORKS, NetworkId, Record};
 pub use self::measured::Measured;
@@ -21,7 +23,8 @@ use crate::name::Name;
 use crate::probe::{Check, Host, Report};
 
 /// How all domains are.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Health {
     conditions: BTreeMap<Name, Condition>,
 }
@@ -52,6 +55,17 @@ pub struct Probed {
     pub report: Report,
     /// Hardware address of the domain's gateway, if it has one and it is known.
     pub gateway: Option<[u8; 6]>,
+}
+
+/// What came of a check for selection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Learned {
+    /// Nothing: it says nothing about the domain as it is now.
+    Nothing,
+    /// What is measured: that matters to who compares it.
+    Measured,
+    /// How the domain stands, which matters to all.
+    Standing,
 }
 
 /// The time.
@@ -106,7 +120,7 @@ impl Health {
         changed
     }
 
-    /// Takes in what came of a check. `false`: it says nothing about the domain as it is now.
+    /// Takes in what came of a check, and says what is different by it.
     pub fn report(
         &mut self,
         config: &Config,
@@ -114,22 +128,27 @@ impl Health {
         history: &mut History,
         probed: &Probed,
         now: Now,
-    ) -> bool {
+    ) -> Learned {
         let Some(domain) = domains.get(probed.domain.as_str()) else {
-            return false;
+            return Learned::Nothing;
         };
         let Some(condition) = self.conditions.get_mut(&domain.name) else {
-            return false;
+            return Learned::Nothing;
         };
         if condition.epoch() != probed.epoch {
-            return false;
+            return Learned::Nothing;
         }
+        let before = condition.standing_for_all();
         if let Some(gateway) = probed.gateway {
             condition.attached_to(NetworkId::new(domain, gateway), history);
         }
         let check = askable(config, domain);
         condition.report(&domain.name, &check, &probed.report, history, now);
-        true
+        if before == condition.standing_for_all() {
+            Learned::Measured
+        } else {
+            Learned::Standing
+        }
     }
 
     /// What was seen of a domain's own packets: that none come back. It is checked at once, and one failure is

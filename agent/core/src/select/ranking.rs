@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::candidates::{Fit, Looked};
-use crate::criteria::{Criterion, Wish};
+use crate::criteria::Wish;
 use crate::health::Grade;
 
 /// Candidates that fit, best first, by their place.
@@ -13,7 +13,7 @@ pub(super) fn ranked(wish: &Wish, looked: &[Looked]) -> Vec<usize> {
 
 /// As [`ranked`]; what is favoured counts as better by the margin.
 fn by(wish: &Wish, looked: &[Looked], favoured: impl Fn(&Looked) -> bool) -> Vec<usize> {
-    let measured = wish.criteria.prefer.iter().any(is_measured);
+    let measured = wish.criteria.prefer.iter().any(|one| one.is_measured());
     let fits = |at: &usize| looked[*at].fit.is_ok();
     let mut ranked: Vec<usize> = (0..looked.len()).filter(fits).collect();
     ranked.sort_by(|a, b| {
@@ -42,13 +42,6 @@ fn by(wish: &Wish, looked: &[Looked], favoured: impl Fn(&Looked) -> bool) -> Vec
             .then(a.cmp(b))
     });
     ranked
-}
-
-fn is_measured(criterion: &Criterion) -> bool {
-    matches!(
-        criterion,
-        Criterion::Latency | Criterion::Loss | Criterion::Bandwidth | Criterion::Stability
-    )
 }
 
 /// Why the first of those that fit is the first, as a sentence without a full stop. `alone`: no policy before

@@ -43,9 +43,7 @@ pub(crate) fn measure(extent: &Extent) -> Result<Failover> {
 fn losses(policies: usize, extent: &Extent) -> Result<Times> {
     let lab = sites::laboratory()?;
     sites::configure_many(&lab, policies, extent.cgroups, &[STEERED, SECOND])?;
-    let check = format!(
-        "[agent]\ncheck = {{ icmp = \"gateway\", interval = \"{INTERVAL}ms\" }}\n"
-    );
+    let check = format!("[agent]\ncheck = {{ icmp = \"gateway\", interval = \"{INTERVAL}ms\" }}\n");
     lab.write_file(sites::CHECKS, &check)?;
     let _agent = sites::start_agent(&lab)?;
     let mut worker = Worker::start(&lab, &sites::application(&lab)?, &[STEERED])?;

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::pty::{Winsize, openpty};
 
 use steer::api::methods::{Prefer, Reply, Request};
@@ -77,6 +78,9 @@ fn session(agent: &Agent, line: &str, terminal: bool) -> (Child, Option<File>) {
         .stderr(Stdio::piped());
     let lead = move || -> std::io::Result<()> {
         nix::unistd::setsid()?;
+        // A shell that runs the tests in the background has it ignored.
+        // SAFETY: no handler is set.
+        unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }?;
         // SAFETY: an open terminal, and a number.
         if terminal && unsafe { libc::ioctl(slave, libc::TIOCSCTTY, 0) } < 0 {
             return Err(std::io::Error::last_os_error());

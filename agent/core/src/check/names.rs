@@ -109,7 +109,8 @@ fn unused(parsed: &Parsed, own: &impl Fn(&Name) -> Name, findings: &mut Vec<Find
     // Those stand for every domain.
     let all = used.iter().any(|name| built_in(name.as_str()).is_some());
     for (what, name, place) in domains.chain(groups) {
-        if !used.contains(name) && !(all && what == "domain") {
+        let stood_for = all && what == "domain";
+        if !stood_for && !used.contains(name) {
             findings.push(Finding {
                 kind: Kind::Unreachable,
                 place: place.clone(),

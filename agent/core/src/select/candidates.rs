@@ -119,7 +119,8 @@ impl World<'_> {
         let grade = condition.map_or(Grade::Well, |condition| {
             condition.grade(&check, in_use, self.now)
         });
-        if grade == Grade::Portal && !(wish.by_user && !groups::is_group(self.config, used)) {
+        let named_by_user = wish.by_user && !groups::is_group(self.config, used);
+        if grade == Grade::Portal && !named_by_user {
             return Err(domain.reason_with(self.health));
         }
         let reason = match grade {

@@ -65,7 +65,7 @@ prop_compose! {
         up in prop::bool::weighted(0.8),
         carrier in prop::bool::weighted(0.8),
         bridge in prop::bool::weighted(0.1),
-        master in proptest::option::weighted(0.1, interfaces()),
+        master in option::weighted(0.1, interfaces()),
     ) -> Link {
         let loopback = INTERFACES[at] == "lo";
         let name = INTERFACES[at].to_owned();
@@ -78,7 +78,7 @@ prop_compose! {
         interface in interfaces(),
         ip in ips(),
         len in prop_oneof![Just(24u8), Just(32), Just(64), any::<u8>()],
-        peer in proptest::option::weighted(0.1, ips()),
+        peer in option::weighted(0.1, ips()),
         global in prop::bool::weighted(0.9),
         usable in prop::bool::weighted(0.9),
         deprecated in prop::bool::weighted(0.1),
@@ -93,8 +93,8 @@ prop_compose! {
         interface in interfaces(),
         net in ips(),
         len in prop_oneof![Just(0u8), Just(24), Just(64)],
-        gateway in proptest::option::of(ips()),
-        prefsrc in proptest::option::weighted(0.2, ips()),
+        gateway in option::of(ips()),
+        prefsrc in option::weighted(0.2, ips()),
         metric in prop_oneof![0u32..3, Just(u32::MAX)],
         table in prop_oneof![4 => Just(254u32), 1 => Just(1000)],
     ) -> Route {
@@ -112,9 +112,9 @@ prop_compose! {
     fn foreign_rules()(
         v6: bool,
         invert: bool,
-        fwmark in proptest::option::of(0u32..2),
+        fwmark in option::of(0u32..2),
         narrow: bool,
-        table in proptest::option::of(prop_oneof![Just(254u32), Just(51820)]),
+        table in option::of(prop_oneof![Just(254u32), Just(51820)]),
     ) -> ForeignRule {
         ForeignRule {
             v6, priority: 100, invert, fwmark: fwmark.map(|mark| (mark, u32::MAX)), from: None,
@@ -161,10 +161,10 @@ fn rules(strict: bool) -> impl Strategy<Value = Vec<Rule>> {
     };
     let rule = (
         destinations,
-        proptest::option::weighted(0.4, select(vec![443, 53])),
-        proptest::option::weighted(0.2, Just(Protocol(17))),
-        proptest::option::weighted(0.1, Just(Dscp::new(46).unwrap())),
-        proptest::option::weighted(0.1, Just("10.0.0.0/8")),
+        option::weighted(0.4, select(vec![443, 53])),
+        option::weighted(0.2, Just(Protocol(17))),
+        option::weighted(0.1, Just(Dscp::new(46).unwrap())),
+        option::weighted(0.1, Just("10.0.0.0/8")),
         proptest::collection::vec(select(vec!["wlan0", "lte0", "eth0", "g", "two"]), 0..3),
         select(otherwise),
     );
@@ -220,7 +220,7 @@ prop_compose! {
     /// What of a policy only files can say.
     fn finer(strict: bool)(
         rules in rules(strict),
-        share in proptest::option::weighted(0.3, select(vec![Share::Flow, Share::Destination])),
+        share in option::weighted(0.3, select(vec![Share::Flow, Share::Destination])),
         datagram in prop::bool::weighted(0.2),
     ) -> (Rules, Option<Share>, Rebind) {
         (rules.into(), share, if datagram { Rebind::Datagram } else { Rebind::Flow })
@@ -251,7 +251,7 @@ prop_compose! {
         otherwise in prop_oneof![Just(Otherwise::Block), Just(Otherwise::Pass), Just(Otherwise::Next)],
         steer: bool,
         priority in 0..2,
-        owner in prop::option::of(1000u32..1002),
+        owner in option::of(1000u32..1002),
     ) -> Policy {
         Policy {
             owner,
@@ -267,7 +267,7 @@ prop_compose! {
 fn preferences() -> impl Strategy<Value = Event> {
     let policies = ["p0", "p1", "p2", "p3", "p4", "p5", "f", "default"];
     let domains = ["wlan0", "lte0", "eth0", "one", "two", "g"];
-    let domains = proptest::option::weighted(
+    let domains = option::weighted(
         0.8,
         (0..domains.len()).prop_map(move |at| name(domains[at])),
     );

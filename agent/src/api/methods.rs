@@ -253,7 +253,7 @@ impl Method for Watch {
     const NAME: &'static str = "Watch";
     const ABOUT: &'static str = "Tells of every change of a domain's state and of a decision that the \
                                  caller may see, as they come, until the caller goes; needs `more`. The \
-                                 first part comes at once, and is empty.";
+                                 first part comes at once, and tells how everything is.";
     type Reply = WatchReply;
 }
 

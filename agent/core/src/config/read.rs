@@ -76,7 +76,7 @@ impl Reader<'_> {
             if !known.contains(&name) {
                 let help = nearest(name, known.iter().copied())
                     .map(|meant| format!("did you mean `{meant}`?"))
-                    .or_else(|| (known.len() <= 8).then(|| format!("known are {}", list(&known))));
+                    .or_else(|| (known.len() <= 12).then(|| format!("known are {}", list(&known))));
                 let message = format!("unknown key {} in {}", Shown::new(name), table.title);
                 self.labelled(&key.span(), message, "there is no such key", help);
             }

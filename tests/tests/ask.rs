@@ -216,10 +216,10 @@ fn without_a_good_answer_nothing_is_started() -> Result<()> {
 #[test]
 fn a_preference_moves_new_flows_and_outlives_the_agent() -> Result<()> {
     let lab = Lab::new()?;
-    lab.configure("[group.any]\ndomains = [\"eth0\", \"wlan0\"]\n")?;
+    lab.configure("[group.both]\ndomains = [\"eth0\", \"wlan0\"]\n")?;
     let mut agent = lab.start_agent()?;
     let app = lab.cgroup().child("app")?;
-    lab.set_policy("app", &app, "any", &["--strict"])?;
+    lab.set_policy("app", &app, "both", &["--strict"])?;
     lab.flow_leaves_by(&app, "eth0", Kind::Tcp, Family::V4)?;
 
     let prefer = |args: &[&str]| lab.steer(&[&["domain", "prefer"], args].concat());

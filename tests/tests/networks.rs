@@ -100,6 +100,8 @@ fn a_domain_without_address_is_left_and_gives_up_after_its_time() -> Result<()> 
     lab.chooses("app", &app, "wwan0")?;
     lab.address_back("wlan0")?;
     lab.wait_state("wlan0", "validated")?;
+    // Its addresses come back one after the other.
+    lab.wait_decision("app", "source6", "2001:db8:2::2")?;
     lab.chooses("app", &app, "wlan0")?;
     conformance::row(
         "WLAN-2",

@@ -117,11 +117,11 @@ fn applications_with_other_policies_use_other_tables_at_the_same_time() -> Resul
 fn a_domain_named_in_the_file_is_steered_to_by_name_and_by_alias() -> Result<()> {
     let lab = Lab::new()?;
     lab.configure(
-        "[domain.wifi]\nmatch = { interface = \"wlan0\" }\n[group.any]\ndomains = [\"wifi\", \"eth0\"]\n",
+        "[domain.wifi]\nmatch = { interface = \"wlan0\" }\n[group.both]\ndomains = [\"wifi\", \"eth0\"]\n",
     )?;
     let _agent = lab.start_agent()?;
     let app = lab.cgroup().child("app")?;
-    for via in ["wifi", "wlan0", "any"] {
+    for via in ["wifi", "wlan0", "both"] {
         let policy = lab.set_policy("app", &app, via, &[])?;
         let domain = policy.pointer("/decision/domain").and_then(Value::as_str);
         ensure!(domain == Some("wifi"), "via {via}: {policy}");

@@ -8,8 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 use steer::api::methods::{Prefer, Reply, Request};
 use steer::api::server::Call;

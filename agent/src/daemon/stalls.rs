@@ -34,7 +34,7 @@ const MANY: u32 = 3;
 /// What was seen of flows, and the look that is under way.
 #[derive(Default)]
 pub(super) struct Stalls {
-    looking: Option<(Instant, JoinHandle<Result<Vec<LiveFlow>, String>>)>,
+    looking: Option<(Instant, JoinHandle<Listed>)>,
     /// Packets that each connection sent and got, by cookie.
     seen: HashMap<u64, (u32, u32)>,
     /// When the next look begins.
@@ -42,7 +42,10 @@ pub(super) struct Stalls {
 }
 
 /// What a look came to.
-pub(super) struct Step(Result<Result<Vec<LiveFlow>, String>, JoinError>);
+pub(super) struct Step(Result<Listed, JoinError>);
+
+/// What a thread came to: the flows, or why there are none.
+type Listed = Result<Vec<LiveFlow>, String>;
 
 impl Stalls {
     /// The end of the look that is under way.
@@ -185,7 +188,8 @@ mod tests {
         let mut look = |flows: &[LiveFlow]| stalls.stalled(flows, &marks, 0xf0);
         // A new one that asks in vain; bits outside the mask are others'.
         assert_eq!(look(&[flow(1, 0x11, 2, 0)]), []);
-        assert_eq!(look(&[flow(1, 0x11, 5, 0)]), [wlan.clone()]);
+        let stalled = std::slice::from_ref(&wlan);
+        assert_eq!(look(&[flow(1, 0x11, 5, 0)]), stalled);
         // Another one gets something.
         assert_eq!(look(&[flow(1, 0x11, 9, 0), flow(2, 0x10, 4, 1)]), []);
         assert_eq!(
@@ -193,7 +197,7 @@ mod tests {
             [],
             "silence"
         );
-        assert_eq!(look(&[flow(1, 0x11, 9, 0), flow(2, 0x10, 7, 1)]), [wlan]);
+        assert_eq!(look(&[flow(1, 0x11, 9, 0), flow(2, 0x10, 7, 1)]), stalled);
         // That of nobody.
         assert_eq!(look(&[flow(3, 0x20, 100, 0)]), []);
     }

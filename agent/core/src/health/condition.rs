@@ -24,6 +24,9 @@ const MOST_LOSSES: usize = 32;
 /// Longest pause between checks of a domain that fails them.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// Time between checks that somebody asks for.
+const RECHECK_PAUSE: Duration = Duration::from_secs(1);
+
 /// What its checks say of a domain.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -70,6 +73,8 @@ pub struct Condition {
     next: Duration,
     pause: Duration,
     checks: u64,
+    /// When the last check ended.
+    checked_at: Option<Duration>,
     measured: Measured,
     /// When it was lost, not long ago.
     losses: VecDeque<Duration>,
@@ -253,6 +258,7 @@ impl Condition {
             self.measured.note(report);
         }
         self.checks += 1;
+        self.checked_at = Some(now.boot);
         let wait = match &report.outcome {
             Outcome::Passed => self.passed(check, history, now),
             Outcome::Portal(page) => self.portal_found(page.clone(), check, now.boot),
@@ -302,7 +308,8 @@ impl Condition {
         }
         if let Standing::Limited(_) = self.standing {
             self.set(Standing::Limited(why.to_owned()), now.boot);
-            self.pause = (self.pause * 2).min(LONGEST_PAUSE.max(check.interval));
+            let longest = LONGEST_PAUSE.max(check.interval);
+            self.pause = (self.pause * 2).clamp(check.interval, longest);
             return self.pause;
         }
         if self.failed >= check.fall {
@@ -330,8 +337,13 @@ impl Condition {
         }
     }
 
+    /// It is to be checked at once; not more often than every second, whoever asks.
     pub(super) fn recheck(&mut self, now: Duration) {
-        self.next = now;
+        let earliest = match self.checked_at {
+            Some(at) => now.max(at + RECHECK_PAUSE),
+            None => now,
+        };
+        self.next = self.next.min(earliest);
         self.pause = Duration::ZERO;
     }
 

@@ -7,93 +7,14 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use steer_core::domains::DomainState;
-use steer_core::engine::Engine;
-use steer_core::health::{Now, Probed, hold};
-use steer_core::probe::{Outcome, Probe, Report};
-use steer_core::select::Verdict;
+use steer_core::health::hold;
+use steer_core::probe::Outcome;
 use steer_core::state::Event;
-use support::{carrier, engine_with, name};
+use support::host::{Host, failed};
+use support::name;
 
 const FILE: &str = "[agent]\ncheck = { icmp = \"192.0.2.99\", interval = \"8s\" }\n[policy.default]\nuse = \
                     [\"wlan0\", \"lte0\"]\n";
-
-fn failed() -> Outcome {
-    Outcome::Failed("no answer".to_owned())
-}
-
-/// An engine and its clock.
-struct Host {
-    engine: Engine,
-    now: Duration,
-}
-
-impl Host {
-    fn new(file: &str) -> Self {
-        Self {
-            engine: engine_with(file),
-            now: Duration::ZERO,
-        }
-    }
-
-    fn at(&mut self, now: Duration) {
-        assert!(now >= self.now, "time goes on");
-        self.now = now;
-        let wall = 1_000_000 + now.as_secs();
-        self.apply(Event::Now(Now { boot: now, wall }));
-    }
-
-    fn apply(&mut self, event: Event) {
-        self.engine.apply(event).unwrap();
-        self.engine.settle();
-    }
-
-    fn carrier(&mut self, index: u32, carrier: bool) {
-        let event = self::carrier(&self.engine.state().network, index, carrier);
-        self.apply(event);
-    }
-
-    fn probe(&self, domain: &str) -> Option<Probe> {
-        let probes = self.engine.probes();
-        probes
-            .into_iter()
-            .find(|probe| probe.domain.as_str() == domain)
-    }
-
-    /// The next check of a domain, when it is due, and what comes of it.
-    fn check(&mut self, domain: &str, outcome: Outcome) {
-        let probe = self.probe(domain).unwrap();
-        self.at(probe.due.max(self.now));
-        self.report(domain, probe.epoch, outcome);
-    }
-
-    fn report(&mut self, domain: &str, epoch: u64, outcome: Outcome) {
-        let lost = u32::from(matches!(outcome, Outcome::Failed(_)));
-        self.apply(Event::Probed(Probed {
-            domain: name(domain),
-            epoch,
-            report: Report {
-                rtt: (lost == 0).then_some(Duration::from_millis(10)),
-                outcome,
-                asked: 1,
-                lost,
-            },
-            gateway: Some([2, 0, 0, 0, 0, 9]),
-        }));
-    }
-
-    fn state(&self, domain: &str) -> DomainState {
-        let domain = self.engine.domains().get(domain).unwrap();
-        domain.state_with(self.engine.health())
-    }
-
-    fn chosen(&self) -> String {
-        let decision = self.engine.decision("default").unwrap();
-        match decision.verdict {
-            Verdict::Steer(domain) => domain.to_string(),
-            Verdict::Block | Verdict::Pass => "none".to_owned(),
-        }
-    }
-}
 
 #[test]
 fn a_domain_falls_after_so_many_failures_in_a_row_and_rises_after_so_many_successes() {

@@ -6,6 +6,7 @@
     reason = "each test crate uses its own part of this, and a failure here is a failed test"
 )]
 
+pub(crate) mod host;
 pub(crate) mod strategies;
 
 use std::net::IpAddr;

@@ -3,10 +3,9 @@
 
 use std::fmt;
 use std::io::{self, Read as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use steer_core::ids::IfIndex;
 use steer_core::plan::Family;
 use tokio::io::Interest;
 use tokio::net::{TcpSocket, UdpSocket};
@@ -18,9 +17,7 @@ pub struct Way {
     pub mark: u32,
     /// Bits of marks that are the agent's.
     pub mask: u32,
-    /// The domain's interface.
-    pub interface: IfIndex,
-    /// Its name.
+    /// Name of the domain's interface.
     pub ifname: String,
     /// The domain's IPv4 source.
     pub source4: Option<Ipv4Addr>,
@@ -133,16 +130,6 @@ impl Way {
         }
     }
 
-    /// Where `port` of `ip` is on this way: a link-local address is one of the interface.
-    pub fn towards(&self, ip: IpAddr, port: u16) -> SocketAddr {
-        match ip {
-            IpAddr::V6(ip) if ip.is_unicast_link_local() || ip.is_multicast() => {
-                SocketAddrV6::new(ip, port, 0, self.interface.0).into()
-            }
-            ip => SocketAddr::new(ip, port),
-        }
-    }
-
     /// A socket for datagrams.
     ///
     /// # Errors
@@ -186,7 +173,8 @@ pub async fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<usize>
         .await
 }
 
-/// The function that makes the agent's sockets. What it gives does not block.
+/// The function that makes the agent's sockets. What it gives does not block. Link-local addresses are
+/// those of its interface, without a scope.
 fn socket(way: &Way, kind: Kind, family: Family) -> Result<Socket, Error> {
     let source = way.source(family).ok_or_else(|| Error::NoSource {
         ifname: way.ifname.clone(),
@@ -208,7 +196,7 @@ fn socket(way: &Way, kind: Kind, family: Family) -> Result<Socket, Error> {
             source,
         })?;
     socket
-        .bind(&way.towards(source, 0).into())
+        .bind(&SocketAddr::new(source, 0).into())
         .map_err(|error| Error::Source {
             address: source,
             source: error,

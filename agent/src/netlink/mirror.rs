@@ -28,9 +28,6 @@ use super::wire::Message;
 /// `RTM_NEWNEXTHOP` and `RTM_DELNEXTHOP`.
 const NEXT_HOP_OBJECTS: std::ops::RangeInclusive<u16> = 104..=105;
 
-/// Options of routers in one batch at most.
-const ADVERTISED: usize = 256;
-
 /// What has to be read again, because a notification did not tell all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stale {
@@ -103,7 +100,7 @@ impl Mirror {
             libc::RTM_NEWROUTE => self.route(message, batch),
             libc::RTM_DELROUTE => self.route_gone(message, batch),
             libc::RTM_NEWRULE | libc::RTM_DELRULE => self.rule(message, batch),
-            router::NEW => advertised(message, batch),
+            router::NEW => router::take_in(message, &mut batch.advertised),
             kind if NEXT_HOP_OBJECTS.contains(&kind) => batch.stale.routes = true,
             _ => {}
         }
@@ -374,20 +371,6 @@ impl Mirror {
             routes: visible(self.routes.values().flatten()),
             rules: self.rules.clone(),
             ..Network::default()
-        }
-    }
-}
-
-/// Takes in what a router advertised. Anybody on a link can advertise anything as often as the link
-/// allows; what is left out of a batch that is full comes again.
-fn advertised(message: &Message<'_>, batch: &mut Batch) {
-    let Some((interface, options)) = router::parse(message) else {
-        return;
-    };
-    for option in options {
-        let told = (interface, option);
-        if batch.advertised.len() < ADVERTISED && !batch.advertised.contains(&told) {
-            batch.advertised.push(told);
         }
     }
 }

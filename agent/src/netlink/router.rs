@@ -13,6 +13,8 @@ use super::wire::{AF_INET6, Message, u16_at, u32_at};
 /// `RTM_NEWNDUSEROPT`.
 pub(super) const NEW: u16 = libc::RTM_NEWNDUSEROPT;
 
+/// Options in one batch of notifications at most.
+const BATCH: usize = 256;
 /// Length of `struct nduseroptmsg`.
 const HEADER: usize = 16;
 /// Router advertisement (RFC 4861, section 4.2).
@@ -39,9 +41,23 @@ pub enum RouterOption {
     Portal(Option<String>),
 }
 
+/// Adds what `message` tells to `advertised`, once. Anybody on a link can advertise anything as often as
+/// the link allows; what is left out of a batch that is full comes again.
+pub(super) fn take_in(message: &Message<'_>, advertised: &mut Vec<(IfIndex, RouterOption)>) {
+    let Some((interface, options)) = parse(message) else {
+        return;
+    };
+    for option in options {
+        let told = (interface, option);
+        if advertised.len() < BATCH && !advertised.contains(&told) {
+            advertised.push(told);
+        }
+    }
+}
+
 /// Reads `RTM_NEWNDUSEROPT`: the interface that an advertisement came by, and what of it the agent
 /// knows.
-pub(super) fn parse(message: &Message<'_>) -> Option<(IfIndex, Vec<RouterOption>)> {
+fn parse(message: &Message<'_>) -> Option<(IfIndex, Vec<RouterOption>)> {
     let (fixed, rest) = message.payload.split_first_chunk::<HEADER>()?;
     let [family, _, _, _, _, _, _, _, kind, ..] = *fixed;
     if family != AF_INET6 || kind != ADVERTISEMENT {
@@ -204,6 +220,22 @@ mod tests {
         // What follows the options are attributes.
         let message = told(AF_INET6, ADVERTISEMENT, 0, &bytes);
         assert_eq!(read(&message), Some((IfIndex(7), vec![])));
+    }
+
+    #[test]
+    fn a_batch_has_each_option_once_and_not_more_than_it_may() {
+        let mut advertised = Vec::new();
+        for number in 0..BATCH + 10 {
+            let bytes = option(PORTAL, format!("https://{number}").as_bytes());
+            let message = told(AF_INET6, ADVERTISEMENT, bytes.len(), &bytes);
+            for _ in 0..2 {
+                take_in(
+                    &messages(&message).next().expect("a message"),
+                    &mut advertised,
+                );
+            }
+            assert_eq!(advertised.len(), (number + 1).min(BATCH));
+        }
     }
 
     proptest! {

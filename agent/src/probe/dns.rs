@@ -80,13 +80,14 @@ pub(super) async fn addresses(
 
 const NO_SERVER: &str = "DNS: the domain has no name server";
 
-/// The servers that are asked: those that the domain has a source for.
+/// The servers that are asked: those that the domain has a source for. Whatever scope one had, here it is
+/// the domain's interface that it is asked by.
 fn servers(asker: &Asker<'_>) -> Option<Vec<SocketAddr>> {
     let way = &asker.way;
     let servers = asker.probe.servers.iter();
     let servers: Vec<_> = servers
         .filter(|server| way.source(Family::of(server.ip())).is_some())
-        .map(|server| way.towards(server.ip(), server.port()))
+        .map(|server| SocketAddr::new(server.ip(), server.port()))
         .take(SERVERS)
         .collect();
     (!servers.is_empty()).then_some(servers)

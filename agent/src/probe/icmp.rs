@@ -1,6 +1,6 @@
 //! ICMP and ICMPv6 echo.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
     IcmpEchoHeader, Icmpv4Header, Icmpv4Slice, Icmpv4Type, Icmpv6Header, Icmpv6Slice, Icmpv6Type,
@@ -45,7 +45,7 @@ async fn echo(asker: &Asker<'_>, ip: IpAddr) -> Result<(), Miss> {
     let family = Family::of(ip);
     let Echo { socket, raw } = asker.way.icmp(family)?;
     // From here on it gets what comes from there alone.
-    socket.connect(asker.way.towards(ip, 0)).await?;
+    socket.connect(SocketAddr::new(ip, 0)).await?;
     let ticket = Ticket {
         header: IcmpEchoHeader {
             id: rand::random(),

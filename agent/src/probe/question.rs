@@ -1,7 +1,7 @@
 //! Questions: each has the probe's time to be answered, and is counted.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,7 +54,6 @@ impl<'a> Asker<'a> {
             way: Way {
                 mark: probe.mark,
                 mask: probe.mask,
-                interface: probe.interface,
                 ifname: probe.ifname.clone(),
                 source4: probe.source4,
                 source6: probe.source6,
@@ -154,7 +153,7 @@ impl<'a> Asker<'a> {
     pub(super) async fn connect(&self, ip: IpAddr, port: u16) -> Result<TcpStream, Miss> {
         self.counted(true, async {
             let socket = self.way.tcp(Family::of(ip))?;
-            Ok(socket.connect(self.way.towards(ip, port)).await?)
+            Ok(socket.connect(SocketAddr::new(ip, port)).await?)
         })
         .await
     }

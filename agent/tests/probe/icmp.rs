@@ -44,8 +44,15 @@ fn the_gateways_of_both_families_answer_and_link_local_ones_too() {
             probe.gateways = vec![gateway];
             assert_eq!(run(&probe).await.outcome, Outcome::Passed, "{gateway}");
         }
+        let none = "the domain has no gateway";
+        probe.source6 = None;
+        assert_eq!(
+            reason(&run(&probe).await),
+            none,
+            "only one of the other family"
+        );
         probe.gateways.clear();
-        assert_eq!(reason(&run(&probe).await), "the domain has no gateway");
+        assert_eq!(reason(&run(&probe).await), none);
     });
 }
 

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use socket2::SockRef;
 use steer::steered::{Error, Way};
-use steer_core::ids::IfIndex;
 use steer_core::plan::Family;
 use steer_core::probe::Probe;
 
@@ -14,7 +13,6 @@ fn way(probe: &Probe) -> Way {
     Way {
         mark: probe.mark,
         mask: probe.mask,
-        interface: probe.interface,
         ifname: probe.ifname.clone(),
         source4: probe.source4,
         source6: probe.source6,
@@ -56,7 +54,6 @@ fn without_source_or_interface_there_is_no_socket() {
         assert_eq!(error.to_string(), "wlan0 has no IPv6 address to send from");
         let no_interface = Way {
             ifname: "gone0".to_owned(),
-            interface: IfIndex(9999),
             ..way(&probe(lab))
         };
         let error = no_interface.tcp(Family::Ipv4).expect_err("no interface");

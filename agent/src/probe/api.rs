@@ -1,10 +1,12 @@
 //! The API of RFC 8908, by which a network says itself whether it holds its guests captive.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use steer_core::probe::{Host, Outcome, Probe};
+use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
@@ -56,7 +58,7 @@ async fn exchange(asker: &Asker<'_>, address: &Url, ip: IpAddr) -> Result<Outcom
         .to_owned();
     let name = ServerName::try_from(host).map_err(|error| Miss::Unasked(error.to_string()))?;
     let stream = asker.connect(ip, address.port().unwrap_or(443)).await?;
-    let connector = TlsConnector::from(Arc::new(configuration().await?));
+    let connector = TlsConnector::from(configuration().await?);
     let stream = connector.connect(name, bounded(stream)).await?;
     let accept = Some("application/captive+json");
     let (_, body) = get(stream, address, accept, is_captive_json).await?;
@@ -66,9 +68,26 @@ async fn exchange(asker: &Asker<'_>, address: &Url, ip: IpAddr) -> Result<Outcom
     }
 }
 
-/// Trust in whom the host trusts. Read anew each time: it is seldom asked for, and then what it takes
-/// is soon free again.
-async fn configuration() -> Result<ClientConfig, Miss> {
+thread_local! {
+    /// What the probes of a thread that are under way share. It is large, and free again after the last of
+    /// them.
+    static SHARED: Arc<Mutex<Weak<ClientConfig>>> = Arc::default();
+}
+
+/// Trust in whom the host trusts.
+async fn configuration() -> Result<Arc<ClientConfig>, Miss> {
+    let shared = SHARED.with(Arc::clone);
+    // Who waits for another's reading has it sooner than by reading itself.
+    let mut shared = shared.lock().await;
+    if let Some(configuration) = shared.upgrade() {
+        return Ok(configuration);
+    }
+    let configuration = Arc::new(read_configuration().await?);
+    *shared = Arc::downgrade(&configuration);
+    Ok(configuration)
+}
+
+async fn read_configuration() -> Result<ClientConfig, Miss> {
     let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs)
         .await
         .map_err(|error| Miss::Unasked(error.to_string()))?;
@@ -81,5 +100,8 @@ async fn configuration() -> Result<ClientConfig, Miss> {
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| Miss::Unasked(error.to_string()))?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+    let mut configuration = builder.with_root_certificates(roots).with_no_client_auth();
+    // A session that is gone on with over another domain would tell its network who this is.
+    configuration.resumption = Resumption::disabled();
+    Ok(configuration)
 }

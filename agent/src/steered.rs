@@ -1,5 +1,9 @@
 //! The agent's own sockets: one function makes them, marked and bound so that nothing they send
 //! leaves by another domain than the one they are for.
+//!
+//! What still comes for a connection that is closed for good the kernel answers without a socket: with a
+//! reset, which has the domain's source and goes by the rules for that, if a policy has them in force,
+//! or else by the host's own.
 
 use std::fmt;
 use std::io::{self, Read as _};

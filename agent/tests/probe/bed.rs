@@ -16,7 +16,7 @@ pub(crate) const UPLINK: &str = "wlan0";
 /// How long a probe has that should be answered.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long one has that should not.
-pub(crate) const SHORT: Duration = Duration::from_millis(300);
+pub(crate) const SHORT: Duration = Duration::from_secs(2);
 /// A mark with bits that are not the agent's.
 pub(crate) const MARK: u32 = 0x1300_0001;
 /// The bits that are.
@@ -156,13 +156,16 @@ pub(crate) fn http(lab: &Lab, ip: IpAddr, answer: impl Into<Vec<u8>>) -> SocketA
     serve(lab, ip, move |mut stream| {
         let answer = answer.clone();
         async move {
-            request(&mut stream).await;
-            say(&mut stream, &answer).await;
+            // To one that has closed without a request nothing is said: the host would answer with a reset
+            // that no socket of the probe sends.
+            if !request(&mut stream).await.is_empty() {
+                say(&mut stream, &answer).await;
+            }
         }
     })
 }
 
-/// Reads the head of a request.
+/// Reads the head of a request; empty, if there is none.
 pub(crate) async fn request(stream: &mut TcpStream) -> String {
     let mut read = Vec::new();
     while !read.ends_with(b"\r\n\r\n") {

@@ -1,9 +1,10 @@
 //! The agent's own sockets: one function makes them, marked and bound so that nothing they send
 //! leaves by another domain than the one they are for.
 //!
-//! What still comes for a connection that is closed for good the kernel answers without a socket: with a
-//! reset, which has the domain's source and goes by the rules for that, if a policy has them in force,
-//! or else by the host's own.
+//! What still comes for a connection that is closed the kernel answers without a socket. The last
+//! acknowledgement (`TIME_WAIT`) has the mark, but of IPv6 the interface does not bind its route; a reset
+//! has the domain's source alone. So both leave by the domain where its rules are in force, and else by
+//! the host's own routes.
 
 use std::fmt;
 use std::io::{self, Read as _};

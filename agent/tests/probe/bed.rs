@@ -25,6 +25,7 @@ pub(crate) const MASK: u32 = 0x7700_0000;
 /// Runs `test` at the host of a new laboratory.
 pub(crate) fn in_lab(test: impl AsyncFnOnce(&Lab) + Send) {
     let lab = Lab::new().expect("a laboratory, which needs root");
+    prepare(&lab).expect("the uplink");
     let outcome = lab.host().run(|| {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -33,6 +34,20 @@ pub(crate) fn in_lab(test: impl AsyncFnOnce(&Lab) + Send) {
         Ok(())
     });
     outcome.expect("the test");
+}
+
+/// Waits until both ends of the uplink can find each other, and gives the host the rule for marked IPv6
+/// flows that the agent has. Without it the last acknowledgement of a closed connection would leave by
+/// `eth0`: the kernel remembers mark and interface of such a connection, but for IPv6 the interface
+/// does not bind the route of what no socket sends (`tcp_v6_send_response`). IPv4 needs none.
+fn prepare(lab: &Lab) -> anyhow::Result<()> {
+    lab.link_local(UPLINK)?;
+    lab.peer_link_local(UPLINK)?;
+    let mark = format!("{:#x}/{MASK:#x}", MARK & MASK);
+    lab.ip(&["-6", "rule", "add", "fwmark", &mark, "table", "100"])?;
+    let route = "-6 route add default via 2001:db8:2::1 dev wlan0 table 100";
+    lab.ip(&route.split(' ').collect::<Vec<_>>())?;
+    Ok(())
 }
 
 /// A probe over [`UPLINK`] that asks nothing yet.

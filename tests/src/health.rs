@@ -160,12 +160,21 @@ impl Lab {
             told,
             reader: Some(reader),
         };
-        // Only what it tells shows that it listens; decisions that nobody else waits for make it tell.
+        // Only what it tells shows that it listens; decisions that nobody else waits for make it tell. What is
+        // decided after its first line comes after all that it tells in the beginning.
         let place = self.cgroup().child("watched")?;
+        let decide = |name: &str| -> Result<()> {
+            self.set_policy(name, &place, "eth0", &[])?;
+            self.steer(&["policy", "unset", name])?.success().map(drop)
+        };
         wait::until("steer watch to tell something", || {
-            self.set_policy("watched", &place, "eth0", &[])?;
-            self.steer(&["policy", "unset", "watched"])?.success()?;
+            decide("unwatched")?;
             Ok((watch.position() > 0).then_some(()))
+        })?;
+        wait::until("steer watch to tell of a decision", || {
+            decide("watched")?;
+            let told = watch.since(0, |line| line["policy"] == "watched");
+            Ok((!told.is_empty()).then_some(()))
         })?;
         Ok(watch)
     }

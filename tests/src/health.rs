@@ -90,11 +90,24 @@ impl Lab {
     /// # Errors
     /// If it is not decided in time, or flows leave otherwise.
     pub fn chooses(&self, policy: &str, cgroup: &LabCgroup, uplink: &str) -> Result<()> {
-        let decided = self.wait_decision(policy, "domain", uplink);
-        decided.with_context(|| self.situation(policy))?;
-        self.flow_leaves_by(cgroup, uplink, Kind::Tcp, Family::V4)?;
-        self.flow_leaves_by(cgroup, uplink, Kind::UdpUnconnected, Family::V6)?;
-        Ok(())
+        let flows = || -> Result<()> {
+            self.flow_leaves_by(cgroup, uplink, Kind::Tcp, Family::V4)?;
+            self.flow_leaves_by(cgroup, uplink, Kind::UdpUnconnected, Family::V6)?;
+            Ok(())
+        };
+        wait::until(&format!("flows to leave by {uplink}"), || {
+            let decided = self.wait_decision(policy, "domain", uplink);
+            decided.with_context(|| self.situation(policy))?;
+            let Err(error) = flows() else {
+                return Ok(Some(()));
+            };
+            // On a busy machine a domain may be doubted for a moment; the flow was right then.
+            let shown = self.steer(&["policy", "show", policy, "--json"])?.json()?;
+            if shown["decision"]["domain"] == uplink {
+                return Err(error).with_context(|| self.situation(policy));
+            }
+            Ok(None)
+        })
     }
 
     /// Why `domain` is taken or not for `policy`.

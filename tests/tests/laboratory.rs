@@ -331,6 +331,17 @@ fn a_container_and_a_wg_quick_tunnel_can_be_had() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn what_an_agent_remembers_stays_in_its_laboratory() -> Result<()> {
+    let (lab, other) = (Lab::new()?, Lab::new()?);
+    let path = format!("/var/lib/remembered-by-{}", std::process::id());
+    lab.write_file(&path, "of networks")?;
+    ensure!(!std::fs::exists(&path)?, "the machine has {path}");
+    let elsewhere = other.host().run(|| Ok(std::fs::exists(&path)?))?;
+    ensure!(!elsewhere, "another laboratory has {path}");
+    Ok(())
+}
+
 /// Whether any thread or descriptor of the machine still holds the network namespace `inode`.
 fn namespace_exists(inode: u64) -> Result<bool> {
     let wanted = format!("net:[{inode}]");

@@ -103,7 +103,7 @@ fn an_application_overrides_the_order_by_kind_by_speed_and_by_name() -> Result<(
         lab.reload(&by_http(), &text(lines))?;
         lab.chooses("app", &app, uplink).context(lines)?;
     }
-    let none = "use = \"any\"\nrequire = { min-bandwidth = \"1G\" }\notherwise = \"block\"";
+    let none = "use = \"any\"\nrequire = { min-bandwidth = \"1G\" }\nstrict = true";
     lab.reload(&by_http(), &text(none))?;
     lab.wait_decision("app", "verdict", "block")?;
     lab.matrix_is_refused(&app, None)?;

@@ -192,7 +192,7 @@ fn a_portal_alone_is_no_domain_for_a_policy() -> Result<()> {
     for uplink in ["wlan0", "wwan0"] {
         lab.serve_http(uplink, Http::Login)?;
     }
-    let (_agent, app) = start(&lab, &by_http(), "otherwise = \"block\"")?;
+    let (_agent, app) = start(&lab, &by_http(), "strict = true")?;
     lab.wait_state("wlan0", "portal")?;
     lab.wait_state("wwan0", "portal")?;
     lab.wait_decision("app", "verdict", "block")?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use steer_common::{ChoiceEntry, MAX_SHARES, ShareEntry, share, verdict};
 
 use super::{Changes, Engine};
+use crate::domains::DomainState;
 use crate::ids::ChoiceId;
 use crate::name::Name;
 use crate::plan::Family;
@@ -99,17 +100,26 @@ impl Engine {
                 verdict: verdict::PASS,
                 ..ChoiceEntry::default()
             },
+            // What no program decides of its own bears this domain's mark, whose table leads nowhere: so it is none
+            // that is up.
             Verdict::Block => ChoiceEntry {
                 verdict: verdict::BLOCK,
                 domain: decision
                     .candidates
                     .iter()
+                    .filter(|candidate| !self.is_up(&candidate.domain))
                     .map(|candidate| number(&candidate.domain))
                     .find(|index| *index != 0)
                     .unwrap_or(0),
                 ..ChoiceEntry::default()
             },
         }
+    }
+
+    /// Whether a domain's table leads anywhere.
+    fn is_up(&self, domain: &Name) -> bool {
+        let domain = self.domains.get(domain.as_str());
+        domain.is_some_and(|domain| domain.state == DomainState::Up)
     }
 
     /// Gives these choices their slots; those with the highest numbers go without where there is no room.

@@ -80,6 +80,10 @@ pub mod policy_flags {
     pub const REBIND_DATAGRAM: u32 = 1 << 3;
     /// Datagram flows that were decided for another domain are put on the new one (with [`REPAIR`]).
     pub const MOVE: u32 = 1 << 4;
+    /// Programs are to prefer IPv4 (`prefer-family`).
+    pub const PREFER_IPV4: u32 = 1 << 5;
+    /// Programs are to prefer IPv6.
+    pub const PREFER_IPV6: u32 = 1 << 6;
 }
 
 /// Value of `CHOICES` (array): what was decided for every policy with the same inputs to selection.

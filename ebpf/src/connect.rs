@@ -12,7 +12,7 @@ use crate::{
     address::Address,
     count::count,
     decision::{ALLOW, Decision, Domain, decide, refuse_no_domain, refuse_not_allowed},
-    flow,
+    family, flow,
     log::log,
     options,
     owner::{self, Owner},
@@ -75,6 +75,9 @@ fn connect(ctx: *mut bpf_sock_addr, destination: Address) -> i32 {
         }
         NO_DOMAIN => refuse_no_domain(),
         NOT_ALLOWED => refuse_not_allowed(),
+        steer_to if family::turns_away(ctx, &owner, index(steer_to), steer_to & IS_V4 != 0) => {
+            refuse_no_domain()
+        }
         steer_to => steer(ctx, socket, flow, &owner, steer_to),
     };
     log!(log_connect(owner.policy, said, verdict, &destination));
@@ -93,6 +96,12 @@ const NOT_ALLOWED: u64 = 3;
 pub const STEER: u64 = 1 << 31;
 /// The flow is IPv4.
 const IS_V4: u64 = 1 << 30;
+
+/// The domain that [`STEER`] is said with.
+#[inline(always)]
+const fn index(to: u64) -> u32 {
+    (to & !(STEER | IS_V4)) as u32
+}
 
 /// Decides. A function of its own, as [`steer`] and [`pass`] are, so that what each needs of the stack is free
 /// again for the others.
@@ -181,7 +190,7 @@ fn steer(
     to: u64,
 ) -> i32 {
     let (choice, v4) = ((to >> 32) as u32, to & IS_V4 != 0);
-    let Some(domain) = Domain::get((to & !(STEER | IS_V4)) as u32) else {
+    let Some(domain) = Domain::get(index(to)) else {
         return refuse_no_domain();
     };
     let [source4, source6] = sock::sources(socket);

@@ -13,6 +13,7 @@ mod count;
 mod decision;
 mod divided;
 mod egress;
+mod family;
 mod fit;
 mod flow;
 mod globals;

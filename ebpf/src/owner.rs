@@ -158,6 +158,17 @@ impl Owner {
         self.flags & policy_flags::REBIND_DATAGRAM != 0
     }
 
+    /// Programs are to prefer addresses of the other family.
+    #[inline(always)]
+    pub fn prefers_other(&self, v4: bool) -> bool {
+        let other = if v4 {
+            policy_flags::PREFER_IPV6
+        } else {
+            policy_flags::PREFER_IPV4
+        };
+        self.flags & other != 0
+    }
+
     /// Whether its flows go more than one way: by rules, or spread over the members of its own `choice`.
     #[inline(always)]
     pub fn divides(&self, choice: &ChoiceEntry) -> bool {

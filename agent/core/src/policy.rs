@@ -8,6 +8,7 @@ use crate::criteria::Criteria;
 use crate::ids::CgroupId;
 use crate::name::Name;
 use crate::pattern::{CgroupPattern, UnitName};
+use crate::plan::Family;
 use crate::rules::{Rule, Rules, RulesError};
 
 /// What is wanted for the flows of the cgroups it matches, and of everything below them.
@@ -62,6 +63,9 @@ pub struct Policy {
     /// What it wants of its domains beside their names.
     #[serde(default, skip_serializing_if = "Criteria::is_none")]
     pub criteria: Criteria,
+    /// The family of addresses that programs are to prefer on domains that have both.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub prefer_family: Option<Family>,
     /// What comes before all this for some of its flows: the first rule that fits.
     #[serde(default, skip_serializing_if = "Rules::is_none")]
     pub rules: Rules,
@@ -256,6 +260,7 @@ impl Policy {
             sessions: Sessions::default(),
             linger: None,
             criteria: Criteria::default(),
+            prefer_family: None,
             rules: Rules::default(),
         }
     }

@@ -217,9 +217,10 @@ prop_compose! {
         on_loss in sessions(),
         linger in option::of(lingers()),
         criteria in criteria(),
+        prefer_family in option::of(select(vec![Family::Ipv4, Family::Ipv6])),
     ) -> Policy {
         Policy {
-            repair, share, rebind, sessions: Sessions { on_better, on_loss }, linger, criteria,
+            repair, share, rebind, sessions: Sessions { on_better, on_loss }, linger, criteria, prefer_family,
             ..Policy::new(Name::default_policy(), Origin::Admin, Vec::new(), Vec::new(), false)
         }
     }
@@ -370,6 +371,7 @@ fn policies() -> impl Strategy<Value = (Policy, Vec<Index>, Vec<Vec<Index>>)> {
                 sessions: habits.sessions,
                 linger: habits.linger,
                 criteria: habits.criteria,
+                prefer_family: habits.prefer_family,
                 rules: rules.into(),
                 ..Policy::new(
                     Name::default_policy(),
@@ -530,6 +532,7 @@ fn every_key_of_the_schema_is_printed() {
         prefer = ["latency", "last-good"]
         margin = "5%"
         family = "ipv6"
+        prefer-family = "ipv4"
         priority = 1
         [policy.p.require]
         kind = "wlan"

@@ -8,7 +8,7 @@ use crate::criteria::{Criteria, Criterion, Require};
 use crate::name::{Name, Shown};
 use crate::plan::Family;
 
-const FAMILIES: [(&str, Family); 2] = [("ipv4", Family::Ipv4), ("ipv6", Family::Ipv6)];
+pub(super) const FAMILIES: [(&str, Family); 2] = [("ipv4", Family::Ipv4), ("ipv6", Family::Ipv6)];
 
 const CRITERIA: [Criterion; 9] = [
     Criterion::Cost,

@@ -478,6 +478,13 @@ const FAMILY_OF_POLICY: Key = key(
     "a family that a domain must have",
 );
 
+const PREFER_FAMILY_OF_POLICY: Key = key(
+    "prefer-family",
+    "`\"ipv4\"` or `\"ipv6\"`",
+    "as programs do by themselves",
+    "a family that programs are to prefer on domains that have both",
+);
+
 const RULE_OF_POLICY: Key = key(
     "rule",
     "list of tables",
@@ -607,6 +614,7 @@ pub(super) const POLICY: Keys = Keys::new(
         PREFER_OF_POLICY,
         MARGIN_OF_POLICY,
         FAMILY_OF_POLICY,
+        PREFER_FAMILY_OF_POLICY,
         key(
             "priority",
             "integer from -2147483648 to 2147483647",
@@ -648,6 +656,7 @@ pub(super) const DEFAULT_POLICY: Keys = Keys::new(
         PREFER_OF_POLICY,
         MARGIN_OF_POLICY,
         FAMILY_OF_POLICY,
+        PREFER_FAMILY_OF_POLICY,
         RULE_OF_POLICY,
     ],
 );

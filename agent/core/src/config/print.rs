@@ -106,6 +106,9 @@ pub fn policy_to_toml(policy: &Policy) -> Result<String, NotSavable> {
     for (key, value) in criteria(&policy.criteria) {
         line(key, value);
     }
+    if let Some(preferred) = policy.prefer_family {
+        line("prefer-family", Value::from(family(preferred)));
+    }
     if policy.priority != 0 && policy.origin != Origin::Default {
         line("priority", Value::from(i64::from(policy.priority)));
     }
@@ -114,6 +117,13 @@ pub fn policy_to_toml(policy: &Policy) -> Result<String, NotSavable> {
         text.push_str(&rule(&policy.name, says));
     }
     Ok(text)
+}
+
+fn family(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "ipv4",
+        Family::Ipv6 => "ipv6",
+    }
 }
 
 /// What a policy wants of its domains, key by key.
@@ -126,10 +136,7 @@ fn criteria(says: &Criteria) -> Vec<(&'static str, Value)> {
     let text = |key, value: Option<String>| value.map(|value| (key, Value::from(value)));
     let kinds: Vec<&str> = require.kind.iter().map(|one| kind(*one)).collect();
     let prefer: Vec<String> = prefer.iter().map(ToString::to_string).collect();
-    let family = require.family.map(|family| match family {
-        Family::Ipv4 => "ipv4".to_owned(),
-        Family::Ipv6 => "ipv6".to_owned(),
-    });
+    let family = require.family.map(|family| self::family(family).to_owned());
     let margin = (*margin != Margin::default()).then(|| margin.to_string());
     [
         (!kinds.is_empty()).then(|| ("require.kind", Value::from(kinds))),

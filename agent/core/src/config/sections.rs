@@ -346,6 +346,7 @@ fn read_wishes(
         sessions: read_sessions(reader, table),
         linger: reader.string(table, "linger", linger),
         criteria: criteria::read(reader, table),
+        prefer_family: reader.word(table, "prefer-family", &criteria::FAMILIES),
         rules: rules.rules.into(),
         ..Policy::new(name, Origin::Admin, matches, uses, strict)
     };

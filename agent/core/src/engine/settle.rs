@@ -15,7 +15,7 @@ use crate::groups;
 use crate::ids::{CgroupId, ChoiceId, DomainIndex, PolicyId};
 use crate::name::Name;
 use crate::pattern::Reach;
-use crate::plan::{Plan, inputs, network};
+use crate::plan::{Family, Plan, inputs, network};
 use crate::policy::{LocalNetworks, Otherwise, Policy, Rebind};
 use crate::select::Inputs;
 
@@ -315,6 +315,12 @@ impl Engine {
         }
         if policies().any(|policy| policy.rebind == Rebind::Datagram) {
             flags |= policy_flags::REBIND_DATAGRAM;
+        }
+        // The first that says anything.
+        match policies().find_map(|policy| policy.prefer_family) {
+            Some(Family::Ipv4) => flags |= policy_flags::PREFER_IPV4,
+            Some(Family::Ipv6) => flags |= policy_flags::PREFER_IPV6,
+            None => {}
         }
         let strict = flags & policy_flags::STRICT != 0;
         let (inputs, rules): (Inputs, u32) = match rules.map(Compiled::ruleset) {

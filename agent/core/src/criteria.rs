@@ -184,6 +184,7 @@ impl Wish {
             require, prefer, ..
         } = &self.criteria;
         require.max_latency.is_some()
+            || require.min_bandwidth.is_some()
             || require.max_loss.is_some()
             || prefer.iter().any(|criterion| criterion.is_measured())
     }

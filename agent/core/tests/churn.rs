@@ -126,6 +126,7 @@ impl Host {
             epoch: probe.epoch,
             report,
             gateway: None,
+            counted: None,
         };
         self.engine.apply(Event::Probed(probed)).unwrap();
         self.engine.settle();

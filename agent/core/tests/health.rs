@@ -289,6 +289,26 @@ fn networks_are_forgotten_when_they_are_too_many_or_too_old() {
     );
 }
 
+#[test]
+fn what_a_domain_was_seen_to_carry_counts_where_the_files_say_less() {
+    let file = "agent.check = { icmp = \"192.0.2.99\" }\n[policy.default]\nuse = [\"wlan0\", \
+                \"lte0\"]\nrequire = { min-bandwidth = \"8M\" }\n";
+    let mut host = Host::new(file);
+    assert_eq!(host.chosen(), "none");
+    // A megabyte a second, either way; what the counters say at first is the past's.
+    for (second, received, sent) in [(1, 5_000_000, 0), (2, 6_000_000, 10), (3, 6_000_010, 20)] {
+        host.at(Duration::from_secs(second));
+        host.carried("lte0", received, sent);
+        assert_eq!(host.chosen(), if second == 1 { "none" } else { "lte0" });
+    }
+    // Counters that begin again are another interface's.
+    host.at(Duration::from_secs(4));
+    host.carried("wlan0", 9_000_000, 0);
+    host.at(Duration::from_secs(5));
+    host.carried("wlan0", 0, 0);
+    assert_eq!(host.chosen(), "lte0");
+}
+
 proptest! {
     /// Whatever comes of checks, in whatever order: the clock's numbers stay sane, and a domain of which
     /// nothing is known that is bad is as good as it was.

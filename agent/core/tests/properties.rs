@@ -405,6 +405,7 @@ proptest! {
                     epoch: probe.epoch,
                     report: Report { outcome: Outcome::Passed, rtt: None, asked: 1, lost: 0 },
                     gateway: None,
+                    counted: None,
                 };
                 engine.apply(Event::Probed(probed)).unwrap();
             }

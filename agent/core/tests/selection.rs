@@ -93,6 +93,7 @@ impl Bed {
                     lost: known.lost,
                 },
                 gateway: None,
+                counted: None,
             };
             let mut history = History::default();
             let taken = self.health.report(

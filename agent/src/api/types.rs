@@ -281,7 +281,7 @@ pub struct DomainView {
     pub metered: bool,
     /// How far what is sent by it is protected: `open`, `protected` or `encrypted`.
     pub security: String,
-    /// What it carries, bit/s, as far as the files say.
+    /// What it carries, bit/s, as the files say.
     pub bandwidth: Option<u64>,
     /// A name by which policies may require it.
     pub profile: Option<String>,
@@ -330,6 +330,8 @@ pub struct MeasuredView {
     pub jitter_us: Option<u64>,
     /// Part of the last questions without an answer, thousandths.
     pub loss_permille: Option<u64>,
+    /// The most that it was seen to carry in one direction between two checks, bit/s: it may carry more.
+    pub bandwidth: Option<u64>,
     /// How often it was lost in the last ten minutes.
     pub losses: u64,
 }

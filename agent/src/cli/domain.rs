@@ -83,7 +83,20 @@ pub(super) fn show(socket: &Path, name: String, json: bool) -> anyhow::Result<()
 
 fn bandwidth(domain: &DomainView) -> String {
     let nominal = domain.bandwidth.map(Bandwidth);
-    nominal.map_or_else(String::new, |bits| format!("{bits} bit/s, as configured"))
+    let nominal = nominal.map(|bits| format!("{bits} bit/s, as configured"));
+    let carried = domain.measured.bandwidth;
+    let carried = carried.map(|bits| format!("{} at least, measured", rate(bits)));
+    let words: Vec<String> = nominal.into_iter().chain(carried).collect();
+    words.join("; ")
+}
+
+/// Bits a second, with two or three digits.
+fn rate(bits: u64) -> String {
+    match bits {
+        0..1_000 => format!("{bits} bit/s"),
+        1_000..1_000_000 => format!("{} kbit/s", bits / 1_000),
+        _ => format!("{} Mbit/s", bits / 1_000_000),
+    }
 }
 
 fn latency(measured: &MeasuredView) -> String {

@@ -8,7 +8,7 @@ use std::future::{Future, pending};
 use std::path::Path;
 use std::time::Duration;
 
-use steer_core::health::{Health, History, Probed};
+use steer_core::health::{Counted, Health, History, Probed};
 use steer_core::name::Name;
 use steer_core::probe::Probe;
 use steer_core::state::Event;
@@ -183,7 +183,23 @@ async fn check(probe: Probe) -> Probed {
         epoch: probe.epoch,
         report,
         gateway,
+        counted: counted(&probe.ifname),
     }
+}
+
+/// What went over an interface; nothing if it has gone.
+fn counted(interface: &str) -> Option<Counted> {
+    let directory = Path::new("/sys/class/net")
+        .join(interface)
+        .join("statistics");
+    let read = |name: &str| -> Option<u64> {
+        let text = std::fs::read_to_string(directory.join(name)).ok()?;
+        text.trim().parse().ok()
+    };
+    Some(Counted {
+        received: read("rx_bytes")?,
+        sent: read("tx_bytes")?,
+    })
 }
 
 async fn hardware_address(

@@ -126,6 +126,7 @@ fn measured(condition: &Condition) -> MeasuredView {
         latency_us: measured.latency().map(micros),
         jitter_us: measured.jitter().map(micros),
         loss_permille: measured.loss().map(|loss| u64::from(loss.0)),
+        bandwidth: measured.bandwidth().map(|bits| bits.0),
         losses: u64::try_from(condition.losses()).unwrap_or(u64::MAX),
     }
 }

@@ -258,7 +258,7 @@ pub(super) const DOMAIN: Keys = Keys::new(
         key(
             "bandwidth",
             BANDWIDTH,
-            "not known",
+            "what it was seen to carry",
             "what it carries, in the narrower direction",
         ),
         key(

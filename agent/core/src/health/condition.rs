@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::history::{History, NetworkId, Record};
 use super::measured::Measured;
-use super::{Grade, Now};
+use super::{Counted, Grade, Now};
+use crate::criteria::Bandwidth;
 use crate::domains::{Domain, DomainState};
 use crate::ids::IfIndex;
 use crate::name::Name;
@@ -118,6 +119,11 @@ impl Condition {
     /// When it is to be checked next.
     pub fn next(&self) -> Duration {
         self.next
+    }
+
+    /// What it carries: what the files say, or what it was seen to carry, if that is more.
+    pub fn bandwidth(&self, domain: &Domain) -> Option<Bandwidth> {
+        domain.bandwidth.max(self.measured.bandwidth())
     }
 
     /// What was measured of it.
@@ -242,6 +248,11 @@ impl Condition {
             self.before = history.get(&network).copied().unwrap_or_default();
             self.network = Some(network);
         }
+    }
+
+    /// Takes in what went over its interface.
+    pub(super) fn count(&mut self, counted: Counted, now: Duration) {
+        self.measured.count(counted, now);
     }
 
     /// Takes in what came of a check.

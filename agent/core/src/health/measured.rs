@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::criteria::Loss;
+use super::Counted;
+use crate::criteria::{Bandwidth, Loss};
 use crate::probe::Report;
 
 /// Reports that loss is counted over.
@@ -21,6 +22,10 @@ pub struct Measured {
     jitter: Duration,
     /// Questions and those without an answer, of the last reports.
     recent: VecDeque<(u32, u32)>,
+    /// When its interface's counters were read last, since boot, and what they said.
+    counted: Option<(Duration, Counted)>,
+    /// The most that it was seen to carry, bit/s.
+    peak: Option<Bandwidth>,
 }
 
 impl Measured {
@@ -43,6 +48,27 @@ impl Measured {
                 self.latency = Some((latency * 7 + rtt) / 8);
             }
         }
+    }
+
+    /// Takes in what the counters of its interface say.
+    pub(super) fn count(&mut self, counted: Counted, now: Duration) {
+        let before = self.counted.replace((now, counted));
+        let Some((at, before)) = before else { return };
+        let time = now.saturating_sub(at).as_micros();
+        let bytes = |now: u64, before: u64| now.checked_sub(before).map(u128::from);
+        // Counters that went back are another interface's.
+        let received = bytes(counted.received, before.received);
+        let sent = bytes(counted.sent, before.sent);
+        let bits = received.max(sent).map(|bytes| bytes * 8 * 1_000_000);
+        let rate = bits.and_then(|bits| bits.checked_div(time));
+        let rate = rate.and_then(|rate| u64::try_from(rate).ok());
+        self.peak = self.peak.max(rate.filter(|rate| *rate > 0).map(Bandwidth));
+    }
+
+    /// The most that it was seen to carry in one direction between two checks: it carries that much, and may
+    /// carry more.
+    pub fn bandwidth(&self) -> Option<Bandwidth> {
+        self.peak
     }
 
     /// Round-trip time.

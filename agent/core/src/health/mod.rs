@@ -55,6 +55,8 @@ pub struct Probed {
     pub report: Report,
     /// Hardware address of the domain's gateway, if it has one and it is known.
     pub gateway: Option<[u8; 6]>,
+    /// What went over its interface, if that is known.
+    pub counted: Option<Counted>,
 }
 
 /// What came of a check for selection.
@@ -66,6 +68,15 @@ pub enum Learned {
     Measured,
     /// How the domain stands, which matters to all.
     Standing,
+}
+
+/// What went over an interface since it is there, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// Received.
+    pub received: u64,
+    /// Sent.
+    pub sent: u64,
 }
 
 /// The time.
@@ -141,6 +152,9 @@ impl Health {
         let before = condition.standing_for_all();
         if let Some(gateway) = probed.gateway {
             condition.attached_to(NetworkId::new(domain, gateway), history);
+        }
+        if let Some(counted) = probed.counted {
+            condition.count(counted, now.boot);
         }
         let check = askable(config, domain);
         condition.report(&domain.name, &check, &probed.report, history, now);

@@ -264,10 +264,9 @@ fn value(
         }
         Criterion::Bandwidth => {
             // The time for a bit, so that the lower is the better.
-            let time = domain
-                .bandwidth
-                .and_then(|bits| (1_u64 << 50).checked_div(bits.0));
-            measured(time, domain.bandwidth.map(|bits| bits.to_string()))
+            let bits = condition.map_or(domain.bandwidth, |known| known.bandwidth(domain));
+            let time = bits.and_then(|bits| (1_u64 << 50).checked_div(bits.0));
+            measured(time, bits.map(|bits| bits.to_string()))
         }
         Criterion::Stability => {
             let losses = condition.map_or(0, Condition::losses);

@@ -61,7 +61,8 @@ pub(super) fn check(
         });
     }
     if let Some(least) = require.min_bandwidth {
-        match domain.bandwidth {
+        let bandwidth = condition.map_or(domain.bandwidth, |known| known.bandwidth(domain));
+        match bandwidth {
             Some(bandwidth) if bandwidth < least => {
                 return Err(format!(
                     "{name} carries {bandwidth} bit/s, less than {least}"
@@ -70,7 +71,7 @@ pub(super) fn check(
             Some(_) => {}
             None => {
                 return Err(format!(
-                    "the bandwidth of {name} is not known: give it `bandwidth`"
+                    "the bandwidth of {name} is not known: give it `bandwidth`, or use it"
                 ));
             }
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use steer_core::domains::DomainState;
 use steer_core::engine::Engine;
-use steer_core::health::{Now, Probed};
+use steer_core::health::{Counted, Now, Probed};
 use steer_core::probe::{Outcome, Probe, Report};
 use steer_core::select::Verdict;
 use steer_core::state::Event;
@@ -73,6 +73,7 @@ impl Host {
                 lost,
             },
             gateway: Some([2, 0, 0, 0, 0, 9]),
+            counted: None,
         }));
     }
 
@@ -88,6 +89,24 @@ impl Host {
                 lost,
             },
             gateway: None,
+            counted: None,
+        }));
+    }
+
+    /// A check that passed, when so much had gone over the domain's interface.
+    pub(crate) fn carried(&mut self, domain: &str, received: u64, sent: u64) {
+        let epoch = self.probe(domain).unwrap().epoch;
+        self.apply(Event::Probed(Probed {
+            domain: name(domain),
+            epoch,
+            report: Report {
+                outcome: Outcome::Passed,
+                rtt: None,
+                asked: 1,
+                lost: 0,
+            },
+            gateway: None,
+            counted: Some(Counted { received, sent }),
         }));
     }
 

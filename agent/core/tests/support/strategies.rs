@@ -309,6 +309,7 @@ fn checks() -> impl Strategy<Value = Event> {
                     lost: u32::from(rtt.is_none()),
                 },
                 gateway: known.then_some([2, 0, 0, 0, 0, 1]),
+                counted: None,
             })
         });
     prop_oneof![

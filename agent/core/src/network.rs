@@ -177,6 +177,11 @@ impl Network {
     pub fn apply(&mut self, change: NetworkChange) {
         match change {
             NetworkChange::Link(link) => {
+                if !(link.up && link.carrier) {
+                    // What the next network announces is another's.
+                    self.servers.remove(&link.index);
+                    self.portals.remove(&link.index);
+                }
                 self.links.insert(link.index, link);
             }
             NetworkChange::LinkGone(index) => {

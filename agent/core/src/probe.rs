@@ -1,5 +1,5 @@
-//! What is asked over one domain alone, to know whether it leads anywhere: plain data, which the plan
-//! has and the agent carries out.
+//! What is asked over one domain alone, to know whether it leads anywhere: plain data, which the engine
+//! tells and the agent carries out.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -114,7 +114,7 @@ pub struct Report {
     pub outcome: Outcome,
     /// Time of the quickest exchange with one packet each way: echo, handshake, or DNS.
     pub rtt: Option<Duration>,
-    /// Questions that were asked, and of these those without any answer.
+    /// Questions that were asked.
     pub asked: u32,
     /// Of these, without any answer in time.
     pub lost: u32,
@@ -157,10 +157,20 @@ impl Check {
             && self.icmp.is_empty())
     }
 
-    /// After this time a question counts as lost. `fall` failures fit into three intervals.
+    /// After this time a question counts as lost. With [`Check::repeat`] in between, `fall` failures that begin an
+    /// interval (and an eighth) after the path died fit into three intervals, as long as nothing is asked faster
+    /// than every 50 ms.
     pub fn timeout(&self) -> Duration {
         let fall = self.fall.max(1);
-        (self.interval * 2 / (fall + 1)).clamp(Duration::from_millis(50), Duration::from_secs(10))
+        let part = self.interval * 3 / (2 * fall);
+        part.clamp(Duration::from_millis(50), Duration::from_secs(10))
+            .min(self.interval)
+    }
+
+    /// After a failure that is not the last one a question is asked again in this time.
+    pub fn repeat(&self) -> Duration {
+        let part = self.interval / (4 * self.fall.max(1));
+        part.clamp(Duration::from_millis(10), Duration::from_secs(1))
     }
 }
 

@@ -124,6 +124,7 @@ impl Host {
         let probed = Probed {
             domain: probe.domain.clone(),
             epoch: probe.epoch,
+            began: self.now,
             report,
             gateway: None,
             counted: None,

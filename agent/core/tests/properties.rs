@@ -403,6 +403,7 @@ proptest! {
                 let probed = Probed {
                     domain: probe.domain,
                     epoch: probe.epoch,
+                    began: std::time::Duration::ZERO,
                     report: Report { outcome: Outcome::Passed, rtt: None, asked: 1, lost: 0 },
                     gateway: None,
                     counted: None,

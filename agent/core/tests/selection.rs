@@ -86,6 +86,7 @@ impl Bed {
             let probed = Probed {
                 domain: name(domain),
                 epoch: self.health.get(&name(domain)).unwrap().epoch(),
+                began: Duration::ZERO,
                 report: Report {
                     outcome: known.outcome.clone(),
                     rtt: known.latency,

@@ -20,6 +20,13 @@ pub(super) fn login(socket: &Path, args: LoginArgs) -> anyhow::Result<ExitCode> 
     let LoginArgs { name, command } = args;
     let domain = call(socket, &ShowDomain { name })?.domain;
     let Some(portal) = domain.portal else {
+        if domain.state == "portal" {
+            bail!(
+                "a portal answers on {0} and does not say where its page is: open any http:// page by \
+                 `steer run --strict --via {0} -- BROWSER`",
+                domain.name
+            );
+        }
         bail!(
             "no portal answers on {}: it is {} ({})",
             domain.name,

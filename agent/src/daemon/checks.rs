@@ -80,8 +80,13 @@ impl Checks {
     /// The next check that has ended.
     pub(super) async fn ended(&mut self) -> Probed {
         loop {
-            match self.running.join_next().await {
-                Some(Ok(probed)) => return probed,
+            match self.running.join_next_with_id().await {
+                Some(Ok((_, probed))) => return probed,
+                Some(Err(ended)) if ended.is_panic() => {
+                    error!("a check ended by itself: {ended}");
+                    self.under_way
+                        .retain(|_, (_, task)| task.id() != ended.id());
+                }
                 // It was given up, as its domain is another now.
                 Some(Err(_)) => {}
                 None => pending().await,
@@ -172,6 +177,7 @@ pub(super) fn remove() -> Result<(), statefile::Error> {
 
 /// Carries out one check.
 async fn check(probe: Probe) -> Probed {
+    let began = clock::since_boot();
     let report = probe::run(&probe).await;
     let gateway = match probe.gateways.first() {
         Some(gateway) => hardware_address(netlink::neighbour(probe.interface, *gateway)).await,
@@ -181,6 +187,7 @@ async fn check(probe: Probe) -> Probed {
     Probed {
         domain: probe.domain,
         epoch: probe.epoch,
+        began,
         report,
         gateway,
         counted: counted(&probe.ifname),

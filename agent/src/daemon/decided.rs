@@ -75,6 +75,7 @@ impl Decided {
             .collect();
         let choices = self.choices.values();
         choices
+            .filter(|made| made.verdict == steer_common::verdict::STEER)
             .filter_map(|made| {
                 let name = names.get(&made.domain)?;
                 Some((ChoiceId(made.choice), (*name).clone()))

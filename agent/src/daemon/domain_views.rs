@@ -43,7 +43,7 @@ impl Daemon {
             reason: domain.reason_with(health),
             since: condition.map(|condition| timestamp(clock::wall(condition.since()))),
             portal: condition.and_then(|condition| self.portal(domain, condition)),
-            check: asked(&check_of(&state.config, &domain.name)),
+            check: asked(&check_of(&state.config, domain)),
             measured: condition.map(measured).unwrap_or_default(),
             network: network.map(ToString::to_string),
             history: network
@@ -78,7 +78,7 @@ impl Daemon {
         let Standing::Portal(page) = condition.standing() else {
             return None;
         };
-        let check = check_of(&self.engine.state().config, &domain.name);
+        let check = check_of(&self.engine.state().config, domain);
         let asked = || check.http.first().map(ToString::to_string);
         page.clone().or_else(asked)
     }

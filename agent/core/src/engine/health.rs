@@ -24,7 +24,8 @@ impl Engine {
 
     /// When time alone changes something next, since boot.
     pub fn deadline(&self) -> Option<Duration> {
-        self.state.health.deadline(&self.state.config)
+        let state = &self.state;
+        state.health.deadline(&state.config, &self.domains)
     }
 
     /// What is chosen for `inputs` now.
@@ -79,8 +80,17 @@ impl Engine {
     }
 
     pub(super) fn take_stall(&mut self, name: &Name) {
-        let check = check_of(&self.state.config, name);
-        self.state.health.stalled(name, &check, self.state.now);
+        if let Some(domain) = self.domains.get(name.as_str()) {
+            let check = check_of(&self.state.config, domain);
+            self.state.health.stalled(name, &check, self.state.now);
+        }
+    }
+
+    pub(super) fn recheck(&mut self, name: &Name) {
+        if let Some(domain) = self.domains.get(name.as_str()) {
+            let check = check_of(&self.state.config, domain);
+            self.state.health.recheck(name, &check, self.state.now);
+        }
     }
 
     /// Domains are different: choices among them are to be made again.
@@ -115,9 +125,8 @@ impl Engine {
 
     fn probe(&self, domain: &Domain, condition: &Condition, index: u16) -> Option<Probe> {
         let state = &self.state;
-        let check = check_of(&state.config, &domain.name);
-        let asks = check.asks() && !(check.implied && domain.gateways.is_empty());
-        if domain.state != DomainState::Up || !asks {
+        let check = check_of(&state.config, domain);
+        if domain.state != DomainState::Up || !check.asks() {
             return None;
         }
         let interface = domain.interface?;

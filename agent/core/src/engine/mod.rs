@@ -212,7 +212,7 @@ impl Engine {
             Event::Now(now) => self.pass_time(now),
             Event::Probed(probed) => self.take_report(&probed),
             Event::Stalled(name) => self.take_stall(&name),
-            Event::Recheck(name) => self.state.health.recheck(&name, self.state.now),
+            Event::Recheck(name) => self.recheck(&name),
             Event::Remembered(history) => self.state.history = history,
             Event::Recalled(health) => {
                 self.state.health = health;

@@ -48,10 +48,33 @@ pub enum Standing {
 #[serde(default)]
 struct Attachment {
     up: bool,
+    /// What is asked: a verdict is about that, too.
+    asked: Asked,
     interface: Option<IfIndex>,
     gateways: Vec<IpAddr>,
     source4: Option<Ipv4Addr>,
     source6: Option<Ipv6Addr>,
+}
+
+/// What a check asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Asked(Vec<String>);
+
+impl Asked {
+    fn of(check: &Check) -> Self {
+        let mut asked: Vec<String> = check.http.iter().map(ToString::to_string).collect();
+        asked.extend(check.dns.iter().map(|target| format!("dns {target}")));
+        asked.extend(
+            check
+                .tcp
+                .iter()
+                .map(|(host, port)| format!("tcp {host} {port}")),
+        );
+        asked.extend(check.icmp.iter().map(|host| format!("icmp {host}")));
+        asked.push(format!("{:?} {}", check.expect, check.implied));
+        Self(asked)
+    }
 }
 
 /// How one domain is.
@@ -76,6 +99,10 @@ pub struct Condition {
     checks: u64,
     /// When the last check ended.
     checked_at: Option<Duration>,
+    /// When the first check of this attachment ended.
+    first_checked: Option<Duration>,
+    /// When it was asked that it be checked at once: what a check says that began before is not all.
+    asked_at: Option<Duration>,
     measured: Measured,
     /// When it was lost, not long ago.
     losses: VecDeque<Duration>,
@@ -156,7 +183,7 @@ impl Condition {
         (
             std::mem::discriminant(&self.standing),
             (self.proven, self.attempts, self.before),
-            (self.losses.len(), self.settled_at),
+            (self.losses.len(), self.settled_at, self.fails_again()),
         )
     }
 
@@ -169,16 +196,21 @@ impl Condition {
     }
 
     /// How good it is. The domain that is in use counts as settled and proven: what is not known yet is no
-    /// reason to leave it.
+    /// reason to leave it, unless it fails where it failed last time.
     pub fn grade(&self, check: &Check, in_use: bool, now: Duration) -> Grade {
         match self.standing {
             Standing::Portal(_) => Grade::Portal,
             Standing::Limited(_) => Grade::Limited,
-            _ if in_use => Grade::Well,
+            _ if in_use && !self.fails_again() => Grade::Well,
             Standing::Unknown if self.is_unproven(check) => Grade::Unproven,
             _ if now < self.settled_at => Grade::Settling,
             _ => Grade::Well,
         }
+    }
+
+    /// It fails where it failed last time.
+    fn fails_again(&self) -> bool {
+        self.before.failed() && self.failed > 0
     }
 
     fn is_unproven(&self, check: &Check) -> bool {
@@ -205,6 +237,7 @@ impl Condition {
     pub(super) fn observe(&mut self, domain: &Domain, check: &Check, now: Duration) -> bool {
         let attachment = Attachment {
             up: domain.state == DomainState::Up,
+            asked: Asked::of(check),
             interface: domain.interface,
             gateways: domain.gateways.clone(),
             source4: domain.sources4.first().copied(),
@@ -236,6 +269,9 @@ impl Condition {
         self.failed = 0;
         self.next = now;
         self.pause = check.interval;
+        self.first_checked = None;
+        self.asked_at = None;
+        self.timed_out &= !self.attachment.up;
         self.measured = Measured::default();
         self.network = None;
         self.before = Record::default();
@@ -261,6 +297,7 @@ impl Condition {
         name: &Name,
         check: &Check,
         report: &Report,
+        began: Duration,
         history: &mut History,
         now: Now,
     ) {
@@ -270,12 +307,21 @@ impl Condition {
         }
         self.checks += 1;
         self.checked_at = Some(now.boot);
+        self.first_checked.get_or_insert(now.boot);
+        let suspected =
+            self.asked_at.take_if(|at| *at <= began).is_none() && self.asked_at.is_some();
+        let before = self.failed;
         let wait = match &report.outcome {
             Outcome::Passed => self.passed(check, history, now),
             Outcome::Portal(page) => self.portal_found(page.clone(), check, now.boot),
             Outcome::Failed(why) => self.failed(why, check, history, now),
         };
         self.next = now.boot + self.spread(name, wait);
+        if suspected {
+            // It began before it was asked for: another one follows, and what is suspected stays so until then.
+            self.failed = self.failed.max(before);
+            self.next = self.next.min(now.boot + RECHECK_PAUSE);
+        }
     }
 
     fn passed(&mut self, check: &Check, history: &mut History, now: Now) -> Duration {
@@ -283,6 +329,11 @@ impl Condition {
         self.passed = self.passed.saturating_add(1);
         let known = matches!(self.standing, Standing::Unknown | Standing::Validated);
         if known || self.passed >= check.rise {
+            if !known {
+                // It is back: from now on it has to stay.
+                self.forget_old_losses(now.boot);
+                self.settle_from(now.boot);
+            }
             self.proven = true;
             self.attempts = 0;
             let standing = if check.implied {
@@ -315,6 +366,7 @@ impl Condition {
         self.failed = self.failed.saturating_add(1);
         if check.implied && !self.proven {
             // Who never answered may be one who does not.
+            self.attempts = 0;
             return check.interval;
         }
         if let Standing::Limited(_) = self.standing {
@@ -327,8 +379,7 @@ impl Condition {
             self.give_up(why.to_owned(), history, now);
             return self.pause;
         }
-        // So that `fall` failures fit into three intervals.
-        check.interval / 8
+        check.repeat()
     }
 
     fn give_up(&mut self, why: String, history: &mut History, now: Now) {
@@ -342,20 +393,23 @@ impl Condition {
     /// None of its packets come back.
     pub(super) fn stalled(&mut self, check: &Check, now: Duration) {
         let well = matches!(self.standing, Standing::Unknown | Standing::Validated);
-        if well && self.attachment.up && check.asks() && self.failed + 1 < check.fall {
-            self.failed = check.fall - 1;
-            self.next = now;
+        let says = check.asks() && (self.proven || !check.implied);
+        if well && says && self.attachment.up {
+            self.failed = self.failed.max(check.fall.saturating_sub(1));
+            self.next = self.next.min(now);
+            self.asked_at = Some(now);
         }
     }
 
     /// It is to be checked at once; not more often than every second, whoever asks.
-    pub(super) fn recheck(&mut self, now: Duration) {
+    pub(super) fn recheck(&mut self, check: &Check, now: Duration) {
         let earliest = match self.checked_at {
             Some(at) => now.max(at + RECHECK_PAUSE),
             None => now,
         };
         self.next = self.next.min(earliest);
-        self.pause = Duration::ZERO;
+        self.pause = check.interval;
+        self.asked_at = Some(now);
     }
 
     /// Takes in that time has passed; returns whether the domain is different by it.
@@ -373,7 +427,8 @@ impl Condition {
             self.settled_at = Duration::ZERO;
             changed = true;
         }
-        if self.awaited(check) && now.boot >= self.link_since + timeout {
+        let since = self.awaited_since(check);
+        if since.is_some_and(|since| now.boot >= since.saturating_add(timeout)) {
             self.timed_out = true;
             self.attempts = self.attempts.saturating_add(1);
             if self.link == Some(DomainState::Up) {
@@ -386,24 +441,23 @@ impl Condition {
         changed
     }
 
-    /// Whether it is on its way to become usable.
-    fn awaited(&self, check: &Check) -> bool {
-        !self.timed_out
-            && match self.link {
-                Some(DomainState::Configuring) => true,
-                Some(DomainState::Up) => {
-                    self.standing == Standing::Unknown && check.asks() && !check.implied
-                }
-                _ => false,
+    /// Since when it is on its way to become usable: it has carrier, or is checked.
+    fn awaited_since(&self, check: &Check) -> Option<Duration> {
+        match self.link {
+            _ if self.timed_out => None,
+            Some(DomainState::Configuring) => Some(self.link_since),
+            Some(DomainState::Up) if self.standing == Standing::Unknown && !check.implied => {
+                self.first_checked.filter(|_| check.asks())
             }
+            _ => None,
+        }
     }
 
     /// When [`Condition::tick`] finds something next.
     pub(super) fn deadline(&self, timeout: Duration, check: &Check) -> Option<Duration> {
         let settled = (self.settled_at != Duration::ZERO).then_some(self.settled_at);
-        let attached = self
-            .awaited(check)
-            .then(|| self.link_since.saturating_add(timeout));
+        let attached = self.awaited_since(check);
+        let attached = attached.map(|since| since.saturating_add(timeout));
         let forgotten = self.losses.front().map(|lost| *lost + WINDOW);
         [settled, attached, forgotten].into_iter().flatten().min()
     }

@@ -51,6 +51,8 @@ pub struct Probed {
     pub domain: Name,
     /// The attachment that was checked ([`Probe::epoch`](crate::probe::Probe)).
     pub epoch: u64,
+    /// When it began, since boot.
+    pub began: Duration,
     /// What came of it.
     pub report: Report,
     /// Hardware address of the domain's gateway, if it has one and it is known.
@@ -89,26 +91,19 @@ pub struct Now {
 }
 
 /// How a domain is checked: as its section of the files says, or `[agent]`; where neither does, its
-/// gateway is asked for an echo.
-pub fn check_of(config: &Config, name: &Name) -> Check {
-    let own = config.domains.get(name).and_then(|d| d.check.as_ref());
+/// gateway is asked for an echo, if it has one.
+pub fn check_of(config: &Config, domain: &Domain) -> Check {
+    let own = config.domains.get(&domain.name);
+    let own = own.and_then(|own| own.check.as_ref());
     match own.or(config.agent.check.as_ref()) {
         Some(check) => check.clone(),
+        None if domain.gateways.is_empty() => Check::default(),
         None => Check {
             icmp: vec![Host::Gateway],
             implied: true,
             ..Check::default()
         },
     }
-}
-
-/// What `check_of` says, as far as it can be asked: a domain without a gateway has none to ask.
-fn askable(config: &Config, domain: &Domain) -> Check {
-    let mut check = check_of(config, &domain.name);
-    if check.implied && domain.gateways.is_empty() {
-        check.icmp.clear();
-    }
-    check
 }
 
 impl Health {
@@ -124,7 +119,7 @@ impl Health {
         let mut changed = BTreeSet::new();
         for domain in domains.iter() {
             let condition = self.conditions.entry(domain.name.clone()).or_default();
-            if condition.observe(domain, &askable(config, domain), now.boot) {
+            if condition.observe(domain, &check_of(config, domain), now.boot) {
                 changed.insert(domain.name.clone());
             }
         }
@@ -156,8 +151,15 @@ impl Health {
         if let Some(counted) = probed.counted {
             condition.count(counted, now.boot);
         }
-        let check = askable(config, domain);
-        condition.report(&domain.name, &check, &probed.report, history, now);
+        let check = check_of(config, domain);
+        condition.report(
+            &domain.name,
+            &check,
+            &probed.report,
+            probed.began,
+            history,
+            now,
+        );
         if before == condition.standing_for_all() {
             Learned::Measured
         } else {
@@ -174,9 +176,9 @@ impl Health {
     }
 
     /// A domain is checked at once.
-    pub fn recheck(&mut self, name: &Name, now: Now) {
+    pub fn recheck(&mut self, name: &Name, check: &Check, now: Now) {
         if let Some(condition) = self.conditions.get_mut(name) {
-            condition.recheck(now.boot);
+            condition.recheck(check, now.boot);
         }
     }
 
@@ -194,7 +196,7 @@ impl Health {
                 continue;
             };
             let timeout = attach_timeout(config, name);
-            let check = askable(config, domain);
+            let check = check_of(config, domain);
             if condition.tick(&check, timeout, history, now) {
                 changed.insert(name.clone());
             }
@@ -203,10 +205,11 @@ impl Health {
     }
 
     /// When [`Health::tick`] finds something next.
-    pub fn deadline(&self, config: &Config) -> Option<Duration> {
+    pub fn deadline(&self, config: &Config, domains: &Domains) -> Option<Duration> {
         let conditions = self.conditions.iter();
         let deadlines = conditions.filter_map(|(name, condition)| {
-            condition.deadline(attach_timeout(config, name), &check_of(config, name))
+            let check = check_of(config, domains.get(name.as_str())?);
+            condition.deadline(attach_timeout(config, name), &check)
         });
         deadlines.min()
     }

@@ -9,6 +9,7 @@ use crate::groups;
 use crate::health::{Condition, Grade, Standing, check_of};
 use crate::name::Name;
 use crate::plan::{Family, Object};
+use crate::probe::Check;
 
 /// A candidate that was looked at.
 #[derive(Debug)]
@@ -115,7 +116,7 @@ impl World<'_> {
         let condition = self.health.get(&domain.name);
         require::check(&wish.criteria, domain, condition, in_use)?;
         self.reaches(used, domain, wish)?;
-        let check = check_of(self.config, &domain.name);
+        let check = check_of(self.config, domain);
         let grade = condition.map_or(Grade::Well, |condition| {
             condition.grade(&check, in_use, self.now)
         });
@@ -128,6 +129,11 @@ impl World<'_> {
                 "{name} was lost {} times within ten minutes, and counts again once it has been there for a while",
                 condition.map_or(0, Condition::losses)
             ),
+            Grade::Unproven if condition.is_some_and(|known| known.before().failed()) => {
+                format!(
+                    "{name} is not proven: its network failed last time, and its check has not passed since"
+                )
+            }
             Grade::Unproven => {
                 format!("{name} is not proven: its check has not passed since it is attached")
             }
@@ -171,7 +177,8 @@ impl World<'_> {
     fn passes_own_check(&self, domain: &Domain) -> bool {
         let own = self.config.domains.get(&domain.name);
         let condition = self.health.get(&domain.name);
-        own.is_some_and(|own| own.check.is_some())
+        own.and_then(|own| own.check.as_ref())
+            .is_some_and(Check::asks)
             && condition.is_some_and(|condition| *condition.standing() == Standing::Validated)
     }
 

@@ -62,10 +62,21 @@ impl Host {
     }
 
     pub(crate) fn report(&mut self, domain: &str, epoch: u64, outcome: Outcome) {
+        self.report_of(domain, epoch, self.now, outcome);
+    }
+
+    pub(crate) fn report_of(
+        &mut self,
+        domain: &str,
+        epoch: u64,
+        began: Duration,
+        outcome: Outcome,
+    ) {
         let lost = u32::from(matches!(outcome, Outcome::Failed(_)));
         self.apply(Event::Probed(Probed {
             domain: name(domain),
             epoch,
+            began,
             report: Report {
                 rtt: (lost == 0).then_some(Duration::from_millis(10)),
                 outcome,
@@ -82,6 +93,7 @@ impl Host {
         self.apply(Event::Probed(Probed {
             domain: name(domain),
             epoch,
+            began: self.now,
             report: Report {
                 outcome: Outcome::Passed,
                 rtt: Some(rtt),
@@ -99,6 +111,7 @@ impl Host {
         self.apply(Event::Probed(Probed {
             domain: name(domain),
             epoch,
+            began: self.now,
             report: Report {
                 outcome: Outcome::Passed,
                 rtt: None,

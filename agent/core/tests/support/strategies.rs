@@ -302,6 +302,7 @@ fn checks() -> impl Strategy<Value = Event> {
             Event::Probed(Probed {
                 domain,
                 epoch,
+                began: Duration::ZERO,
                 report: Report {
                     outcome,
                     rtt: rtt.map(Duration::from_millis),

@@ -174,9 +174,9 @@ impl World<'_> {
 }
 
 /// Chooses for `inputs`: the best domain of the first stage that has one, or those that share its flows; else
-/// what the stage says. Behind the last `next` is the host's ordinary routing. `in_use`: the domain that was
+/// what the stage says. Behind the last `next` is the host's ordinary routing. `in_use`: the domains that were
 /// chosen last.
-pub fn select(inputs: &[Stage], world: World<'_>, in_use: Option<&Name>) -> Decision {
+pub fn select(inputs: &[Stage], world: World<'_>, in_use: &[Name]) -> Decision {
     let mut candidates = Vec::new();
     for stage in inputs {
         let looked = world.look(stage, in_use);

@@ -40,8 +40,8 @@ pub struct State {
     pub history: History,
     /// The host's own name servers (resolv.conf).
     pub name_servers: Vec<SocketAddr>,
-    /// The domain that each choice leads to.
-    pub chosen: BTreeMap<ChoiceId, Name>,
+    /// The domains that each choice leads to: one, or those that share its flows.
+    pub chosen: BTreeMap<ChoiceId, Vec<Name>>,
     /// Numbers given out.
     pub memory: Memory,
 }
@@ -93,7 +93,7 @@ pub enum Event {
     /// The host's own name servers are these.
     NameServers(Vec<SocketAddr>),
     /// Where choices led that an earlier agent made.
-    Chosen(BTreeMap<ChoiceId, Name>),
+    Chosen(BTreeMap<ChoiceId, Vec<Name>>),
     /// The kernel took something (again), or refused it with these words.
     Outcome(Object, Result<(), String>),
 }

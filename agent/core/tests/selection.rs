@@ -123,8 +123,8 @@ impl Bed {
     }
 
     fn select(&self, stage: &Stage, in_use: Option<&str>) -> Decision {
-        let in_use = in_use.map(name);
-        select(std::slice::from_ref(stage), self.world(), in_use.as_ref())
+        let in_use: Vec<Name> = in_use.map(name).into_iter().collect();
+        select(std::slice::from_ref(stage), self.world(), &in_use)
     }
 }
 
@@ -285,8 +285,8 @@ proptest! {
         let without = bed.select(&stage(&left, criteria), in_use);
         let gone = name(loser);
         let world = World { without: Some(&gone), ..bed.world() };
-        let in_use = in_use.map(name);
-        let absent = select(std::slice::from_ref(&all), world, in_use.as_ref());
+        let in_use: Vec<Name> = in_use.map(name).into_iter().collect();
+        let absent = select(std::slice::from_ref(&all), world, &in_use);
         prop_assert_eq!(chosen(&first), chosen(&without));
         prop_assert_eq!(chosen(&first), chosen(&absent));
     }

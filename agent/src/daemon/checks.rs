@@ -29,8 +29,11 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// What outlives the boot.
 const STATE_DIRECTORY: &str = "/var/lib/steer";
 
-/// What is known of networks is written at most this often.
+/// What is known of networks is written at most this often,
 const WRITE_PAUSE: Duration = Duration::from_secs(60);
+
+/// and this often where all that is new is that they are still well.
+const GOOD_PAUSE: Duration = Duration::from_secs(3_600);
 
 /// Checks that are under way, and what is remembered of networks.
 pub(super) struct Checks {
@@ -134,7 +137,12 @@ impl Checks {
 
     /// Writes what is known of networks, if it changed and was not written just now.
     fn write(&mut self, history: &History, at_once: bool) {
-        let rests = self.written_at.is_some_and(|at| at.elapsed() < WRITE_PAUSE);
+        let pause = if history.tells_more_than(&self.written) {
+            WRITE_PAUSE
+        } else {
+            GOOD_PAUSE
+        };
+        let rests = self.written_at.is_some_and(|at| at.elapsed() < pause);
         if *history == self.written || rests && !at_once {
             return;
         }

@@ -66,8 +66,9 @@ impl Decided {
         }
     }
 
-    /// The domain that each choice led to, by the indices that names have.
-    pub(super) fn chosen(&self, memory: &Memory) -> BTreeMap<ChoiceId, Name> {
+    /// The domain that each choice led to, by the indices that names have; of several that share its flows the
+    /// first.
+    pub(super) fn chosen(&self, memory: &Memory) -> BTreeMap<ChoiceId, Vec<Name>> {
         let names: BTreeMap<u32, &Name> = memory
             .indices
             .iter()
@@ -78,7 +79,7 @@ impl Decided {
             .filter(|made| made.verdict == steer_common::verdict::STEER)
             .filter_map(|made| {
                 let name = names.get(&made.domain)?;
-                Some((ChoiceId(made.choice), (*name).clone()))
+                Some((ChoiceId(made.choice), vec![(*name).clone()]))
             })
             .collect()
     }

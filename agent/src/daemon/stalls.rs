@@ -82,7 +82,7 @@ impl Daemon {
     /// Marks of the domains whose flows are worth a look, and how often.
     fn in_use_and_checked(&self) -> (BTreeMap<u32, Name>, Option<Duration>) {
         let chosen = &self.engine.state().chosen;
-        let in_use = |name: &Name| chosen.values().any(|chosen| chosen == name);
+        let in_use = |name: &Name| chosen.values().any(|chosen| chosen.contains(name));
         let probes = self.engine.probes().into_iter();
         let probes: Vec<_> = probes.filter(|probe| in_use(&probe.domain)).collect();
         let intervals = probes.iter().map(|probe| probe.check.interval);

@@ -207,7 +207,8 @@ impl Daemon {
     /// What a choice came to: a domain, `block` or `pass`.
     fn came_to(&self, choice: ChoiceId) -> Option<String> {
         let entry = self.engine.plan().choices.get(&choice)?;
-        Some(match self.engine.state().chosen.get(&choice) {
+        let chosen = self.engine.state().chosen.get(&choice);
+        Some(match chosen.and_then(|chosen| chosen.first()) {
             Some(domain) => domain.to_string(),
             None if entry.verdict == steer_common::verdict::BLOCK => "block".to_owned(),
             None => "pass".to_owned(),

@@ -41,6 +41,11 @@ pub(super) fn judge_head(expect: &Expect, asked: &Url, head: &Head) -> Option<Ou
         }
         // RFC 6585, section 6.
         511 => Some(Outcome::Portal(None)),
+        // The target is there, and ill: a portal wants to be seen.
+        400..=599 => Some(Outcome::Failed(format!(
+            "HTTP {asked}: answered {}",
+            head.status
+        ))),
         _ => None,
     }
 }

@@ -64,23 +64,22 @@ async fn kind<Q: Future<Output = Outcome>>(targets: FuturesUnordered<Q>) -> Outc
 
 /// What comes of questions of which one that passes is enough; there is at least one.
 ///
-/// A portal that says its address decides at once; one that does not, when nothing is left that might
-/// say it.
+/// A portal answers in place of targets, so one that some of them show is the outcome only when none is left
+/// that might pass.
 async fn any<Q: Future<Output = Outcome>>(mut open: FuturesUnordered<Q>) -> Outcome {
-    let mut portal = false;
+    let mut portal = None;
     let mut reasons = Vec::new();
     while let Some(outcome) = open.next().await {
         match outcome {
-            Outcome::Passed if portal => return Outcome::Portal(None),
-            Outcome::Passed | Outcome::Portal(Some(_)) => return outcome,
-            Outcome::Portal(None) => portal = true,
+            Outcome::Passed => return Outcome::Passed,
+            Outcome::Portal(address) => portal = Some(portal.flatten().or(address)),
             Outcome::Failed(reason) => reasons.push(reason),
         }
     }
-    if portal {
-        return Outcome::Portal(None);
+    match portal {
+        Some(address) => Outcome::Portal(address),
+        None => Outcome::Failed(sentence(reasons)),
     }
-    Outcome::Failed(sentence(reasons))
 }
 
 /// What comes of kinds that all have to pass.
@@ -161,20 +160,17 @@ mod tests {
     }
 
     #[test]
-    fn a_portal_with_an_address_decides_a_kind() {
-        let questions = [
-            Either::Left(ready(Outcome::Portal(None))),
-            Either::Right(pending()),
-            Either::Left(ready(portal("x"))),
-        ];
-        assert_eq!(
-            any(questions.into_iter().collect()).now_or_never(),
-            Some(portal("x"))
-        );
-        assert_eq!(
-            of_any(&[Outcome::Portal(None), Outcome::Passed]),
-            Outcome::Portal(None)
-        );
+    fn a_portal_decides_a_kind_of_which_nothing_passes() {
+        let questions = [Either::Left(ready(portal("x"))), Either::Right(pending())];
+        assert_eq!(any(questions.into_iter().collect()).now_or_never(), None);
+        let outcomes = [Outcome::Portal(None), portal("x"), portal("y"), failed("a")];
+        assert_eq!(of_any(&outcomes), portal("x"));
+        for passed in [
+            [portal("x"), Outcome::Passed],
+            [Outcome::Passed, portal("x")],
+        ] {
+            assert_eq!(of_any(&passed), Outcome::Passed, "whichever comes first");
+        }
         assert_eq!(
             of_any(&[Outcome::Portal(None), failed("a")]),
             Outcome::Portal(None)

@@ -113,7 +113,7 @@ fn a_redirection_is_a_portal_with_its_address_and_is_not_followed() {
 }
 
 #[test]
-fn any_other_complete_answer_is_a_portal() {
+fn any_other_complete_answer_is_a_portal_but_for_errors() {
     in_lab(async |lab| {
         let target = lab.target4();
         for answer in [
@@ -121,12 +121,20 @@ fn any_other_complete_answer_is_a_portal() {
             "HTTP/1.1 200 OK\r\n\r\nLogin",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nLogin\r\n0\r\n\r\n",
             "HTTP/1.1 511 Network Authentication Required\r\nContent-Length: 0\r\n\r\n",
-            "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
             "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
         ] {
             let server = http(lab, target, answer);
             let report = ask_http(probe(lab), server, EMPTY).await;
             assert_eq!(report.outcome, Outcome::Portal(None), "{answer}");
+            assert_eq!((report.asked, report.lost), (1, 0));
+        }
+        for status in ["404 Not Found", "503 Service Unavailable"] {
+            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+            let server = http(lab, target, answer.as_str());
+            let report = ask_http(probe(lab), server, EMPTY).await;
+            let code = &status[..3];
+            let said = matches!(&report.outcome, Outcome::Failed(why) if why.ends_with(code));
+            assert!(said, "{report:?}");
             assert_eq!((report.asked, report.lost), (1, 0));
         }
         let text = Expect::Body("success".to_owned());

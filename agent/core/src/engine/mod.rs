@@ -522,10 +522,11 @@ impl Engine {
         }
     }
 
-    /// Which domain a choice with these inputs led to last.
-    fn in_use(&self, inputs: &[Stage]) -> Option<&Name> {
-        let number = self.state.memory.choices.get(inputs)?;
-        self.state.chosen.get(&ChoiceId(number))
+    /// Which domains a choice with these inputs led to last.
+    fn in_use(&self, inputs: &[Stage]) -> &[Name] {
+        let number = self.state.memory.choices.get(inputs);
+        let chosen = number.and_then(|number| self.state.chosen.get(&ChoiceId(number)));
+        chosen.map_or(&[], Vec::as_slice)
     }
 }
 

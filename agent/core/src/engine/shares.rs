@@ -63,7 +63,12 @@ impl Engine {
     pub(super) fn decide_choice(&mut self, id: ChoiceId, inputs: &Inputs) -> ChoiceEntry {
         let decision = self.select(inputs);
         match decision.domain() {
-            Some(domain) => self.state.chosen.insert(id, domain.clone()),
+            Some(domain) => {
+                let members = decision.members.iter().map(|(member, _)| member);
+                let others = members.filter(|member| *member != domain);
+                let chosen = std::iter::once(domain).chain(others).cloned().collect();
+                self.state.chosen.insert(id, chosen)
+            }
             None => self.state.chosen.remove(&id),
         };
         let index = |name| self.installed.get(name).copied();

@@ -81,6 +81,18 @@ impl History {
         self.networks.get(network)
     }
 
+    /// Whether more is new since `before` than that networks are still well.
+    pub fn tells_more_than(&self, before: &Self) -> bool {
+        let but_for_last = |history: &Self| {
+            let mut history = history.clone();
+            for record in history.networks.values_mut() {
+                record.last_good = None;
+            }
+            history
+        };
+        but_for_last(self) != but_for_last(before)
+    }
+
     /// It was well at `wall`.
     pub(super) fn good(&mut self, network: &NetworkId, wall: u64) {
         let record = self.networks.entry(network.clone()).or_default();

@@ -75,7 +75,7 @@ impl Looked {
 
 impl World<'_> {
     /// Looks at every domain of a stage, in the order of `use`.
-    pub(super) fn look(&self, stage: &Stage, in_use: Option<&Name>) -> Vec<Looked> {
+    pub(super) fn look(&self, stage: &Stage, in_use: &[Name]) -> Vec<Looked> {
         let mut seen = BTreeSet::new();
         let mut looked = Vec::new();
         for (entry, used) in stage.use_.iter().enumerate() {
@@ -83,7 +83,7 @@ impl World<'_> {
                 if !seen.insert(name.clone()) {
                     continue;
                 }
-                let in_use = in_use == Some(&name);
+                let in_use = in_use.contains(&name);
                 looked.push(Looked {
                     entry,
                     preferred: false,

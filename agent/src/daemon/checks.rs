@@ -8,7 +8,7 @@ use std::future::{Future, pending};
 use std::path::Path;
 use std::time::Duration;
 
-use steer_core::health::{Counted, Health, History, Probed};
+use steer_core::health::{Condition, Counted, Health, History, Probed};
 use steer_core::name::Name;
 use steer_core::probe::Probe;
 use steer_core::state::Event;
@@ -25,6 +25,9 @@ use crate::statefile::{self, RUN_DIRECTORY, StateFile};
 
 /// Where the host's name servers are.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Where those are that systemd-resolved asks.
+const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 
 /// What outlives the boot.
 const STATE_DIRECTORY: &str = "/var/lib/steer";
@@ -255,13 +258,17 @@ impl Daemon {
 
     /// The host's own name servers may be others by now.
     fn read_name_servers(&mut self) {
-        let servers = match name_servers(Path::new(RESOLV_CONF)) {
-            Ok(servers) => servers,
-            Err(error) => {
+        let read = |path: &str| {
+            name_servers(Path::new(path)).unwrap_or_else(|error| {
                 debug!("{}", chain(&error));
                 Vec::new()
-            }
+            })
         };
+        let mut servers = read(RESOLV_CONF);
+        if servers.iter().all(|server| server.ip().is_loopback()) {
+            // A resolver on the host, which asks others.
+            servers.extend(read(RESOLVED));
+        }
         if servers != self.engine.state().name_servers
             && let Err(rejected) = self.engine.apply(Event::NameServers(servers))
         {
@@ -273,7 +280,13 @@ impl Daemon {
     pub(super) fn checked(&mut self, probed: Probed) {
         self.checks.forget(&probed);
         self.pass_time();
+        let name = probed.domain.clone();
+        let proven = |daemon: &Self| daemon.engine.health().get(&name).map(Condition::proven);
+        let before = proven(self);
         self.fact(Event::Probed(probed));
+        if proven(self) != before {
+            self.keep_health();
+        }
         self.checks.write(&self.engine.state().history, false);
     }
 

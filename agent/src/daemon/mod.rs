@@ -281,7 +281,7 @@ impl Daemon {
         let mut changes = self.engine.settle();
         changes.cgroups.append(&mut self.made);
         self.sessions.note(&changes, self.engine.plan());
-        self.watch.note(&changes.choices);
+        self.watch.note(&changes);
         self.reconciler.remember_settings(self.engine.plan());
         // Numbers are kept before the kernel sees them: sockets remember them longer than an agent
         // lives. What was not kept now is kept below, or told there.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use steer_core::domains::DomainState;
+use steer_core::engine::Changes;
 use steer_core::ids::{ChoiceId, PolicyId};
 use steer_core::name::Name;
 use steer_core::select::Decision;
@@ -26,10 +27,10 @@ const MOST_TOLD: usize = 64;
 pub(super) struct Watch {
     watchers: Vec<Watcher>,
     domains: BTreeMap<Name, DomainState>,
-    /// What each choice came to, in words: a domain or a verdict. Kept while somebody watches.
-    choices: BTreeMap<ChoiceId, String>,
-    /// Choices that changed since it was told last.
-    changed: BTreeSet<ChoiceId>,
+    /// What each kernel policy came to, in words: a domain or a verdict. Kept while somebody watches.
+    policies: BTreeMap<PolicyId, String>,
+    /// Choices and kernel policies that changed since it was told last.
+    changed: (BTreeSet<ChoiceId>, BTreeSet<PolicyId>),
 }
 
 struct Watcher {
@@ -39,9 +40,10 @@ struct Watcher {
 }
 
 impl Watch {
-    /// Choices are other than they were.
-    pub(super) fn note(&mut self, changed: &BTreeSet<ChoiceId>) {
-        self.changed.extend(changed);
+    /// Something of what was decided is other than it was.
+    pub(super) fn note(&mut self, changes: &Changes) {
+        self.changed.0.extend(&changes.choices);
+        self.changed.1.extend(&changes.policies);
     }
 }
 
@@ -83,9 +85,9 @@ impl Daemon {
         }
         self.watch.watchers.retain(|one| !one.answer.is_closed());
         if self.watch.watchers.is_empty() {
-            let choices = self.engine.plan().choices.keys();
-            let came_to = choices.filter_map(|id| Some((*id, self.came_to(*id)?)));
-            self.watch.choices = came_to.collect();
+            let policies = self.engine.plan().policies.keys();
+            let came_to = policies.filter_map(|id| Some((*id, self.came_to(*id)?)));
+            self.watch.policies = came_to.collect();
         }
         if answer.part(Reply::Watch(WatchReply { changes })).is_ok() {
             self.watch.watchers.push(Watcher {
@@ -103,14 +105,7 @@ impl Daemon {
         if !domains.is_empty() {
             self.keep_health();
         }
-        let mut changed = std::mem::take(&mut self.watch.changed);
-        if self.watch.watchers.is_empty() {
-            changed.clear();
-        }
-        let decided: Vec<Decided> = changed
-            .into_iter()
-            .filter_map(|choice| self.changed_choice(choice))
-            .collect();
+        let decided = self.changed_decisions();
         if domains.is_empty() && decided.is_empty() {
             return;
         }
@@ -180,33 +175,44 @@ impl Daemon {
         changes
     }
 
-    /// What a choice came to, if that is another, with the policies that lead to it by themselves.
-    fn changed_choice(&mut self, choice: ChoiceId) -> Option<Decided> {
-        let now = self.came_to(choice);
-        let was = match &now {
-            Some(now) => self.watch.choices.insert(choice, now.clone()),
-            None => self.watch.choices.remove(&choice),
-        };
-        if now.is_none() || now == was {
-            return None;
+    /// Decisions that came to something else since this was asked last, as far as somebody watches.
+    fn changed_decisions(&mut self) -> Vec<Decided> {
+        let (choices, mut policies) = std::mem::take(&mut self.watch.changed);
+        if self.watch.watchers.is_empty() {
+            return Vec::new();
         }
-        let state = self.engine.state();
-        let plan = self.engine.plan();
-        let numbers = plan.policies.iter();
-        let leading = numbers.filter(|(_, entry)| entry.choice == choice.0);
-        let policies = leading.filter_map(|(PolicyId(number), _)| {
-            let chain = state.memory.policies.key(*number)?;
-            chain.first().cloned()
-        });
-        Some(Decided {
-            policies: policies.collect(),
-            was,
-        })
+        if !choices.is_empty() {
+            let all = self.engine.plan().policies.iter();
+            let leading = all.filter(|(_, entry)| choices.contains(&ChoiceId(entry.choice)));
+            policies.extend(leading.map(|(id, _)| *id));
+        }
+        let mut changed: BTreeMap<(Option<String>, String), BTreeSet<Name>> = BTreeMap::new();
+        for id in policies {
+            let Some(now) = self.came_to(id) else {
+                self.watch.policies.remove(&id);
+                continue;
+            };
+            let was = self.watch.policies.insert(id, now.clone());
+            if was.as_ref() == Some(&now) {
+                continue;
+            }
+            let chain = self.engine.state().memory.policies.key(id.0);
+            if let Some(name) = chain.and_then(|chain| chain.first()) {
+                let alike = changed.entry((was, now)).or_default();
+                alike.insert(name.clone());
+            }
+        }
+        let changed = changed.into_iter();
+        changed
+            .map(|((was, _), policies)| Decided { policies, was })
+            .collect()
     }
 
-    /// What a choice came to: a domain, `block` or `pass`.
-    fn came_to(&self, choice: ChoiceId) -> Option<String> {
-        let entry = self.engine.plan().choices.get(&choice)?;
+    /// What a kernel policy came to for what none of its rules fits: a domain, `block` or `pass`.
+    fn came_to(&self, policy: PolicyId) -> Option<String> {
+        let plan = self.engine.plan();
+        let choice = ChoiceId(plan.policies.get(&policy)?.choice);
+        let entry = plan.choices.get(&choice)?;
         let chosen = self.engine.state().chosen.get(&choice);
         Some(match chosen.and_then(|chosen| chosen.first()) {
             Some(domain) => domain.to_string(),

@@ -89,7 +89,7 @@ pub struct Condition {
     standing: Standing,
     /// Since when it is in its state.
     since: Duration,
-    /// The check that nobody asked for has passed once.
+    /// Its check has passed since it is attached.
     proven: bool,
     passed: u32,
     failed: u32,
@@ -141,6 +141,11 @@ impl Condition {
     /// Which attachment what is known is about.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Its check has passed since it is attached.
+    pub fn proven(&self) -> bool {
+        self.proven
     }
 
     /// When it is to be checked next.

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use steer_core::domains::DomainState;
-use steer_core::health::hold;
+use steer_core::health::{Health, hold};
+use steer_core::ids::IfIndex;
 use steer_core::network::NetworkChange;
 use steer_core::probe::Outcome;
 use steer_core::state::Event;
@@ -390,6 +391,60 @@ fn a_check_that_was_under_way_does_not_answer_what_was_asked_after_it_began() {
     assert!(due <= host.now + Duration::from_secs(1));
     host.check("wlan0", failed());
     assert_eq!(host.state("wlan0"), DomainState::Limited, "one is enough");
+}
+
+#[test]
+fn what_was_kept_of_no_time_before_now_is_dropped() {
+    let mut host = Host::new(FILE);
+    host.at(Duration::from_secs(100));
+    host.check("wlan0", Outcome::Passed);
+    for _ in 0..3 {
+        host.check("wlan0", failed());
+    }
+    let kept = serde_json::to_value(host.engine.health()).unwrap();
+    let read = |kept: &serde_json::Value, now: Duration| {
+        let health: Health = serde_json::from_value(kept.clone()).unwrap();
+        health.until(now).get(&name("wlan0")).is_some()
+    };
+    assert!(read(&kept, host.now));
+    assert!(!read(&kept, Duration::from_secs(1)), "of another boot");
+    for field in [
+        "link_since",
+        "since",
+        "checked_at",
+        "next",
+        "settled_at",
+        "pause",
+    ] {
+        let mut damaged = kept.clone();
+        damaged["wlan0"][field]["secs"] = u64::MAX.into();
+        assert!(!read(&damaged, host.now), "{field}");
+    }
+    let mut damaged = kept.clone();
+    damaged["wlan0"]["losses"][0]["secs"] = u64::MAX.into();
+    assert!(!read(&damaged, host.now));
+    damaged = kept;
+    damaged["wlan0"]["measured"]["jitter"]["secs"] = u64::MAX.into();
+    assert!(!read(&damaged, host.now));
+}
+
+#[test]
+fn what_routers_of_a_network_announce_is_not_believed_in_the_next() {
+    let mut host = Host::new(FILE);
+    let api = "https://hotel.example/api".to_owned();
+    let ever = Duration::from_secs(u32::MAX.into());
+    for told in [
+        NetworkChange::Portal(IfIndex(2), Some(api.clone())),
+        NetworkChange::Servers(IfIndex(2), vec![ip("2001:db8:bad::1")], ever),
+    ] {
+        host.apply(Event::Network(told));
+    }
+    let here = host.probe("wlan0").unwrap();
+    assert_eq!((here.portal_api, here.servers.len()), (Some(api), 1));
+    host.carrier(2, false);
+    host.carrier(2, true);
+    let next = host.probe("wlan0").unwrap();
+    assert_eq!((next.portal_api, next.servers.len()), (None, 0));
 }
 
 #[test]

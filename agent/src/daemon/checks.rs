@@ -80,7 +80,7 @@ impl Checks {
             warn!("{}", chain(&error));
             None
         });
-        kept.unwrap_or_default().domains
+        kept.unwrap_or_default().domains.until(clock::since_boot())
     }
 
     /// The next check that has ended.

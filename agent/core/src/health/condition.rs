@@ -25,6 +25,10 @@ const MOST_LOSSES: usize = 32;
 /// Longest pause between checks of a domain that fails them.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// Longest pause that anything is waited for: `interval` and `attach-timeout` are an hour at most, and an
+/// eighth is added.
+const LONGEST_WAIT: Duration = Duration::from_secs(2 * 3600);
+
 /// Time between checks that somebody asks for.
 const RECHECK_PAUSE: Duration = Duration::from_secs(1);
 
@@ -236,6 +240,23 @@ impl Condition {
             )),
             Standing::Limited(why) => Some(why.clone()),
         }
+    }
+
+    /// Whether all times in it are such that they were known at `now`, or are waited for since.
+    pub(super) fn is_until(&self, now: Duration) -> bool {
+        let past = [self.link_since, self.since].into_iter();
+        let mut past = past
+            .chain(self.checked_at)
+            .chain(self.first_checked)
+            .chain(self.asked_at)
+            .chain(self.losses.iter().copied());
+        let mut waited_for = [self.next, self.settled_at].into_iter();
+        let soon = now.saturating_add(LONGEST_WAIT);
+        past.all(|at| at <= now)
+            && waited_for.all(|at| at <= soon)
+            && self.pause <= LONGEST_WAIT
+            && self.losses.len() <= MOST_LOSSES
+            && self.measured.is_sane()
     }
 
     /// Takes in what the kernel says of the domain; returns whether that is different.

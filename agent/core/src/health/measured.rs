@@ -28,7 +28,16 @@ pub struct Measured {
     peak: Option<Bandwidth>,
 }
 
+/// No answer takes longer.
+const LONGEST: Duration = Duration::from_secs(3600);
+
 impl Measured {
+    /// Whether it can have been measured.
+    pub(super) fn is_sane(&self) -> bool {
+        let latency = self.latency.unwrap_or_default();
+        latency <= LONGEST && self.jitter <= LONGEST && self.recent.len() <= REPORTS
+    }
+
     pub(super) fn note(&mut self, report: &Report) {
         if report.asked > 0 {
             if self.recent.len() == REPORTS {

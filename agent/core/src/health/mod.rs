@@ -112,6 +112,14 @@ impl Health {
         self.conditions.get(name)
     }
 
+    /// Without what cannot be of this boot, which is `now` old: a file may be damaged, or left by another.
+    #[must_use]
+    pub fn until(mut self, now: Duration) -> Self {
+        self.conditions
+            .retain(|_, condition| condition.is_until(now));
+        self
+    }
+
     /// Takes in what the kernel says now; returns the domains that are different by it.
     pub fn observe(&mut self, config: &Config, domains: &Domains, now: Now) -> BTreeSet<Name> {
         self.conditions

@@ -115,8 +115,13 @@ impl Daemon {
             .filter(|watcher| !watcher.answer.is_closed())
             .filter_map(|watcher| {
                 let mut changes = domains.clone();
+                // Asked once: there may be many policies, and anybody may watch.
+                let holding = match decided.is_empty() {
+                    true => Vec::new(),
+                    false => self.holding(&watcher.caller),
+                };
                 for decided in &decided {
-                    changes.extend(self.changes_for(&watcher, decided, &time));
+                    changes.extend(self.changes_for(&watcher, &holding, decided, &time));
                 }
                 if changes.is_empty() {
                     return Some(watcher);
@@ -221,12 +226,19 @@ impl Daemon {
         })
     }
 
-    /// A change of a decision as a caller is told of it.
-    fn changes_for(&self, watcher: &Watcher, decided: &Decided, time: &str) -> Vec<ChangeView> {
-        let seen = decided.policies.iter().filter_map(|name| {
-            let policy = self.find_policy(name.as_str())?;
-            self.sees(&watcher.caller, &watcher.authority, policy)
-                .then_some(name)
+    /// A change of a decision as a caller is told of it, for whom the policies `holding` hold.
+    fn changes_for(
+        &self,
+        watcher: &Watcher,
+        holding: &[Name],
+        decided: &Decided,
+        time: &str,
+    ) -> Vec<ChangeView> {
+        let seen = decided.policies.iter().filter(|name| {
+            let policy = self.find_policy(name.as_str());
+            policy.is_some_and(|policy| {
+                watcher.authority.owns(policy) || holding.contains(&policy.name)
+            })
         });
         let seen: Vec<&Name> = seen.collect();
         let told = seen.iter().take(MOST_TOLD).filter_map(|name| {

@@ -180,7 +180,9 @@ fn every_command_prints_what_is_expected() -> Result<()> {
     let json = definitions
         .keys()
         .filter_map(|name| name.strip_prefix("steer"));
-    let json: BTreeSet<String> = json.map(|name| name.trim_start().to_owned()).collect();
+    let mut json: BTreeSet<String> = json.map(|name| name.trim_start().to_owned()).collect();
+    // It has no end; `failover.rs` reads what it prints.
+    json.remove("watch");
     let missing: Vec<_> = json.difference(&shown_json).collect();
     ensure!(
         missing.is_empty(),

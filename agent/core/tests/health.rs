@@ -13,7 +13,7 @@ use steer_core::network::NetworkChange;
 use steer_core::probe::Outcome;
 use steer_core::state::Event;
 use support::host::{Host, failed};
-use support::name;
+use support::{ip, name};
 
 const FILE: &str = "[agent]\ncheck = { icmp = \"192.0.2.99\", interval = \"8s\" }\n[policy.default]\nuse = \
                     [\"wlan0\", \"lte0\"]\n";
@@ -105,7 +105,12 @@ fn packets_that_do_not_come_back_have_the_domain_checked_at_once_and_one_failure
     let mut host = Host::new(FILE);
     host.check("wlan0", Outcome::Passed);
     host.check("lte0", Outcome::Passed);
-    host.at(host.now + Duration::from_secs(1));
+    host.apply(Event::Stalled(name("wlan0")));
+    assert!(
+        host.probe("wlan0").unwrap().due > host.now,
+        "it passed just now"
+    );
+    host.at(host.now + Duration::from_secs(2));
     host.apply(Event::Stalled(name("wlan0")));
     assert_eq!(host.probe("wlan0").unwrap().due, host.now);
     assert_eq!(host.chosen(), "wlan0", "it is only a suspicion");

@@ -35,6 +35,7 @@ pub(crate) fn play(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
 fn without_agent(case: &mut Case<'_>) -> Result<()> {
     for (name, args) in [
         ("absent-status", &["status"][..]),
+        ("absent-watch", &["watch"]),
         ("absent-status-json", &["status", "--json"]),
         ("absent-policy-list", &["policy", "list"]),
         ("absent-run", &["run", "--via", "wlan0", "--", "true"]),
@@ -114,6 +115,7 @@ fn domains(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
         ("domain-show", &["domain", "show", "wlan0"]),
         ("domain-show-json", &["domain", "show", "wwan0", "--json"]),
         ("domain-show-unknown", &["domain", "show", "wlan7"]),
+        ("domain-login-no-portal", &["domain", "login", "wlan0"]),
         ("domain-prefer-no-terminal", &["domain", "prefer"]),
         ("domain-prefer", &["domain", "prefer", "lte"]),
         (

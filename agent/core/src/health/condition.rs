@@ -420,7 +420,12 @@ impl Condition {
     pub(super) fn stalled(&mut self, check: &Check, now: Duration) {
         let well = matches!(self.standing, Standing::Unknown | Standing::Validated);
         let says = check.asks() && (self.proven || !check.implied);
-        if well && says && self.attachment.up {
+        // Anybody may send to where nothing answers: a check that just passed says more.
+        let recent = self.failed == 0
+            && self
+                .checked_at
+                .is_some_and(|at| now < at + check.interval / 4);
+        if well && says && self.attachment.up && !recent {
             self.failed = self.failed.max(check.fall.saturating_sub(1));
             self.next = self.next.min(now);
             self.asked_at = Some(now);

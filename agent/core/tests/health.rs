@@ -1,5 +1,4 @@
 //! What checks say of a domain over time: two thresholds, back-off, holds, and what networks leave behind.
-#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 
 mod support;
 

@@ -3,7 +3,7 @@
 //!
 //! Whoever sits on the path may answer anything, slowly or without end. So all of a probe ends at its
 //! timeout; of each connection a bounded number of bytes is read; and what is read goes through the
-//! pure functions of [`answer`].
+//! pure functions of `answer`.
 
 mod answer;
 mod api;

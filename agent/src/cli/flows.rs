@@ -14,11 +14,11 @@ use terminal_size::terminal_size_of;
 use self::changes::Changes;
 use super::args::FlowsArgs;
 use super::explain::Destination;
-use super::output::stream::{is_gone, write_out};
+use super::output::stream::{ended, write_out};
 use super::output::units::{age, bytes};
 use super::output::{Cell, Look, Page, print_json};
 use super::{PERSISTENCE, call};
-use crate::api::client::{self, Client, PATIENCE};
+use crate::api::client::{Client, PATIENCE};
 use crate::api::explain::AddressFamily;
 use crate::api::flows::{FlowOrder, FlowsReply, ListFlows, LiveFlowView, Whereabouts};
 
@@ -110,15 +110,7 @@ fn watch(socket: &Path, asked: &ListFlows, json: bool) -> anyhow::Result<()> {
             }
         }
     });
-    match watched {
-        // Who reads has seen enough: `steer flows --watch | head -1`.
-        Ok(Err(error)) if is_gone(&error) => Ok(()),
-        Ok(shown) => shown,
-        Err(error @ client::Error::Closed(_)) => {
-            Err(anyhow::Error::new(error).context("the agent has stopped"))
-        }
-        Err(error) => Err(error.into()),
-    }
+    ended(watched)
 }
 
 fn one_line(reply: &FlowsReply) -> anyhow::Result<()> {

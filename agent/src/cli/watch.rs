@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::output::stream::{is_gone, write_out};
+use super::output::stream::{ended, write_out};
 use super::{PERSISTENCE, clean};
-use crate::api::client::{self, Client, PATIENCE};
+use crate::api::client::{Client, PATIENCE};
 use crate::api::methods::Watch;
 use crate::api::types::ChangeView;
 
@@ -30,15 +30,7 @@ pub(super) fn watch(socket: &Path, json: bool) -> anyhow::Result<()> {
             }
         }
     });
-    match watched {
-        // Who reads has seen enough: `steer watch | head -1`.
-        Ok(Err(error)) if is_gone(&error) => Ok(()),
-        Ok(shown) => shown,
-        Err(error @ client::Error::Closed(_)) => {
-            Err(anyhow::Error::new(error).context("the agent has stopped"))
-        }
-        Err(error) => Err(error.into()),
-    }
+    ended(watched)
 }
 
 /// A change in one line.

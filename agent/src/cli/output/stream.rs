@@ -2,8 +2,24 @@
 
 use std::io::{self, ErrorKind, Write};
 
-/// Whether the reader has gone: `steer watch | head -1`.
-pub(in crate::cli) fn is_gone(error: &anyhow::Error) -> bool {
+use crate::api::client;
+
+/// How output ended that goes on until the agent or the reader goes: who reads may have seen enough
+/// (`steer watch | head -1`).
+pub(in crate::cli) fn ended(
+    watched: Result<anyhow::Result<()>, client::Error>,
+) -> anyhow::Result<()> {
+    match watched {
+        Ok(Err(error)) if is_gone(&error) => Ok(()),
+        Ok(shown) => shown,
+        Err(error @ client::Error::Closed(_)) => {
+            Err(anyhow::Error::new(error).context("the agent has stopped"))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_gone(error: &anyhow::Error) -> bool {
     let broken = |error: &io::Error| error.kind() == ErrorKind::BrokenPipe;
     error.downcast_ref().is_some_and(broken)
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::setsid;
 
 /// How long a program may take to print something.
@@ -52,6 +53,9 @@ impl Terminal {
         let slave = self.slave.as_raw_fd();
         let take = move || -> io::Result<()> {
             setsid()?;
+            // A shell that runs the tests in the background has it ignored.
+            // SAFETY: no handler is set.
+            unsafe { signal(Signal::SIGINT, SigHandler::SigDfl) }?;
             // SAFETY: an open terminal, and a number.
             if unsafe { libc::ioctl(slave, libc::TIOCSCTTY, 0) } < 0 {
                 return Err(io::Error::last_os_error());

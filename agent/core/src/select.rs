@@ -6,8 +6,8 @@
 //! 1. *There*: it has carrier, an address, a route and a mark, and the kernel took its rules and routes.
 //! 2. *Required*: it is what `require` and `family` ask.
 //! 3. *Reaches*: it leads where the flows go. The members of a group of the files do by that, and so does what
-//!    `use` names itself as long as no rule names destinations; else one of its routes covers them, or its own
-//!    check passes.
+//!    `use` names itself as long as no rule names destinations. Else it must have a default route; or, for a rule
+//!    with destinations, routes that cover them, or a check of its own that passes.
 //! 4. *Not behind a portal*, unless a user named it itself, and nothing better is left.
 //!
 //! Whoever fails one of these is no candidate. Of the others the best comes first:

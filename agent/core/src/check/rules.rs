@@ -2,6 +2,8 @@
 
 use super::{Finding, Kind};
 use crate::config::{Parsed, PolicyPlaces};
+use crate::groups::built_in;
+use crate::name::Name;
 use crate::policy::Policy;
 use crate::rules::Rule;
 
@@ -67,7 +69,10 @@ fn effort(earlier: &Rule, rule: &Rule) -> usize {
 fn lonely(parsed: &Parsed, policy: &Policy, places: &PolicyPlaces, findings: &mut Vec<Finding>) {
     let Some(place) = &places.share else { return };
     let groups = &parsed.config.groups;
-    let several = |name| groups.get(name).is_some_and(|domains| domains.len() > 1);
+    let several = |name: &Name| {
+        built_in(name.as_str()).is_some()
+            || groups.get(name).is_some_and(|domains| domains.len() > 1)
+    };
     if !policy.names().any(several) {
         findings.push(Finding {
             kind: Kind::Unreachable,

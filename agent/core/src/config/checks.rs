@@ -37,8 +37,8 @@ pub(super) fn read(reader: &mut Reader<'_>, section: Table<'_>) -> Option<Check>
         return None;
     }
     let table = reader.table(&title, value)?;
-    reader.known_keys(table, keys::CHECK);
     let before = reader.errors.len();
+    reader.known_keys(table, keys::CHECK);
     let default = Check::default();
     let check = Check {
         http: targets(reader, table, "http", http),
@@ -56,7 +56,8 @@ pub(super) fn read(reader: &mut Reader<'_>, section: Table<'_>) -> Option<Check>
         implied: false,
     };
     if !check.asks() && reader.errors.len() == before {
-        let help = "give it `http`, `dns`, `tcp` or `icmp`, or say `check = \"none\"`";
+        let help = "give it `http`, `dns`, `tcp` or `icmp` (for the gateway, as without it: `icmp = \"gateway\"`), \
+                    or say `check = \"none\"`";
         reader.labelled(
             &value.span(),
             format!("{title} asks nothing"),

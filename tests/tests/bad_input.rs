@@ -328,7 +328,7 @@ error: unknown key `colour` in [agent]
 2 | colour = 1
   | ^^^^^^ there is no such key
   |
-help: known are `cgroup-root`, `mark-mask`, `table-base`, `rule-base`, `discover`, `host-model`, `linger`
+help: known are `cgroup-root`, `mark-mask`, `table-base`, `rule-base`, `discover`, `host-model`, `linger`, `check`, `order`, `primary`
 
 error: unknown key `shape` in [agent]
  --> /etc/steer/steer.toml:3:1
@@ -336,7 +336,7 @@ error: unknown key `shape` in [agent]
 3 | shape = 2
   | ^^^^^ there is no such key
   |
-help: known are `cgroup-root`, `mark-mask`, `table-base`, `rule-base`, `discover`, `host-model`, `linger`
+help: known are `cgroup-root`, `mark-mask`, `table-base`, `rule-base`, `discover`, `host-model`, `linger`, `check`, `order`, `primary`
 
 steer: the files cannot be taken: there are 2 mistakes in them
 ";

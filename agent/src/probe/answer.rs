@@ -191,7 +191,13 @@ mod tests {
         assert_eq!(judged(&empty, head(302, Some("data:,x"))), none);
         assert_eq!(judged(&empty, head(303, None)), none);
         assert_eq!(judged(&empty, head(511, Some("/x"))), none);
-        assert_eq!(judged(&empty, head(503, None)), None);
+        for status in [400, 404, 503] {
+            let why = format!("HTTP http://check.example:8080/a/b?c: answered {status}");
+            assert_eq!(
+                judged(&empty, head(status, None)),
+                Some(Outcome::Failed(why))
+            );
+        }
         assert_eq!(judged(&text, head(200, None)), None);
         assert_eq!(judged(&text, head(204, None)), None);
         assert_eq!(

@@ -3,13 +3,15 @@
 mod seen;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use self::seen::Seen;
-use crate::config::{Config, DomainConfig};
+use crate::attached::{Connection, Wlan};
+use crate::config::{Config, DomainConfig, DomainMatch};
 use crate::criteria::{Bandwidth, Security};
 use crate::ids::{IfIndex, TableId};
 use crate::name::Name;
@@ -41,6 +43,10 @@ pub struct Domain {
     pub ifname: Option<String>,
     /// Its kind.
     pub kind: LinkKind,
+    /// The WLAN that it is connected to.
+    pub wlan: Option<Wlan>,
+    /// The connection manager's connection that is up on it.
+    pub connection: Option<Connection>,
     /// What it costs to use it: the lower, the cheaper.
     pub cost: u32,
     /// What is sent by it is paid for or limited.
@@ -102,6 +108,20 @@ pub enum DomainState {
     Portal,
     /// But its check fails.
     Limited,
+}
+
+impl fmt::Display for DomainState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Absent => "absent",
+            Self::Down => "down",
+            Self::Configuring => "configuring",
+            Self::Up => "up",
+            Self::Validated => "validated",
+            Self::Portal => "portal",
+            Self::Limited => "limited",
+        })
+    }
 }
 
 impl Domains {
@@ -200,6 +220,8 @@ impl Domain {
             interface: link.map(|link| link.index),
             ifname: link.map(|link| link.name.clone()),
             kind: LinkKind::default(),
+            wlan: None,
+            connection: None,
             cost: file.map_or(0, |file| file.cost),
             metered: file.is_some_and(|file| file.metered),
             security: Security::Open,
@@ -220,6 +242,8 @@ impl Domain {
         let file = file.unwrap_or(&none);
         if let Some(link) = link {
             domain.kind = file.kind.unwrap_or(link.kind);
+            domain.wlan = seen.wlan(link).cloned();
+            domain.connection = seen.connection(link).cloned();
             domain.addresses = limit(seen.addresses(link.index), &file.sources);
             domain.routes = seen.routes_of(link.index, &domain.addresses, &file.gateways);
             domain.gateways = gateways(&domain.routes);
@@ -230,6 +254,9 @@ impl Domain {
         domain.security = file.security.unwrap_or(match domain.kind {
             LinkKind::Wired | LinkKind::Cellular => Security::Protected,
             LinkKind::Vpn => Security::Encrypted,
+            LinkKind::Wlan if domain.wlan.as_ref().is_some_and(|wlan| wlan.protected) => {
+                Security::Protected
+            }
             LinkKind::Wlan | LinkKind::Other => Security::Open,
         });
         domain.named_sources = file
@@ -315,9 +342,31 @@ impl Domain {
     fn judge(&self, file: &DomainConfig, link: Option<&Link>) -> (DomainState, String) {
         let Some(link) = link else {
             let wanted = &file.matches;
-            let reason = match (&wanted.interface, wanted.mac, wanted.kind) {
-                (Some(name), None, None) => format!("there is no interface {name}"),
-                (None, None, None) => format!("there is no interface {}", self.name),
+            let reason = match wanted {
+                DomainMatch {
+                    interface: Some(name),
+                    mac: None,
+                    kind: None,
+                    ssid: None,
+                    connection: None,
+                } => format!("there is no interface {name}"),
+                DomainMatch {
+                    mac: None,
+                    kind: None,
+                    ssid: Some(ssid),
+                    connection: None,
+                    ..
+                } => format!("no interface is connected to the WLAN {ssid}"),
+                DomainMatch {
+                    mac: None,
+                    kind: None,
+                    ssid: None,
+                    connection: Some(connection),
+                    ..
+                } => format!("the connection {connection} is not up"),
+                wanted if *wanted == DomainMatch::default() => {
+                    format!("there is no interface {}", self.name)
+                }
                 _ => "no interface fits its match".to_owned(),
             };
             return (DomainState::Absent, reason);

@@ -5,6 +5,7 @@
 //! for changes alone; [`engine::plan`] does it for everything.
 #![forbid(unsafe_code)]
 
+pub mod attached;
 pub mod cgroups;
 pub mod check;
 pub mod config;

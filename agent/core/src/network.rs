@@ -1,12 +1,14 @@
 //! What the kernel says about links, addresses, routes and rules: the mirror of netlink.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::attached::{Managed, Station};
 use crate::ids::{IfIndex, TableId};
 
 /// The host's networking as netlink last told it.
@@ -25,6 +27,10 @@ pub struct Network {
     pub servers: BTreeMap<IfIndex, BTreeMap<IpAddr, Duration>>,
     /// Where routers say that a portal can be asked (RFC 8910), by interface.
     pub portals: BTreeMap<IfIndex, String>,
+    /// Interfaces that are connected to WLANs, by their names.
+    pub stations: BTreeMap<String, Station>,
+    /// What connection managers say of interfaces, by the interfaces' names.
+    pub managed: BTreeMap<String, Managed>,
 }
 
 /// One change, as a netlink notification tells it.
@@ -50,6 +56,10 @@ pub enum NetworkChange {
     Servers(IfIndex, Vec<IpAddr>, Duration),
     /// A router says where its portal can be asked; none: there is none.
     Portal(IfIndex, Option<String>),
+    /// These are all interfaces that are connected to WLANs.
+    Stations(BTreeMap<String, Station>),
+    /// This is all that connection managers say.
+    Managed(BTreeMap<String, Managed>),
     /// A complete new dump (start, or netlink overrun): replaces everything.
     Dump(Network),
 }
@@ -98,6 +108,18 @@ pub enum LinkKind {
     /// Everything else (veth, dummy, bridges, ...).
     #[default]
     Other,
+}
+
+impl fmt::Display for LinkKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Wired => "wired",
+            Self::Wlan => "wlan",
+            Self::Cellular => "cellular",
+            Self::Vpn => "vpn",
+            Self::Other => "other",
+        })
+    }
 }
 
 /// An address on an interface.
@@ -225,13 +247,18 @@ impl Network {
             NetworkChange::Portal(interface, None) => {
                 self.portals.remove(&interface);
             }
+            NetworkChange::Stations(stations) => self.stations = stations,
+            NetworkChange::Managed(managed) => self.managed = managed,
             NetworkChange::Dump(network) => self.replace(network),
         }
     }
 
-    /// Takes a new dump. What routers announced is in none: it stays while their interfaces do.
+    /// Takes a new dump. What routers announced is in none: it stays while their interfaces do. Neither is what
+    /// others than rtnetlink tell.
     fn replace(&mut self, network: Self) {
         let before = std::mem::replace(self, network);
+        self.stations = before.stations;
+        self.managed = before.managed;
         let there = |index: &IfIndex| self.links.contains_key(index);
         let servers = before.servers.into_iter();
         self.servers = servers.filter(|(index, _)| there(index)).collect();

@@ -157,6 +157,16 @@ impl Check {
             && self.icmp.is_empty())
     }
 
+    /// What is asked, one target after the other.
+    pub fn targets(&self) -> Vec<String> {
+        let http = self.http.iter().map(ToString::to_string);
+        let dns = self.dns.iter().map(|target| format!("dns {target}"));
+        let tcp = self.tcp.iter();
+        let tcp = tcp.map(|(host, port)| format!("tcp {host}:{port}"));
+        let icmp = self.icmp.iter().map(|host| format!("icmp {host}"));
+        http.chain(dns).chain(tcp).chain(icmp).collect()
+    }
+
     /// After this time a question counts as lost. With [`Check::repeat`] in between, `fall` failures that begin an
     /// interval (and an eighth) after the path died fit into three intervals, as long as nothing is asked faster
     /// than every 50 ms.

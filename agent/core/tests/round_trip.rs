@@ -11,6 +11,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use steer_common::MarkMask;
+use steer_core::attached::Ssid;
 use steer_core::config::{
     AgentConfig, Config, Discover, DomainConfig, DomainMatch, HostModel, MAX_COST, MAX_WEIGHT,
     parse, to_toml,
@@ -271,8 +272,15 @@ prop_compose! {
             option::of((100u64..3_600_000).prop_map(Duration::from_millis)),
             vec(any::<IpAddr>(), 0..3),
         ),
+        network in (
+            option::of(vec(1u8.., 1..=Ssid::MAX_LEN)),
+            option::of("[ -~äß]{1,60}"),
+        ),
     ) -> DomainConfig {
-        let matches = DomainMatch { interface, mac, kind: match_kind };
+        let (ssid, connection) = network;
+        let ssid = ssid.and_then(|bytes| Ssid::new(&bytes));
+        let connection = connection.and_then(|text| text.parse().ok());
+        let matches = DomainMatch { interface, mac, kind: match_kind, ssid, connection };
         let (security, profile, attach_timeout, servers) = about;
         DomainConfig {
             matches, kind, sources, gateways, cost, metered, weight, host_model, check, bandwidth,

@@ -73,8 +73,12 @@ impl Bed {
 
     fn observe(&mut self) {
         self.domains = Domains::new(&self.config, &self.network);
-        self.health
-            .observe(&self.config, &self.domains, Now::default());
+        self.health.observe(
+            &self.config,
+            &self.domains,
+            &History::default(),
+            Now::default(),
+        );
     }
 
     fn report(&mut self, domain: &str, known: &Known) {

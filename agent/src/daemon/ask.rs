@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use super::Daemon;
 use super::access::Authority;
 use super::calls::refused;
-use super::domain_views::{kind, state_word};
 use super::runs::Runs;
 use crate::api::error::ApiError;
 use crate::api::types::Choice;
@@ -187,8 +186,8 @@ impl Daemon {
 fn choice(domain: &Domain, health: &Health) -> Choice {
     Choice {
         domain: domain.name.to_string(),
-        kind: kind(domain.kind).to_owned(),
-        state: state_word(domain.state_with(health)).to_owned(),
+        kind: domain.kind.to_string(),
+        state: domain.state_with(health).to_string(),
         reason: domain.reason_with(health),
         cost: domain.cost,
         metered: domain.metered,

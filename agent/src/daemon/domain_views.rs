@@ -4,12 +4,10 @@ use std::collections::BTreeSet;
 use std::time::{Duration, UNIX_EPOCH};
 
 use steer_core::config::HostModel;
-use steer_core::domains::{Domain, DomainOrigin, DomainState};
+use steer_core::domains::{Domain, DomainOrigin};
 use steer_core::health::{Condition, Record, Standing, check_of};
 use steer_core::ids::{DomainIndex, IfIndex};
-use steer_core::network::LinkKind;
 use steer_core::plan::host;
-use steer_core::probe::Check;
 
 use super::decided::timestamp;
 use super::{Daemon, clock};
@@ -33,17 +31,17 @@ impl Daemon {
             },
             interface: domain.ifname.clone(),
             ifindex: domain.interface.map(|IfIndex(index)| index),
-            kind: kind(domain.kind).to_owned(),
+            kind: domain.kind.to_string(),
             cost: domain.cost,
             metered: domain.metered,
             security: domain.security.to_string(),
             bandwidth: domain.bandwidth.map(|bits| bits.0),
             profile: domain.profile.as_ref().map(ToString::to_string),
-            state: state_word(domain.state_with(health)).to_owned(),
+            state: domain.state_with(health).to_string(),
             reason: domain.reason_with(health),
             since: condition.map(|condition| timestamp(clock::wall(condition.since()))),
             portal: condition.and_then(|condition| self.portal(domain, condition)),
-            check: asked(&check_of(&state.config, domain)),
+            check: check_of(&state.config, domain).targets(),
             measured: condition.map(measured).unwrap_or_default(),
             network: network.map(ToString::to_string),
             history: network
@@ -107,18 +105,6 @@ impl Daemon {
     }
 }
 
-/// What a check asks, one target after the other.
-fn asked(check: &Check) -> Vec<String> {
-    let http = check.http.iter().map(ToString::to_string);
-    let dns = check.dns.iter().map(|target| format!("dns {target}"));
-    let tcp = check
-        .tcp
-        .iter()
-        .map(|(host, port)| format!("tcp {host}:{port}"));
-    let icmp = check.icmp.iter().map(|host| format!("icmp {host}"));
-    http.chain(dns).chain(tcp).chain(icmp).collect()
-}
-
 fn measured(condition: &Condition) -> MeasuredView {
     let measured = condition.measured();
     let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
@@ -137,28 +123,5 @@ fn remembered(record: &Record) -> NetworkView {
         first_good: record.first_good.map(time),
         last_good: record.last_good.map(time),
         failures: record.failures.into(),
-    }
-}
-
-/// The word for a domain's state.
-pub(super) fn state_word(state: DomainState) -> &'static str {
-    match state {
-        DomainState::Absent => "absent",
-        DomainState::Down => "down",
-        DomainState::Configuring => "configuring",
-        DomainState::Up => "up",
-        DomainState::Validated => "validated",
-        DomainState::Portal => "portal",
-        DomainState::Limited => "limited",
-    }
-}
-
-pub(super) fn kind(kind: LinkKind) -> &'static str {
-    match kind {
-        LinkKind::Wired => "wired",
-        LinkKind::Wlan => "wlan",
-        LinkKind::Cellular => "cellular",
-        LinkKind::Vpn => "vpn",
-        LinkKind::Other => "other",
     }
 }

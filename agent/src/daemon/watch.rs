@@ -11,7 +11,6 @@ use steer_core::select::Decision;
 use tracing::info;
 
 use super::access::Authority;
-use super::domain_views::state_word;
 use super::{Daemon, clock};
 use crate::api::answer::Answer;
 use crate::api::error::ApiError;
@@ -68,21 +67,14 @@ impl Daemon {
         let domains = self.engine.domains().iter().map(|domain| ChangeView {
             time: time.clone(),
             domain: Some(domain.name.to_string()),
-            state: state_word(domain.state_with(health)).to_owned(),
+            state: domain.state_with(health).to_string(),
             reason: domain.reason_with(health),
             ..ChangeView::default()
         });
         let mut changes: Vec<ChangeView> = domains.collect();
         let seen = self.seen(&caller, &authority);
-        let more = seen.len().saturating_sub(MOST_TOLD);
-        let decisions = seen.iter().take(MOST_TOLD).filter_map(|policy| {
-            let decision = self.engine.decision(policy.name.as_str())?;
-            Some(change(&time, &policy.name, &decision, None))
-        });
-        changes.extend(decisions);
-        if let Some(last) = changes.last_mut().filter(|_| more > 0) {
-            last.more = u64::try_from(more).ok();
-        }
+        let seen: Vec<&Name> = seen.iter().map(|policy| &policy.name).collect();
+        changes.extend(self.told(&seen, None, &time));
         self.watch.watchers.retain(|one| !one.answer.is_closed());
         if self.watch.watchers.is_empty() {
             let policies = self.engine.plan().policies.keys();
@@ -152,12 +144,12 @@ impl Daemon {
                 continue;
             }
             let reason = domain.reason_with(health);
-            info!(domain = %domain.name, state = state_word(state), "{reason}");
+            info!(domain = %domain.name, %state, "{reason}");
             changes.push(ChangeView {
                 time: time.to_owned(),
                 domain: Some(domain.name.to_string()),
-                state: state_word(state).to_owned(),
-                was: was.map(|was| state_word(was).to_owned()),
+                state: state.to_string(),
+                was: was.map(|was| was.to_string()),
                 reason,
                 ..ChangeView::default()
             });
@@ -172,7 +164,7 @@ impl Daemon {
                 time: time.to_owned(),
                 domain: Some(name.to_string()),
                 state: "gone".to_owned(),
-                was: Some(state_word(was).to_owned()),
+                was: Some(was.to_string()),
                 reason: format!("{name} is no domain any more"),
                 ..ChangeView::default()
             });
@@ -241,12 +233,17 @@ impl Daemon {
             })
         });
         let seen: Vec<&Name> = seen.collect();
-        let told = seen.iter().take(MOST_TOLD).filter_map(|name| {
+        self.told(&seen, decided.was.as_ref(), time)
+    }
+
+    /// What is chosen for policies: the first of them, the last of these with how many more there are.
+    fn told(&self, policies: &[&Name], was: Option<&String>, time: &str) -> Vec<ChangeView> {
+        let told = policies.iter().take(MOST_TOLD).filter_map(|name| {
             let decision = self.engine.decision(name.as_str())?;
-            Some(change(time, name, &decision, decided.was.clone()))
+            Some(change(time, name, &decision, was.cloned()))
         });
         let mut changes: Vec<ChangeView> = told.collect();
-        let more = seen.len().saturating_sub(MOST_TOLD);
+        let more = policies.len().saturating_sub(MOST_TOLD);
         if let Some(last) = changes.last_mut().filter(|_| more > 0) {
             last.more = u64::try_from(more).ok();
         }

@@ -371,6 +371,18 @@ pub(super) const DOMAIN_MATCH: Keys = Keys::new(
             "the interface's hardware address",
         ),
         key("kind", KIND, "any", "what the interface is"),
+        key(
+            "ssid",
+            "string of 1 to 32 bytes",
+            "any",
+            "the WLAN that the interface is connected to",
+        ),
+        key(
+            "connection",
+            "string of 1 to 255 bytes",
+            "any",
+            "the connection of NetworkManager that is up on the interface, or a modem's operator",
+        ),
     ],
 );
 

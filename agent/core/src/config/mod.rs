@@ -22,6 +22,7 @@ pub use self::parse::{
     Parsed, Places, PolicyPlaces, Replaced, RulePlaces, parse, parse_with_places,
 };
 pub use self::print::{NotSavable, policy_to_toml, to_toml};
+use crate::attached::{Connection, Ssid};
 use crate::criteria::{Bandwidth, Security};
 use crate::groups;
 use crate::name::Name;
@@ -176,6 +177,10 @@ pub struct DomainMatch {
     pub mac: Option<[u8; 6]>,
     /// Its kind.
     pub kind: Option<LinkKind>,
+    /// The WLAN that it is connected to.
+    pub ssid: Option<Ssid>,
+    /// The connection manager's connection that is up on it.
+    pub connection: Option<Connection>,
 }
 
 impl Default for AgentConfig {

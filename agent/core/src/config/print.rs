@@ -10,7 +10,6 @@ use super::{AgentConfig, Config, Discover, DomainConfig, HostModel};
 use crate::criteria::{Criteria, Margin};
 use crate::ids::CgroupId;
 use crate::name::Name;
-use crate::network::LinkKind;
 use crate::permit::Permit;
 use crate::plan::Family;
 use crate::policy::{
@@ -134,7 +133,7 @@ fn criteria(says: &Criteria) -> Vec<(&'static str, Value)> {
         margin,
     } = says;
     let text = |key, value: Option<String>| value.map(|value| (key, Value::from(value)));
-    let kinds: Vec<&str> = require.kind.iter().map(|one| kind(*one)).collect();
+    let kinds: Vec<String> = require.kind.iter().map(ToString::to_string).collect();
     let prefer: Vec<String> = prefer.iter().map(ToString::to_string).collect();
     let family = require.family.map(|family| self::family(family).to_owned());
     let margin = (*margin != Margin::default()).then(|| margin.to_string());
@@ -282,7 +281,7 @@ fn agent(says: &AgentConfig) -> String {
         .value("host-model", host_model(says.host_model))
         .value("linger", time(says.linger))
         .check(says.check.as_ref());
-    let order: Vec<&str> = says.order.iter().map(|one| kind(*one)).collect();
+    let order: Vec<String> = says.order.iter().map(ToString::to_string).collect();
     let section = section.list("order", &order).list("primary", &says.primary);
     let section = match &says.discover {
         Discover::All => section.value("discover", true),
@@ -300,8 +299,16 @@ fn domain(name: &Name, says: &DomainConfig) -> String {
     Section::new("domain", name)
         .some("match.interface", says.matches.interface.as_deref())
         .some("match.mac", mac)
-        .some("match.kind", says.matches.kind.map(kind))
-        .some("kind", says.kind.map(kind))
+        .some("match.kind", says.matches.kind.map(|kind| kind.to_string()))
+        .some(
+            "match.ssid",
+            says.matches.ssid.as_ref().map(ToString::to_string),
+        )
+        .some(
+            "match.connection",
+            says.matches.connection.as_ref().map(ToString::to_string),
+        )
+        .some("kind", says.kind.map(|kind| kind.to_string()))
         .list("sources", &says.sources)
         .list("gateways", &says.gateways)
         .some("cost", Some(i64::from(says.cost)).filter(|cost| *cost != 0))
@@ -347,16 +354,6 @@ fn host_model(model: HostModel) -> &'static str {
 
 fn time(time: Duration) -> String {
     humantime::format_duration(time).to_string()
-}
-
-fn kind(kind: LinkKind) -> &'static str {
-    match kind {
-        LinkKind::Wired => "wired",
-        LinkKind::Wlan => "wlan",
-        LinkKind::Cellular => "cellular",
-        LinkKind::Vpn => "vpn",
-        LinkKind::Other => "other",
-    }
 }
 
 /// A key, in quotes where it needs them. Names contain neither quotes nor backslashes.

@@ -510,6 +510,8 @@ fn read_match(reader: &mut Reader<'_>, table: Table<'_>) -> DomainMatch {
         interface: reader.string(table, "interface", |text| interface_name(text, false)),
         mac: reader.string(table, "mac", mac),
         kind: reader.word(table, "kind", &KINDS),
+        ssid: reader.string(table, "ssid", str::parse),
+        connection: reader.string(table, "connection", str::parse),
     }
 }
 

@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{MAIN_TABLE, never_steered, on_link};
-use crate::config::DomainConfig;
+use crate::attached::{Connection, Ssid, Wlan};
+use crate::config::{DomainConfig, DomainMatch};
 use crate::ids::{IfIndex, TableId};
 use crate::name::Name;
 use crate::network::{Address, Link, Network, Route};
@@ -50,7 +51,7 @@ impl<'a> Seen<'a> {
     /// the one with the lowest index.
     pub(super) fn find(&self, name: &Name, file: &DomainConfig) -> Option<&'a Link> {
         let wanted = &file.matches;
-        let any = wanted.interface.is_none() && wanted.mac.is_none() && wanted.kind.is_none();
+        let any = *wanted == DomainMatch::default();
         let interface = match &wanted.interface {
             Some(interface) => Some(interface.as_str()),
             None => any.then_some(name.as_str()),
@@ -61,8 +62,26 @@ impl<'a> Seen<'a> {
             .filter(|link| interface.is_none_or(|interface| link.name == interface))
             .filter(|link| wanted.mac.is_none_or(|mac| link.mac == Some(mac)))
             .filter(|link| wanted.kind.is_none_or(|kind| link.kind == kind))
+            .filter(|link| {
+                let is = |ssid: &Ssid| self.wlan(link).is_some_and(|wlan| wlan.ssid == *ssid);
+                wanted.ssid.as_ref().is_none_or(is)
+            })
+            .filter(|link| {
+                let is = |connection: &Connection| self.connection(link) == Some(connection);
+                wanted.connection.as_ref().is_none_or(is)
+            })
             .filter(|link| !link.loopback)
             .min_by_key(|link| (!(link.up && link.carrier), link.index))
+    }
+
+    /// The WLAN that an interface is connected to.
+    pub(super) fn wlan(&self, link: &Link) -> Option<&'a Wlan> {
+        Some(&self.network.stations.get(&link.name)?.wlan)
+    }
+
+    /// The connection manager's connection that is up on an interface.
+    pub(super) fn connection(&self, link: &Link) -> Option<&'a Connection> {
+        self.network.managed.get(&link.name)?.connection.as_ref()
     }
 
     /// Whether an interface is a domain of itself.

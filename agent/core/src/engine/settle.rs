@@ -83,7 +83,11 @@ impl Engine {
         let domains = Domains::new(&self.state.config, &self.state.network);
         let mut changed = self.domains.changed(&domains);
         let state = &mut self.state;
-        changed.extend(state.health.observe(&state.config, &domains, state.now));
+        changed.extend(
+            state
+                .health
+                .observe(&state.config, &domains, &state.history, state.now),
+        );
         self.domains = domains;
         self.touch_domains(changed);
         // What a name in `use` stands for may have changed with the domains.
@@ -395,14 +399,7 @@ impl Engine {
             .filter(|name| old.get(*name) != self.installed.get(*name))
             .cloned()
             .collect();
-        for name in differs {
-            let alias = self
-                .domains
-                .get(name.as_str())
-                .and_then(|domain| domain.alias.clone());
-            self.touch_choices_of(&name);
-            alias.iter().for_each(|alias| self.touch_choices_of(alias));
-        }
+        self.touch_domains(differs);
         true
     }
 

@@ -67,15 +67,7 @@ struct Asked(Vec<String>);
 
 impl Asked {
     fn of(check: &Check) -> Self {
-        let mut asked: Vec<String> = check.http.iter().map(ToString::to_string).collect();
-        asked.extend(check.dns.iter().map(|target| format!("dns {target}")));
-        asked.extend(
-            check
-                .tcp
-                .iter()
-                .map(|(host, port)| format!("tcp {host} {port}")),
-        );
-        asked.extend(check.icmp.iter().map(|host| format!("icmp {host}")));
+        let mut asked = check.targets();
         asked.push(format!("{:?} {}", check.expect, check.implied));
         Self(asked)
     }
@@ -117,6 +109,8 @@ pub struct Condition {
     /// Attempts to become usable that took too long, since it was well last.
     attempts: u32,
     network: Option<NetworkId>,
+    /// The same, where it bears a name: that is known before anything is asked.
+    named: Option<NetworkId>,
     /// What was known of the network when it was attached.
     before: Record,
 }
@@ -260,7 +254,13 @@ impl Condition {
     }
 
     /// Takes in what the kernel says of the domain; returns whether that is different.
-    pub(super) fn observe(&mut self, domain: &Domain, check: &Check, now: Duration) -> bool {
+    pub(super) fn observe(
+        &mut self,
+        domain: &Domain,
+        check: &Check,
+        history: &History,
+        now: Duration,
+    ) -> bool {
         let attachment = Attachment {
             up: domain.state == DomainState::Up,
             asked: Asked::of(check),
@@ -269,6 +269,8 @@ impl Condition {
             source4: domain.sources4.first().copied(),
             source6: domain.sources6.first().copied(),
         };
+        let named = NetworkId::named(domain);
+        let other = named.is_some() && self.named.is_some() && named != self.named;
         let new = self.link.is_none();
         let mut changed = self.link != Some(domain.state);
         if changed {
@@ -277,9 +279,17 @@ impl Condition {
             self.since = now;
             self.timed_out = false;
         }
-        if attachment == self.attachment && !new {
+        if attachment == self.attachment && !new && !other {
+            if let (Some(name), None) = (named, &self.named) {
+                self.named = Some(name.clone());
+                self.attached_to(name, history);
+                changed = true;
+            }
             return changed;
         }
+        // What is not known is no other network, as long as it stays attached.
+        let stays = self.attachment.up && attachment.up;
+        self.named = named.or(self.named.take().filter(|_| stays));
         changed = true;
         self.forget_old_losses(now);
         match (self.attachment.up, attachment.up) {
@@ -301,6 +311,9 @@ impl Condition {
         self.measured = Measured::default();
         self.network = None;
         self.before = Record::default();
+        if let Some(name) = self.named.clone() {
+            self.attached_to(name, history);
+        }
         changed
     }
 
@@ -466,6 +479,8 @@ impl Condition {
                 let seconds = timeout.as_secs_f32();
                 let why = format!("its check did not pass within {seconds} s (`attach-timeout`)");
                 self.give_up(why, history, now);
+            } else if let Some(network) = &self.network {
+                history.failed(network, now.wall);
             }
             changed = true;
         }

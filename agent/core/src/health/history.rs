@@ -8,8 +8,10 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::domains::Domain;
+use crate::network::LinkKind;
 
-/// What a domain is attached to: hardware address and on-link prefix of its gateway.
+/// What a domain is attached to: the name of its WLAN; of a modem or a VPN, its connection; else hardware address and
+/// on-link prefix of its gateway.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NetworkId(String);
@@ -42,8 +44,23 @@ pub const MAX_NETWORKS: usize = 1_000;
 pub const MAX_AGE: u64 = 180 * 24 * 60 * 60;
 
 impl NetworkId {
-    /// The network of a domain whose gateway has this hardware address.
-    pub fn new(domain: &Domain, gateway: [u8; 6]) -> Self {
+    /// The network of a domain that bears a name. A connection manager's connection is one for modems and VPNs alone:
+    /// that of a wire may be up wherever the wire leads.
+    pub(super) fn named(domain: &Domain) -> Option<Self> {
+        let connection = matches!(domain.kind, LinkKind::Cellular | LinkKind::Vpn)
+            .then_some(domain.connection.as_ref())
+            .flatten();
+        match (&domain.wlan, connection) {
+            // An open network of the same name is another's.
+            (Some(wlan), _) if wlan.protected => Some(Self(format!("WLAN {}", wlan.ssid))),
+            (Some(wlan), _) => Some(Self(format!("open WLAN {}", wlan.ssid))),
+            (None, Some(connection)) => Some(Self(format!("connection {connection}"))),
+            (None, None) => None,
+        }
+    }
+
+    /// The network of a domain whose gateway has this hardware address, and that bears no name.
+    pub(super) fn at_gateway(domain: &Domain, gateway: [u8; 6]) -> Self {
         let pairs = gateway.map(|byte| format!("{byte:02x}"));
         let prefix = domain.gateways.first().and_then(|gateway| {
             let mut on_link = domain.on_link();

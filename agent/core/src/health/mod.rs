@@ -121,13 +121,19 @@ impl Health {
     }
 
     /// Takes in what the kernel says now; returns the domains that are different by it.
-    pub fn observe(&mut self, config: &Config, domains: &Domains, now: Now) -> BTreeSet<Name> {
+    pub fn observe(
+        &mut self,
+        config: &Config,
+        domains: &Domains,
+        history: &History,
+        now: Now,
+    ) -> BTreeSet<Name> {
         self.conditions
             .retain(|name, _| domains.get(name.as_str()).is_some_and(|d| d.name == *name));
         let mut changed = BTreeSet::new();
         for domain in domains.iter() {
             let condition = self.conditions.entry(domain.name.clone()).or_default();
-            if condition.observe(domain, &check_of(config, domain), now.boot) {
+            if condition.observe(domain, &check_of(config, domain), history, now.boot) {
                 changed.insert(domain.name.clone());
             }
         }
@@ -153,8 +159,8 @@ impl Health {
             return Learned::Nothing;
         }
         let before = condition.standing_for_all();
-        if let Some(gateway) = probed.gateway {
-            condition.attached_to(NetworkId::new(domain, gateway), history);
+        if let (Some(gateway), None) = (probed.gateway, NetworkId::named(domain)) {
+            condition.attached_to(NetworkId::at_gateway(domain, gateway), history);
         }
         if let Some(counted) = probed.counted {
             condition.count(counted, now.boot);

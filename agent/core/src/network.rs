@@ -203,11 +203,18 @@ impl Network {
                     // What the next network announces is another's.
                     self.servers.remove(&link.index);
                     self.portals.remove(&link.index);
+                    self.stations.remove(&link.name);
                 }
-                self.links.insert(link.index, link);
+                let name = link.name.clone();
+                let before = self.links.insert(link.index, link);
+                if let Some(before) = before.filter(|before| before.name != name) {
+                    self.stations.remove(&before.name);
+                }
             }
             NetworkChange::LinkGone(index) => {
-                self.links.remove(&index);
+                if let Some(link) = self.links.remove(&index) {
+                    self.stations.remove(&link.name);
+                }
                 self.servers.remove(&index);
                 self.portals.remove(&index);
                 self.addresses.retain(|a| a.interface != index);

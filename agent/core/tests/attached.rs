@@ -9,7 +9,7 @@ use steer_core::attached::{Managed, Ssid, Station, Wlan};
 use steer_core::criteria::Security;
 use steer_core::domains::{DomainState, Domains};
 use steer_core::ids::IfIndex;
-use steer_core::network::{LinkKind, Network, NetworkChange};
+use steer_core::network::{Link, LinkKind, Network, NetworkChange};
 use steer_core::probe::Outcome;
 use steer_core::state::Event;
 use support::host::{Host, failed};
@@ -21,7 +21,7 @@ const FILE: &str = "[agent]\ncheck = { icmp = \"192.0.2.99\", interval = \"8s\" 
 fn station(ssid: &str, protected: bool) -> Station {
     Station {
         wlan: Wlan {
-            ssid: ssid.parse().unwrap(),
+            ssid: ssid.parse().expect("a name"),
             protected,
         },
         signal: Some(-60),
@@ -38,7 +38,7 @@ fn connected(ssid: &str, protected: bool) -> NetworkChange {
 /// A connection is up on an interface.
 fn up(interface: &str, connection: &str) -> NetworkChange {
     let managed = Managed {
-        connection: Some(connection.parse().unwrap()),
+        connection: Some(connection.parse().expect("a name")),
         signal: None,
     };
     NetworkChange::Managed(BTreeMap::from([(interface.to_owned(), managed)]))
@@ -56,7 +56,7 @@ impl Host {
     }
 
     fn network(&self, domain: &str) -> Option<String> {
-        let condition = self.engine.health().get(&name(domain)).unwrap();
+        let condition = self.engine.health().get(&name(domain)).expect("a domain");
         condition.network().map(ToString::to_string)
     }
 }
@@ -192,6 +192,45 @@ fn a_domain_is_on_the_interface_that_is_connected_to_its_wlan() {
     network.apply(NetworkChange::Stations(BTreeMap::new()));
     let domains = Domains::new(&config(text), &network);
     assert_eq!(names(&domains), ["cafe", "lte0", "office", "wlan0"]);
+}
+
+#[test]
+fn a_wlan_is_forgotten_with_its_link_until_it_is_told_anew() {
+    let text = "[domain.cafe]\nmatch.ssid = \"cafe\"\n";
+    let state = |network: &Network| {
+        let domains = Domains::new(&config(text), network);
+        domains.get("cafe").expect("a domain of the files").state
+    };
+    let wlan0 = |network: &Network| network.links[&IfIndex(2)].clone();
+    let (_, network) = seen(text, [connected("cafe", false)]);
+    assert_eq!(state(&network), DomainState::Up);
+    // Another network may be behind the next carrier.
+    let mut other = network.clone();
+    for carrier in [false, true] {
+        let link = wlan0(&network);
+        other.apply(NetworkChange::Link(Link { carrier, ..link }));
+    }
+    assert_eq!(state(&other), DomainState::Absent);
+    // Another interface may bear its name.
+    let mut other = network.clone();
+    let name = "wlan1".to_owned();
+    for link in [
+        Link {
+            name,
+            ..wlan0(&network)
+        },
+        Link {
+            index: IfIndex(3),
+            ..wlan0(&network)
+        },
+    ] {
+        other.apply(NetworkChange::Link(link));
+    }
+    assert_eq!(state(&other), DomainState::Absent);
+    let mut other = network.clone();
+    other.apply(NetworkChange::LinkGone(IfIndex(2)));
+    other.apply(NetworkChange::Link(wlan0(&network)));
+    assert_eq!(state(&other), DomainState::Absent);
 }
 
 #[test]

@@ -503,7 +503,7 @@ fn every_key_of_the_schema_is_printed() {
         check = "none"
         discover = ["eth*"]
         [domain.a]
-        match = { interface = "eth0", mac = "02:00:5e:10:00:01", kind = "wired" }
+        match = { interface = "eth0", mac = "02:00:5e:10:00:01", kind = "wired", ssid = "a", connection = "b" }
         kind = "vpn"
         sources = "192.0.2.1"
         gateways = "192.0.2.2"

@@ -297,7 +297,12 @@ pub struct DomainView {
     pub check: Vec<String>,
     /// What they measured, since it is attached as it is.
     pub measured: MeasuredView,
-    /// What it is attached to: hardware address and prefix of its gateway, once known.
+    /// The WLAN that it is connected to. What is no visible character is `\\xNN`, byte by byte.
+    pub ssid: Option<String>,
+    /// The connection of NetworkManager that is up on its interface, or the operator of its modem.
+    pub connection: Option<String>,
+    /// What it is attached to: the name of its WLAN; of a modem or VPN, its connection; else hardware address and
+    /// prefix of its gateway, once known.
     pub network: Option<String>,
     /// What is remembered of that network.
     pub history: Option<NetworkView>,
@@ -332,6 +337,13 @@ pub struct MeasuredView {
     pub loss_permille: Option<u64>,
     /// The most that it was seen to carry in one direction between two checks, bit/s: it may carry more.
     pub bandwidth: Option<u64>,
+    /// The rate of its link, bit/s: at which a wire is connected, or was sent last to an access point. No bound on
+    /// what the path carries.
+    pub link_rate: Option<u64>,
+    /// How strong its access point is heard, dBm.
+    pub signal_dbm: Option<i64>,
+    /// How well its modem hears its network, percent.
+    pub signal_percent: Option<u64>,
     /// How often it was lost in the last ten minutes.
     pub losses: u64,
 }

@@ -64,6 +64,12 @@ pub(super) fn show(socket: &Path, name: String, json: bool) -> anyhow::Result<()
         ("latency", latency(&domain.measured).into()),
         ("loss", loss(&domain.measured).into()),
         ("stability", stability(&domain.measured).into()),
+        ("link", link(&domain.measured).into()),
+        ("WLAN", domain.ssid.as_deref().unwrap_or_default().into()),
+        (
+            "connection",
+            domain.connection.as_deref().unwrap_or_default().into(),
+        ),
         (
             "network",
             domain.network.as_deref().unwrap_or_default().into(),
@@ -88,6 +94,17 @@ fn bandwidth(domain: &DomainView) -> String {
     let carried = carried.map(|bits| format!("{} at least, measured", rate(bits)));
     let words: Vec<String> = nominal.into_iter().chain(carried).collect();
     words.join("; ")
+}
+
+/// How its link is, as far as its driver or modem says.
+fn link(measured: &MeasuredView) -> String {
+    let speed = measured.link_rate.map(rate);
+    let strong = measured.signal_dbm.map(|dbm| format!("signal {dbm} dBm"));
+    let well = measured
+        .signal_percent
+        .map(|percent| format!("signal {percent} %"));
+    let words: Vec<String> = speed.into_iter().chain(strong).chain(well).collect();
+    words.join(", ")
 }
 
 /// Bits a second, with two or three digits.

@@ -8,7 +8,7 @@ use std::future::{Future, pending};
 use std::path::Path;
 use std::time::Duration;
 
-use steer_core::health::{Condition, Counted, Health, History, Probed};
+use steer_core::health::{Condition, Health, History, Probed};
 use steer_core::name::Name;
 use steer_core::probe::Probe;
 use steer_core::state::Event;
@@ -16,7 +16,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
-use super::{Daemon, clock};
+use super::{Daemon, clock, sysfs};
 use crate::netlink;
 use crate::probe;
 use crate::probe::resolv::name_servers;
@@ -201,23 +201,8 @@ async fn check(probe: Probe) -> Probed {
         began,
         report,
         gateway,
-        counted: counted(&probe.ifname),
+        counted: sysfs::counted(Path::new(sysfs::INTERFACES), &probe.ifname),
     }
-}
-
-/// What went over an interface; nothing if it has gone.
-fn counted(interface: &str) -> Option<Counted> {
-    let directory = Path::new("/sys/class/net")
-        .join(interface)
-        .join("statistics");
-    let read = |name: &str| -> Option<u64> {
-        let text = std::fs::read_to_string(directory.join(name)).ok()?;
-        text.trim().parse().ok()
-    };
-    Some(Counted {
-        received: read("rx_bytes")?,
-        sent: read("tx_bytes")?,
-    })
 }
 
 async fn hardware_address(

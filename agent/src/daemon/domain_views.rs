@@ -1,16 +1,18 @@
 //! What the API shows of domains.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use steer_core::config::HostModel;
 use steer_core::domains::{Domain, DomainOrigin};
-use steer_core::health::{Condition, Record, Standing, check_of};
+use steer_core::health::{Condition, Measured, Record, Standing, check_of};
 use steer_core::ids::{DomainIndex, IfIndex};
+use steer_core::network::LinkKind;
 use steer_core::plan::host;
 
 use super::decided::timestamp;
-use super::{Daemon, clock};
+use super::{Daemon, clock, sysfs};
 use crate::api::types::{DomainView, HostModelView, MeasuredView, NetworkView, Origin};
 
 impl Daemon {
@@ -42,7 +44,9 @@ impl Daemon {
             since: condition.map(|condition| timestamp(clock::wall(condition.since()))),
             portal: condition.and_then(|condition| self.portal(domain, condition)),
             check: check_of(&state.config, domain).targets(),
-            measured: condition.map(measured).unwrap_or_default(),
+            measured: self.measured(domain, condition),
+            ssid: domain.wlan.as_ref().map(|wlan| wlan.ssid.to_string()),
+            connection: domain.connection.as_ref().map(ToString::to_string),
             network: network.map(ToString::to_string),
             history: network
                 .and_then(|network| state.history.get(network))
@@ -81,6 +85,33 @@ impl Daemon {
         page.clone().or_else(asked)
     }
 
+    fn measured(&self, domain: &Domain, condition: Option<&Condition>) -> MeasuredView {
+        let network = &self.engine.state().network;
+        let name = domain.ifname.as_deref().unwrap_or_default();
+        let station = network.stations.get(name);
+        let modem = network.managed.get(name);
+        let wire = (domain.kind == LinkKind::Wired)
+            .then(|| sysfs::speed(Path::new(sysfs::INTERFACES), name))
+            .flatten();
+        let rate = station.and_then(|station| station.bitrate).or(wire);
+        let measured = condition.map(Condition::measured);
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        MeasuredView {
+            latency_us: measured.and_then(Measured::latency).map(micros),
+            jitter_us: measured.and_then(Measured::jitter).map(micros),
+            loss_permille: measured
+                .and_then(Measured::loss)
+                .map(|loss| u64::from(loss.0)),
+            bandwidth: measured.and_then(Measured::bandwidth).map(|bits| bits.0),
+            link_rate: rate.map(|bits| bits.0),
+            signal_dbm: station.and_then(|station| station.signal).map(i64::from),
+            signal_percent: modem.and_then(|modem| modem.signal).map(u64::from),
+            losses: condition.map_or(0, |condition| {
+                u64::try_from(condition.losses()).unwrap_or(u64::MAX)
+            }),
+        }
+    }
+
     fn host_model_view(&self, interface: IfIndex) -> HostModelView {
         let config = &self.engine.state().config;
         let model = host::model_of(config, self.engine.domains(), interface);
@@ -102,18 +133,6 @@ impl Daemon {
     pub(super) fn domain_views(&self) -> Vec<DomainView> {
         let domains = self.engine.domains().iter();
         domains.map(|domain| self.domain_view(domain)).collect()
-    }
-}
-
-fn measured(condition: &Condition) -> MeasuredView {
-    let measured = condition.measured();
-    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-    MeasuredView {
-        latency_us: measured.latency().map(micros),
-        jitter_us: measured.jitter().map(micros),
-        loss_permille: measured.loss().map(|loss| u64::from(loss.0)),
-        bandwidth: measured.bandwidth().map(|bits| bits.0),
-        losses: u64::try_from(condition.losses()).unwrap_or(u64::MAX),
     }
 }
 

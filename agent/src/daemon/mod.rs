@@ -26,6 +26,7 @@ mod serve;
 mod sessions;
 mod stalls;
 mod start;
+mod sysfs;
 mod views;
 mod watch;
 

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use super::{Daemon, Look, clock};
 use crate::api::server::Call;
 use crate::datapath::{self, EventStream};
-use crate::netlink::{Notification, RouterOption, Watcher};
+use crate::netlink::{Notification, RouterOption, Stations, Watcher};
 use crate::reconcile::chain;
 
 /// Longest time that a burst of events is gathered.
@@ -57,6 +57,7 @@ enum Flood {
 /// Where events come from.
 pub(super) struct Inputs {
     pub(super) watcher: Watcher,
+    pub(super) stations: Stations,
     pub(super) events: EventStream,
     pub(super) calls: mpsc::Receiver<Call>,
     pub(super) server: JoinHandle<()>,
@@ -124,6 +125,11 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                             if loses_carrier(&daemon, &change) {
                                 gather = Some(Instant::now());
                             }
+                            if let NetworkChange::Link(link) = &change
+                                && !(link.up && link.carrier)
+                            {
+                                inputs.stations.forgotten(&link.name);
+                            }
                             daemon.fact(Event::Network(change));
                         }
                         Notification::OwnRule | Notification::OwnRoute => routing_touched = true,
@@ -133,6 +139,10 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                     }
                 }
             }
+            stations = inputs.stations.next() => match stations {
+                Ok(stations) => daemon.fact(Event::Network(NetworkChange::Stations(stations))),
+                Err(error) => warn!("{}: what WLANs there are is not known", chain(&error)),
+            },
             emptied = daemon.runs.ended() => {
                 for directory in emptied? {
                     daemon.end_run(&directory);

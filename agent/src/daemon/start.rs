@@ -2,7 +2,7 @@
 //!
 //! Nothing in the kernel is removed before files, state, netlink and the cgroup tree were read.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -11,6 +11,7 @@ use steer_common::policy_flags;
 use steer_core::cgroups::{CgroupChange, CgroupTree};
 use steer_core::config::Config;
 use steer_core::engine::Engine;
+use steer_core::network::NetworkChange;
 use steer_core::plan::rules::offset;
 use steer_core::policy::{Match, Policy};
 use steer_core::state::{Event, State};
@@ -33,7 +34,7 @@ use super::{Daemon, Look, Options, RETIRE_PAUSE, Saved, scan, state_file};
 use crate::api::server::Server;
 use crate::cgroup::{EmptyWatch, OwnCgroup, Tree, id_of};
 use crate::datapath::{self, Datapath, PIN_ROOT, Pinned};
-use crate::netlink::{Notification, OwnRange, Routing, Watcher};
+use crate::netlink::{Notification, OwnRange, Routing, Stations, Watcher};
 use crate::reconcile::{Reconciler, Sysctls, chain};
 use crate::statefile::{self, StateFile};
 
@@ -81,12 +82,19 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     let routing = Routing::open().await?;
     let mut watcher = Watcher::open(range).await?;
     let notifications = watcher.next().await?;
+    let mut stations = Stations::open().await?;
+    // Known before anything is decided: a WLAN may be what makes an interface a domain.
+    let connected = stations.read().await.unwrap_or_else(|error| {
+        warn!("{}: what WLANs there are is not known", chain(&error));
+        BTreeMap::new()
+    });
 
     let mut access = Access::look_up(&config);
     saved.users.iter().for_each(|user| access.remember(user));
     let (checks, history) = Checks::read();
     let decided = Decided::read();
     let mut engine = engine(&tree, saved.clone(), config, notifications)?;
+    engine.apply(Event::Network(NetworkChange::Stations(connected)))?;
     engine.apply(Event::Remembered(history))?;
     engine.apply(Event::Recalled(Checks::recall()))?;
     let chosen = decided.chosen(&saved.memory);
@@ -135,6 +143,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     );
     let inputs = Inputs {
         watcher,
+        stations,
         events,
         calls,
         server: tokio::task::spawn_local(server.run()),

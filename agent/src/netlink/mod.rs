@@ -1,7 +1,7 @@
 //! The one module that knows netlink: what the kernel says of links, addresses, routes and rules,
-//! and routers of name servers and portals ([`Watcher`]), the rules and routes that are the agent's own ([`Routing`]), which sockets bear
-//! a mark ([`sockets_with_mark`]), live flows ([`live_flows`], [`reset_flows`]), and packet filters on
-//! kernels without tcx ([`filter`]).
+//! and routers of name servers and portals ([`Watcher`]), the WLANs that interfaces are connected to ([`Stations`]),
+//! the rules and routes that are the agent's own ([`Routing`]), which sockets bear a mark ([`sockets_with_mark`]),
+//! live flows ([`live_flows`], [`reset_flows`]), and packet filters on kernels without tcx ([`filter`]).
 //!
 //! Every socket is opened on the calling thread, in that thread's network namespace.
 
@@ -22,6 +22,7 @@ mod sockets;
 mod survey;
 mod watcher;
 mod wire;
+mod wlan;
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -38,6 +39,7 @@ pub use routing::Routing;
 pub use sockets::{closed_sources, netns_cookie, sockets_with_mark};
 pub use survey::{Survey, closes_sockets, refused_rules, survey};
 pub use watcher::{Notification, Watcher};
+pub use wlan::Stations;
 
 /// What went wrong, with the operation and its object; the source has the kernel's words.
 #[derive(Debug, thiserror::Error)]

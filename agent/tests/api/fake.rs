@@ -211,6 +211,8 @@ pub(crate) fn domain(name: &str) -> DomainView {
         portal: None,
         check: vec!["icmp gateway".to_owned()],
         measured: MeasuredView::default(),
+        ssid: None,
+        connection: None,
         network: None,
         history: None,
         servers: Vec::new(),

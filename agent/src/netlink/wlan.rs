@@ -1,0 +1,702 @@
+//! Which WLANs interfaces are connected to, and how well they hear them (nl80211).
+//!
+//! The names of WLANs and what access points say of themselves come off the air: what is read of it is bounded by
+//! the kernel, walked in place, and not believed beyond what it is.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+use netlink_sys::Socket;
+use steer_core::attached::{Ssid, Station, Wlan};
+use steer_core::criteria::Bandwidth;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, timeout_at};
+
+use super::Error;
+use super::connection::{Connection, Refusal, registered};
+use super::watcher::read;
+use super::wire::{Attributes, Message, Request, attributes, messages, text, u16_at, u32_at};
+
+/// How well networks are heard is looked at this often.
+const LOOK: Duration = Duration::from_secs(10);
+/// Nothing is read again sooner: whoever has a transmitter can cause notifications without end.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Notifications are shorter; what does not fit is not needed.
+const BUFFER: usize = 16 * 1024;
+/// Notifications that are read at once.
+const BATCH: usize = 1024;
+
+/// Family and multicast group of the generic netlink controller (`GENL_ID_CTRL`).
+const CONTROL: u16 = 16;
+/// `CTRL_CMD_GETFAMILY`.
+const GET_FAMILY: u8 = 3;
+/// `CTRL_ATTR_FAMILY_ID`.
+const FAMILY_ID: u16 = 1;
+/// `CTRL_ATTR_FAMILY_NAME`.
+const FAMILY_NAME: u16 = 2;
+/// `CTRL_ATTR_MCAST_GROUPS`.
+const GROUPS: u16 = 7;
+/// `CTRL_ATTR_MCAST_GRP_NAME`.
+const GROUP_NAME: u16 = 1;
+/// `CTRL_ATTR_MCAST_GRP_ID`.
+const GROUP_ID: u16 = 2;
+
+/// The family's name.
+const NL80211: &str = "nl80211";
+/// Groups that tell what interfaces there are, and what they are connected to.
+const WANTED_GROUPS: [&str; 2] = ["config", "mlme"];
+
+/// `NL80211_CMD_GET_INTERFACE`.
+const GET_INTERFACE: u8 = 5;
+/// `NL80211_CMD_GET_STATION`.
+const GET_STATION: u8 = 17;
+/// `NL80211_CMD_GET_SCAN`.
+const GET_SCAN: u8 = 32;
+/// `NL80211_CMD_CONNECT`, `_ROAM` and `_DISCONNECT`: what was known of the interface's network is out of date.
+const REPLACES: [u8; 3] = [46, 47, 48];
+/// `NL80211_CMD_{SET,NEW,DEL}_INTERFACE`: there may be others.
+const INTERFACES: [u8; 3] = [6, 7, 8];
+
+/// `NL80211_ATTR_IFINDEX`.
+const IFINDEX: u16 = 3;
+/// `NL80211_ATTR_IFNAME`.
+const IFNAME: u16 = 4;
+/// `NL80211_ATTR_IFTYPE`.
+const IFTYPE: u16 = 5;
+/// `NL80211_ATTR_STA_INFO`.
+const STATION_INFO: u16 = 21;
+/// `NL80211_ATTR_BSS`.
+const BSS: u16 = 47;
+/// `NL80211_ATTR_SSID`.
+const SSID: u16 = 52;
+/// `NL80211_IFTYPE_STATION` and `NL80211_IFTYPE_P2P_CLIENT`.
+const STATIONS: [u32; 2] = [2, 8];
+
+/// `NL80211_STA_INFO_SIGNAL`.
+const SIGNAL: u16 = 7;
+/// `NL80211_STA_INFO_TX_BITRATE`.
+const BITRATE: u16 = 8;
+/// `NL80211_STA_INFO_SIGNAL_AVG`.
+const SIGNAL_AVERAGE: u16 = 13;
+/// `NL80211_RATE_INFO_BITRATE`, of 16 bits, and `NL80211_RATE_INFO_BITRATE32`: 100 kbit/s.
+const RATES: [u16; 2] = [1, 5];
+
+/// `NL80211_BSS_INFORMATION_ELEMENTS`, and `NL80211_BSS_BEACON_IES`.
+const ELEMENTS: [u16; 2] = [6, 11];
+/// `NL80211_BSS_STATUS`.
+const STATUS: u16 = 9;
+/// `NL80211_BSS_STATUS_ASSOCIATED`.
+const ASSOCIATED: u32 = 1;
+
+/// Element of the network's name (IEEE 802.11-2020, section 9.4.2.2).
+const NAME: u8 = 0;
+/// Element of a robust security network (IEEE 802.11-2020, section 9.4.2.24).
+const RSN: u8 = 48;
+/// Element of a vendor.
+const VENDOR: u8 = 221;
+/// Vendor and type of WPA's element, which came before RSN's.
+const WPA: [u8; 4] = [0x00, 0x50, 0xf2, 0x01];
+
+/// Follows which WLANs interfaces are connected to.
+pub struct Stations {
+    notifications: AsyncFd<Socket>,
+    buffer: Vec<u8>,
+    requests: Connection,
+    /// nl80211's number, if the kernel has it: a module may come later.
+    family: Option<u16>,
+    /// By the interfaces' names, with their indices.
+    told: BTreeMap<String, (u32, Station)>,
+    /// Something was told that is out of date.
+    outdated: bool,
+    /// Nothing was read since something changed.
+    stale: bool,
+    /// When it was read last.
+    looked: Option<Instant>,
+    /// The kernel could not be asked then.
+    failing: bool,
+}
+
+impl Stations {
+    /// Subscribes, on the calling thread, in its network namespace.
+    ///
+    /// # Errors
+    /// No socket, or no subscription.
+    #[expect(
+        clippy::unused_async,
+        reason = "needs the runtime that its caller awaits it on"
+    )]
+    pub async fn open() -> Result<Self, Error> {
+        let mut socket = Socket::new(isize::try_from(libc::NETLINK_GENERIC).unwrap_or_default())
+            .map_err(Error::Open)?;
+        socket.set_non_blocking(true).map_err(Error::Open)?;
+        socket.bind_auto().map_err(Error::Open)?;
+        subscribe(&socket, u32::from(CONTROL))?;
+        Ok(Self {
+            notifications: registered(socket, Interest::READABLE | Interest::ERROR)
+                .map_err(Error::Open)?,
+            buffer: Vec::with_capacity(BUFFER),
+            requests: Connection::open(libc::NETLINK_GENERIC).map_err(Error::Open)?,
+            family: None,
+            told: BTreeMap::new(),
+            outdated: false,
+            stale: true,
+            looked: None,
+            failing: false,
+        })
+    }
+
+    /// Waits until something is different from what it gave last (at first, from that nothing is connected), and
+    /// gives all of it, by the interfaces' names. An interface that is being connected is left out until it is
+    /// known to what.
+    ///
+    /// Cancel-safe: what it was about to give is given by the next call.
+    ///
+    /// # Errors
+    /// The kernel could not be asked. The next calls try again, and tell no error until it could be.
+    pub async fn next(&mut self) -> Result<BTreeMap<String, Station>, Error> {
+        loop {
+            if std::mem::take(&mut self.outdated) {
+                return Ok(self.all());
+            }
+            let due = self.due();
+            if due.is_some_and(|due| due <= Instant::now()) {
+                let before = self.told.clone();
+                let failing = self.failing;
+                match self.read().await {
+                    Ok(_) if self.told == before => continue,
+                    Err(_) if failing => continue,
+                    read => return read,
+                }
+            }
+            let told = async {
+                let ready = Interest::READABLE | Interest::ERROR;
+                self.notifications.ready(ready).await?.clear_ready();
+                io::Result::Ok(())
+            };
+            let told = match due {
+                // Its end is no error: it is time to look.
+                Some(due) => timeout_at(due, told).await.unwrap_or(Ok(())),
+                None => told.await,
+            };
+            // What could not be waited for is read, and fails there.
+            self.stale |= told.is_err() || self.drain().is_err();
+        }
+    }
+
+    /// What is so now.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    pub async fn read(&mut self) -> Result<BTreeMap<String, Station>, Error> {
+        let read = match self.drain() {
+            Ok(()) => self.look().await,
+            Err(error) => Err(error),
+        };
+        self.looked = Some(Instant::now());
+        self.failing = read.is_err();
+        self.told = read?;
+        self.stale = false;
+        self.outdated = false;
+        Ok(self.all())
+    }
+
+    /// Whoever was told has forgotten an interface, as its link went down: it is read and given anew.
+    pub fn forgotten(&mut self, name: &str) {
+        self.stale |= self.told.remove(name).is_some();
+    }
+
+    fn all(&self) -> BTreeMap<String, Station> {
+        let told = self.told.iter();
+        told.map(|(name, (_, station))| (name.clone(), station.clone()))
+            .collect()
+    }
+
+    /// When to read next, if nothing is told.
+    fn due(&self) -> Option<Instant> {
+        let Some(looked) = self.looked else {
+            return Some(Instant::now());
+        };
+        let pause = match self.stale && !self.failing {
+            true => Some(PAUSE),
+            false => (self.failing || !self.told.is_empty()).then_some(LOOK),
+        };
+        pause.map(|pause| looked + pause)
+    }
+
+    /// Reads what waits in the socket, for whether anything may be different.
+    fn drain(&mut self) -> Result<(), Error> {
+        for _ in 0..BATCH {
+            self.buffer.clear();
+            match self.notifications.get_ref().recv(&mut self.buffer, 0) {
+                Ok(_) => {
+                    for message in messages(&self.buffer) {
+                        match change(&message) {
+                            Some(Change::Families) => self.family = None,
+                            Some(Change::Network(index)) => {
+                                let before = self.told.len();
+                                self.told.retain(|_, (known, _)| *known != index);
+                                self.outdated |= self.told.len() != before;
+                            }
+                            Some(Change::Interfaces) => {}
+                            None => continue,
+                        }
+                        self.stale = true;
+                    }
+                }
+                Err(error) => match (error.kind(), error.raw_os_error()) {
+                    (io::ErrorKind::WouldBlock, _) => return Ok(()),
+                    (io::ErrorKind::Interrupted, _) => {}
+                    (_, Some(libc::ENOBUFS)) => self.stale = true,
+                    _ => return Err(Error::Receive(error)),
+                },
+            }
+        }
+        self.stale = true;
+        Ok(())
+    }
+
+    async fn look(&mut self) -> Result<BTreeMap<String, (u32, Station)>, Error> {
+        let Some(family) = self.family().await? else {
+            return Ok(BTreeMap::new());
+        };
+        let request = Request::new(family, libc::NLM_F_DUMP, &header(GET_INTERFACE));
+        let parse = |message: &Message<'_>| interface(message, family);
+        let interfaces = match self.requests.dump(&request, parse).await {
+            Ok(interfaces) => interfaces,
+            // The module is gone, and its number with it.
+            Err(refusal) if refusal.errno() == libc::ENOENT => {
+                self.family = None;
+                return Ok(BTreeMap::new());
+            }
+            Err(refusal) => return Err(read("WLAN interfaces")(refusal)),
+        };
+        let mut stations = BTreeMap::new();
+        for Interface { index, name, ssid } in interfaces {
+            // To which network it is connected stays so while nothing is told.
+            let known = self.told.get(&name).filter(|_| !self.stale);
+            let known = known.filter(|(known, _)| *known == index);
+            let wlan = match known.map(|(_, station)| station.wlan.clone()) {
+                Some(wlan) => wlan,
+                None => match self.wlan(family, index, ssid).await? {
+                    Some(wlan) => wlan,
+                    None => continue,
+                },
+            };
+            let heard = self.ask(family, GET_STATION, index, "WLAN signal", heard);
+            let Heard { signal, bitrate } = heard.await?.unwrap_or_default();
+            let station = Station {
+                wlan,
+                signal,
+                bitrate,
+            };
+            stations.insert(name, (index, station));
+        }
+        Ok(stations)
+    }
+
+    /// The network that an interface is connected to: what a scan found of it, since the kernel itself knows its
+    /// name only where it was the one to connect (`NL80211_CMD_CONNECT`), which wpa_supplicant does not ask of it.
+    async fn wlan(
+        &mut self,
+        family: u16,
+        interface: u32,
+        ssid: Option<Ssid>,
+    ) -> Result<Option<Wlan>, Error> {
+        let found = self.ask(family, GET_SCAN, interface, "WLANs in reach", associated);
+        let found = found.await?;
+        let protected = found.as_ref().is_some_and(|found| found.protected);
+        let ssid = ssid.or(found.and_then(|found| found.ssid));
+        Ok(ssid.map(|ssid| Wlan { ssid, protected }))
+    }
+
+    /// The first that is found in an answer about an interface; nothing if that is gone.
+    async fn ask<T>(
+        &mut self,
+        family: u16,
+        command: u8,
+        interface: u32,
+        what: &'static str,
+        parse: impl Fn(Attributes<'_>) -> Option<T>,
+    ) -> Result<Option<T>, Error> {
+        let mut request = Request::new(family, libc::NLM_F_DUMP, &header(command));
+        request.put_u32(IFINDEX, interface);
+        let parse = |message: &Message<'_>| parse(body(message, family)?);
+        match self.requests.dump(&request, parse).await {
+            Ok(found) => Ok(found.into_iter().next()),
+            Err(refusal) if is_gone(&refusal) => Ok(None),
+            Err(refusal) => Err(read(what)(refusal)),
+        }
+    }
+
+    /// nl80211's number; its notifications are subscribed to when it is known.
+    async fn family(&mut self) -> Result<Option<u16>, Error> {
+        if self.family.is_some() {
+            return Ok(self.family);
+        }
+        // Asking for it by its name would have the kernel load the module.
+        let request = Request::new(CONTROL, libc::NLM_F_DUMP, &header(GET_FAMILY));
+        let families = self.requests.dump(&request, family).await;
+        let families = families.map_err(read("families of generic netlink"))?;
+        let Some(Family { number, groups }) = families.into_iter().next() else {
+            return Ok(None);
+        };
+        for group in groups {
+            subscribe(self.notifications.get_ref(), group)?;
+        }
+        self.family = Some(number);
+        Ok(self.family)
+    }
+}
+
+fn subscribe(socket: &Socket, group: u32) -> Result<(), Error> {
+    let subscribed = socket.add_membership(group);
+    subscribed.map_err(|source| Error::Subscribe { group, source })
+}
+
+/// `struct genlmsghdr` of a request: command, version, two reserved.
+fn header(command: u8) -> [u8; 4] {
+    [command, 0, 0, 0]
+}
+
+/// The command of a message, and its attributes.
+fn split<'a>(message: &Message<'a>) -> Option<(u8, Attributes<'a>)> {
+    let ([command, ..], rest) = message.split::<4>()?;
+    Some((*command, rest))
+}
+
+/// What a notification says is out of date.
+#[derive(Debug, PartialEq, Eq)]
+enum Change {
+    /// Which families there are.
+    Families,
+    /// Which interfaces there are.
+    Interfaces,
+    /// To which network this interface is connected.
+    Network(u32),
+}
+
+fn change(message: &Message<'_>) -> Option<Change> {
+    if message.kind == CONTROL {
+        return Some(Change::Families);
+    }
+    let (command, mut rest) = split(message)?;
+    if INTERFACES.contains(&command) {
+        return Some(Change::Interfaces);
+    }
+    let (_, index) = rest.find(|(kind, _)| *kind == IFINDEX)?;
+    let index = u32_at(index, 0).filter(|_| REPLACES.contains(&command))?;
+    Some(Change::Network(index))
+}
+
+/// What is so of an interface that is gone, or whose driver does not say.
+fn is_gone(refusal: &Refusal) -> bool {
+    let gone = [libc::ENODEV, libc::ENOENT, libc::ENETDOWN, libc::EOPNOTSUPP];
+    gone.contains(&refusal.errno())
+}
+
+/// nl80211.
+#[derive(Debug, PartialEq, Eq)]
+struct Family {
+    number: u16,
+    groups: Vec<u32>,
+}
+
+fn family(message: &Message<'_>) -> Option<Family> {
+    let (_, rest) = split(message)?;
+    let (mut named, mut number, mut groups) = (false, None, Vec::new());
+    for (kind, value) in rest {
+        match kind {
+            FAMILY_ID => number = u16_at(value, 0),
+            FAMILY_NAME => named = text(value) == NL80211,
+            GROUPS => groups.extend(attributes(value).filter_map(|(_, group)| wanted_group(group))),
+            _ => {}
+        }
+    }
+    let number = number.filter(|_| named)?;
+    Some(Family { number, groups })
+}
+
+/// A multicast group's number, if it is wanted.
+fn wanted_group(group: &[u8]) -> Option<u32> {
+    let (mut wanted, mut number) = (false, None);
+    for (kind, value) in attributes(group) {
+        match kind {
+            GROUP_NAME => wanted = WANTED_GROUPS.contains(&text(value).as_str()),
+            GROUP_ID => number = u32_at(value, 0),
+            _ => {}
+        }
+    }
+    number.filter(|_| wanted)
+}
+
+/// An interface that may be connected to a WLAN.
+#[derive(Debug, PartialEq, Eq)]
+struct Interface {
+    index: u32,
+    name: String,
+    /// To which, if the kernel was the one to connect it.
+    ssid: Option<Ssid>,
+}
+
+fn interface(message: &Message<'_>, family: u16) -> Option<Interface> {
+    let (mut index, mut name, mut station, mut ssid) = (None, None, false, None);
+    for (kind, value) in body(message, family)? {
+        match kind {
+            IFINDEX => index = u32_at(value, 0),
+            IFNAME => name = Some(text(value)),
+            IFTYPE => station = u32_at(value, 0).is_some_and(|kind| STATIONS.contains(&kind)),
+            SSID => ssid = Ssid::new(value),
+            _ => {}
+        }
+    }
+    Some(Interface {
+        index: index.filter(|_| station)?,
+        name: name?,
+        ssid,
+    })
+}
+
+/// The attributes of an answer of nl80211.
+fn body<'a>(message: &Message<'a>, family: u16) -> Option<Attributes<'a>> {
+    let (_, rest) = split(message).filter(|_| message.kind == family)?;
+    Some(rest)
+}
+
+/// How well an access point is heard.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Heard {
+    signal: Option<i8>,
+    bitrate: Option<Bandwidth>,
+}
+
+fn heard(mut rest: Attributes<'_>) -> Option<Heard> {
+    let (_, info) = rest.find(|(kind, _)| *kind == STATION_INFO)?;
+    let (mut last, mut average, mut bitrate) = (None, None, None);
+    let dbm = |value: &[u8]| value.first().map(|byte| byte.cast_signed());
+    for (kind, value) in attributes(info) {
+        match kind {
+            SIGNAL => last = dbm(value),
+            SIGNAL_AVERAGE => average = dbm(value),
+            BITRATE => bitrate = rate(value),
+            _ => {}
+        }
+    }
+    Some(Heard {
+        signal: average.or(last),
+        bitrate,
+    })
+}
+
+fn rate(value: &[u8]) -> Option<Bandwidth> {
+    let rates = attributes(value).filter(|(kind, _)| RATES.contains(kind));
+    let rates = rates.filter_map(|(_, rate)| match rate.len() {
+        4 => u32_at(rate, 0),
+        _ => u16_at(rate, 0).map(u32::from),
+    });
+    let units = rates.max().filter(|units| *units > 0)?;
+    Some(Bandwidth(u64::from(units) * 100_000))
+}
+
+/// What a scan found of the network that an interface is connected to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Associated {
+    /// Its name; a hidden one's is in answers to who knows it alone.
+    ssid: Option<Ssid>,
+    protected: bool,
+}
+
+fn associated(mut rest: Attributes<'_>) -> Option<Associated> {
+    let (_, bss) = rest.find(|(kind, _)| *kind == BSS)?;
+    let (mut is_it, mut found) = (false, Associated::default());
+    for (kind, value) in attributes(bss) {
+        if kind == STATUS {
+            is_it = u32_at(value, 0) == Some(ASSOCIATED);
+        } else if ELEMENTS.contains(&kind) {
+            for (id, body) in elements(value) {
+                match id {
+                    NAME => found.ssid = found.ssid.or_else(|| Ssid::new(body)),
+                    RSN => found.protected = true,
+                    VENDOR => found.protected |= body.starts_with(&WPA),
+                    _ => {}
+                }
+            }
+        }
+    }
+    is_it.then_some(found)
+}
+
+/// The information elements in `bytes`, each with its number; ends at the first that is malformed.
+fn elements(bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let (&[id, len], after) = rest.split_first_chunk::<2>()?;
+        let (body, after) = after.split_at_checked(usize::from(len))?;
+        rest = after;
+        Some((id, body))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const FAMILY: u16 = 28;
+
+    fn answer(command: u8, fill: impl FnOnce(&mut Request)) -> Vec<u8> {
+        let mut request = Request::new(FAMILY, 0, &header(command));
+        fill(&mut request);
+        request.finish(1)
+    }
+
+    fn first(bytes: &[u8]) -> Message<'_> {
+        messages(bytes).next().expect("one message")
+    }
+
+    #[test]
+    fn stations_are_told_from_access_points_and_devices_without_an_interface() {
+        let of = |kind: u32, fill: fn(&mut Request)| {
+            answer(7, |r| {
+                r.put_u32(IFTYPE, kind);
+                fill(r);
+            })
+        };
+        let named = |r: &mut Request| {
+            r.put_u32(IFINDEX, 3);
+            r.put(IFNAME, b"wlan0\0");
+        };
+        let station = Interface {
+            index: 3,
+            name: "wlan0".to_owned(),
+            ssid: None,
+        };
+        assert_eq!(interface(&first(&of(2, named)), FAMILY), Some(station));
+        assert_eq!(interface(&first(&of(2, named)), FAMILY + 1), None);
+        assert_eq!(
+            interface(&first(&of(3, named)), FAMILY),
+            None,
+            "an access point"
+        );
+        assert_eq!(interface(&first(&of(10, |_| {})), FAMILY), None, "P2P");
+    }
+
+    #[test]
+    fn what_is_out_of_date_is_told_by_command_and_interface() {
+        let of = |command| answer(command, |r| r.put_u32(IFINDEX, 3));
+        for command in REPLACES {
+            assert_eq!(change(&first(&of(command))), Some(Change::Network(3)));
+        }
+        assert_eq!(change(&first(&of(8))), Some(Change::Interfaces));
+        // An access point that is heard, and one that others ask.
+        for command in [19, 34, 37, 64] {
+            assert_eq!(change(&first(&of(command))), None, "{command}");
+        }
+    }
+
+    #[test]
+    fn an_average_says_more_than_the_last_signal_and_rates_are_bits_a_second() {
+        let of = |fill: fn(&mut Request)| answer(19, |r| r.nest(STATION_INFO, fill));
+        let heard_of = |bytes: &[u8]| body(&first(bytes), FAMILY).and_then(heard);
+        let both = of(|r| {
+            r.put(SIGNAL, &[(-70_i8).cast_unsigned()]);
+            r.put(SIGNAL_AVERAGE, &[(-65_i8).cast_unsigned()]);
+            r.nest(BITRATE, |r| {
+                r.put(1, &540_u16.to_ne_bytes());
+                r.put_u32(5, 8_667);
+            });
+        });
+        let expected = Heard {
+            signal: Some(-65),
+            bitrate: Some(Bandwidth(866_700_000)),
+        };
+        assert_eq!(heard_of(&both), Some(expected));
+        let last = of(|r| r.put(SIGNAL, &[(-70_i8).cast_unsigned()]));
+        assert_eq!(heard_of(&last).expect("something").signal, Some(-70));
+        assert_eq!(heard_of(&of(|_| {})), Some(Heard::default()));
+        assert_eq!(heard_of(&answer(19, |_| {})), None);
+    }
+
+    #[test]
+    fn a_network_is_what_the_elements_of_the_associated_one_say() {
+        let of = |status: Option<u32>, elements: [&'static [u8]; 2]| {
+            answer(34, |r| {
+                r.nest(BSS, |r| {
+                    for (kind, elements) in ELEMENTS.into_iter().zip(elements) {
+                        r.put(kind, elements);
+                    }
+                    if let Some(status) = status {
+                        r.put_u32(STATUS, status);
+                    }
+                });
+            })
+        };
+        let is = |bytes: &[u8]| body(&first(bytes), FAMILY).and_then(associated);
+        let cafe = |protected| {
+            let ssid = Ssid::new(b"cafe");
+            Some(Associated { ssid, protected })
+        };
+        let open = b"\x00\x04cafe\x01\x01\x82";
+        let rsn = b"\x00\x04cafe\x30\x02\x01\x00";
+        let wpa = b"\x00\x04cafe\xdd\x05\x00\x50\xf2\x01\x01";
+        let wmm = b"\x00\x04cafe\xdd\x05\x00\x50\xf2\x02\x01";
+        let hidden = b"\x00\x04\x00\x00\x00\x00";
+        assert_eq!(is(&of(Some(1), [open, open])), cafe(false));
+        assert_eq!(is(&of(Some(1), [rsn, rsn])), cafe(true));
+        assert_eq!(is(&of(Some(1), [wpa, b""])), cafe(true));
+        assert_eq!(is(&of(Some(1), [wmm, b""])), cafe(false));
+        assert_eq!(is(&of(Some(1), [open, hidden])), cafe(false));
+        assert_eq!(is(&of(Some(1), [hidden, open])), cafe(false));
+        assert_eq!(is(&of(None, [rsn, rsn])), None, "one in reach");
+        assert_eq!(is(&of(Some(0), [rsn, rsn])), None, "not associated");
+        // An element that is longer than what there is.
+        let cut = Some(Associated::default());
+        assert_eq!(is(&of(Some(1), [b"\x00\xffca", b"\x30"])), cut);
+    }
+
+    #[test]
+    fn the_family_is_found_by_its_name_with_its_groups() {
+        let of = |name: &str| {
+            let mut request = Request::new(CONTROL, 0, &header(1));
+            request.put(FAMILY_ID, &FAMILY.to_ne_bytes());
+            request.put(FAMILY_NAME, format!("{name}\0").as_bytes());
+            request.nest(GROUPS, |r| {
+                for (at, (group, id)) in
+                    [("config", 7), ("scan", 8), ("mlme", 9)].iter().enumerate()
+                {
+                    r.nest(u16::try_from(at).expect("few"), |r| {
+                        r.put(GROUP_NAME, format!("{group}\0").as_bytes());
+                        r.put_u32(GROUP_ID, *id);
+                    });
+                }
+            });
+            request.finish(1)
+        };
+        let expected = Family {
+            number: FAMILY,
+            groups: vec![7, 9],
+        };
+        assert_eq!(family(&first(&of("nl80211"))), Some(expected));
+        assert_eq!(family(&first(&of("nl80211x"))), None);
+    }
+
+    #[tokio::test]
+    async fn the_kernel_answers_whether_it_has_wlan_or_not() {
+        let mut stations = Stations::open().await.expect("generic netlink is there");
+        assert!(stations.look().await.is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes: Vec<u8>) {
+            prop_assert!(elements(&bytes).count() <= bytes.len());
+            let _rate = rate(&bytes);
+            let wrapped = answer(7, |r| r.put(BSS, bytes.get(..4096).unwrap_or(&bytes)));
+            let message = first(&wrapped);
+            let _any = (interface(&message, FAMILY), family(&message), change(&message));
+            let _any = body(&message, FAMILY).map(|rest| (heard(rest.clone()), associated(rest)));
+        }
+    }
+}

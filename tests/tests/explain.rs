@@ -405,11 +405,7 @@ fn what_cannot_be_explained_is_refused_with_what_to_do() -> Result<()> {
     let lab = Lab::new()?;
     let _agent = lab.start_agent()?;
     for (args, code, part) in [
-        (
-            &["example.org:80"][..],
-            2,
-            "resolve the name first (`getent ahosts example.org`)",
-        ),
+        (&["example.org:80"][..], 2, "say `--name example.org:80`"),
         (
             &["--pid", "1", "--unit", "a.service"],
             2,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::IfIndex;
-use crate::name::Name;
+use crate::name::{Name, Shown};
 
 /// How a domain is checked: `check` of `[domain.x]` or `[agent]`. Of each kind that is given one target
 /// must answer, and every kind must. Nothing given: it is not checked.
@@ -145,6 +145,28 @@ impl Default for Check {
             rise: 2,
             implied: false,
         }
+    }
+}
+
+/// Longest host name, without the dot at its end (RFC 1035 section 2.3.4).
+const MAX_HOST: usize = 253;
+
+/// A host name in small letters, without a dot at its end.
+///
+/// # Errors
+/// It is none.
+pub fn host_name(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    let bare = text.strip_suffix('.').unwrap_or(text);
+    if bare.len() <= MAX_HOST && bare.split('.').all(label) {
+        Ok(bare.to_ascii_lowercase())
+    } else {
+        Err(format!("{} is not a host", Shown::new(text)))
     }
 }
 

@@ -16,8 +16,8 @@ use super::explain::{
 };
 use super::flows::{FlowOrder, HolderView, ListFlows, LiveFlowView, Whereabouts};
 use super::methods::{
-    CheckDomain, ListDomains, ListPolicies, Method, Move, Prefer, Reload, Request, Run, SetPolicy,
-    ShowDomain, ShowPolicy, Status, UnsetPolicy, Watch,
+    CheckDomain, ListDomains, ListPolicies, Method, Move, Prefer, Reload, Request, Resolve, Run,
+    SetPolicy, ShowDomain, ShowPolicy, Status, UnsetPolicy, Watch,
 };
 use super::mistake::Mistake;
 use super::types::{
@@ -126,6 +126,7 @@ fn service_description() -> &'static str {
 fn build() -> Result<Interface<'static>, zlink::names::Error> {
     let methods = vec![
         method::<CheckDomain>()?,
+        method::<Resolve>()?,
         method::<Explain>()?,
         method::<ListDomains>()?,
         method::<ListFlows>()?,
@@ -239,6 +240,7 @@ pub(super) fn read(message: Message) -> Result<Incoming, CallError> {
         (INTERFACE, CheckDomain::NAME) => {
             Ok(Incoming::Request(Request::CheckDomain(parse(parameters)?)))
         }
+        (INTERFACE, Resolve::NAME) => Ok(Incoming::Request(Request::Resolve(parse(parameters)?))),
         (INTERFACE, Run::NAME) => Ok(Incoming::Request(Request::Run(parse(parameters)?))),
         (INTERFACE | "org.varlink.service", _) => Err(unknown_method()),
         (other, _) => Err(CallError::Service(

@@ -120,6 +120,28 @@ pub struct CheckDomain {
     pub name: String,
 }
 
+/// Looks a name up over one domain alone, by its own name servers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct Resolve {
+    /// The name of a host.
+    pub name: String,
+    /// Name of the domain, or its alias. One that the caller may use, or that its own flows go by.
+    pub domain: String,
+}
+
+/// What the domain's name servers say of a name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct ResolveReply {
+    /// The name.
+    pub name: String,
+    /// Name of the domain.
+    pub domain: String,
+    /// Its addresses there, IPv6 first.
+    pub addresses: Vec<String>,
+    /// Why there are none of a family that the domain has, as sentences without a full stop.
+    pub failures: Vec<String>,
+}
+
 /// Reads the files again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
 pub struct Reload {}
@@ -264,6 +286,13 @@ impl Method for CheckDomain {
     type Reply = DomainReply;
 }
 
+impl Method for Resolve {
+    const NAME: &'static str = "Resolve";
+    const ABOUT: &'static str = "Looks a name up over one domain alone, by its own name servers. Neither \
+                                 the host's files nor its resolver are asked, and nothing is kept.";
+    type Reply = ResolveReply;
+}
+
 impl Method for Status {
     const NAME: &'static str = "Status";
     const ABOUT: &'static str = "Shows the agent and all it does.";
@@ -334,6 +363,8 @@ pub enum Request {
     Watch,
     /// To be answered by [`Reply::Domain`].
     CheckDomain(CheckDomain),
+    /// To be answered by [`Reply::Resolved`].
+    Resolve(Resolve),
 }
 
 /// The answer to a [`Request`]; lists need no order, the server sorts them.
@@ -361,6 +392,8 @@ pub enum Reply {
     Unset(UnsetReply),
     /// What changed.
     Watch(WatchReply),
+    /// The addresses of a name, in the order in which they are to be tried.
+    Resolved(ResolveReply),
 }
 
 impl Reply {
@@ -392,6 +425,7 @@ impl Reply {
             Self::Flows(flows) => serde_json::to_vec(&flows),
             Self::Unset(unset) => serde_json::to_vec(&unset),
             Self::Watch(watch) => serde_json::to_vec(&watch),
+            Self::Resolved(resolved) => serde_json::to_vec(&resolved),
         }
     }
 }

@@ -12,6 +12,7 @@ use clap::{
 use clap_complete::ArgValueCandidates;
 
 use super::explain::Destination;
+use super::explain_name::NameAndPort;
 use super::flows::Target;
 use super::{complete, examples};
 use crate::api::SOCKET;
@@ -382,6 +383,7 @@ pub(super) struct PolicySetArgs {
 #[derive(Args, Debug)]
 #[command(
     group(ArgGroup::new("subject").args(["pid", "cgroup", "unit"])),
+    group(ArgGroup::new("flow").args(["destination", "name"])),
     after_help = "\
 Shows the policy in force and why that one, every candidate, and how the flow is
 put on its domain; then asks the kernel, and warns where that differs."
@@ -396,15 +398,18 @@ pub(super) struct ExplainArgs {
     /// A systemd unit that has a cgroup.
     #[arg(long)]
     pub(super) unit: Option<String>,
-    /// Where a flow goes: an address, perhaps with a port (192.0.2.1:443, [2001:db8::1]:443). Names are not
-    /// resolved.
+    /// Where a flow goes: an address, perhaps with a port (192.0.2.1:443, [2001:db8::1]:443).
     #[arg(value_name = "DEST[:PORT]")]
     pub(super) destination: Option<Destination>,
+    /// Where a flow goes, by its name, perhaps with a port: looked up over the domain that is chosen, by that
+    /// domain's own name servers.
+    #[arg(long, value_name = "NAME[:PORT]")]
+    pub(super) name: Option<NameAndPort>,
     /// Transport protocol of the flow: udp, sctp, icmp or another name or number. Default: tcp.
-    #[arg(long, value_name = "PROTOCOL", requires = "destination")]
+    #[arg(long, value_name = "PROTOCOL", requires = "flow")]
     pub(super) protocol: Option<String>,
     /// Code point that the program asks for: EF, AF41 or another name or number. Default: CS0.
-    #[arg(long, value_name = "CODE", requires = "destination")]
+    #[arg(long, value_name = "CODE", requires = "flow")]
     pub(super) dscp: Option<String>,
     /// Tell too what would be chosen if this domain were not there.
     #[arg(long, value_name = "DOMAIN", add = ArgValueCandidates::new(complete::domains))]

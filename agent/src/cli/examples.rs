@@ -176,6 +176,10 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ),
             ("steer explain --unit postfix.service 2001:db8::1", ""),
             (
+                "steer explain --pid 1234 --name www.example.org:443",
+                "by the name servers of the domain that is chosen",
+            ),
+            (
                 "steer explain --cgroup app.slice/browser.scope --json",
                 "for programs",
             ),

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use super::args::ExplainArgs;
 use super::call;
+use super::explain_name;
 use super::output::{Cell, Look, Page, print_json};
 use crate::api::explain::{
     AddressFamily, ContenderView, Explain, ExplanationView, FamilyPathView, FlowOutcome, FlowView,
@@ -51,16 +52,18 @@ impl FromStr for Destination {
         let port = port.and_then(|port| port.parse().ok());
         Ok(Self {
             address: address.to_owned(),
-            port: Some(port.ok_or("a port is a number up to 65535, behind a colon")?),
+            port: Some(port.ok_or(NO_PORT)?),
         })
     }
 }
 
-/// A name means different addresses by different domains, and this one does not know which.
+/// What is said of a port that is none.
+pub(super) const NO_PORT: &str = "a port is a number up to 65535, behind a colon";
+
+/// A name means different addresses by different domains.
 fn no_address(text: &str) -> String {
-    let host = text.rsplit_once(':').map_or(text, |(host, _)| host);
     format!(
-        "this is no address: resolve the name first (`getent ahosts {host}`) and name one of its addresses"
+        "this is no address: say `--name {text}` to have it looked up over the domain that is chosen"
     )
 }
 
@@ -97,6 +100,9 @@ pub(super) fn explain(socket: &Path, args: ExplainArgs, json: bool) -> anyhow::R
         family,
         without: args.without,
     };
+    if let Some(target) = args.name {
+        return explain_name::explain(socket, &target, &asked, json);
+    }
     let explanation = call(socket, &asked)?.explanation;
     if json {
         return print_json(&explanation);
@@ -106,7 +112,8 @@ pub(super) fn explain(socket: &Path, args: ExplainArgs, json: bool) -> anyhow::R
     page.print()
 }
 
-fn write(page: &mut Page, explanation: &ExplanationView) {
+/// All of an explanation.
+pub(super) fn write(page: &mut Page, explanation: &ExplanationView) {
     page.line(&explanation.summary, look(explanation));
     if !explanation.warnings.is_empty() {
         page.gap();
@@ -436,8 +443,7 @@ mod tests {
     fn a_name_is_refused_with_what_to_do() {
         for text in ["example.org", "example.org:80", "localhost"] {
             let words = text.parse::<Destination>().unwrap_err();
-            let host = text.split(':').next().unwrap();
-            assert!(words.contains(&format!("getent ahosts {host}")), "{words}");
+            assert!(words.contains(&format!("`--name {text}`")), "{words}");
         }
         for text in [
             "192.0.2.1:http",

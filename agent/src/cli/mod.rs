@@ -11,6 +11,7 @@ mod doctor;
 mod domain;
 mod examples;
 mod explain;
+mod explain_name;
 mod flows;
 mod generate;
 mod login;

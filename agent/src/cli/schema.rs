@@ -6,6 +6,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::doctor::Diagnosis;
+use super::explain_name::NameExplanation;
 use super::policy::Removed;
 use crate::api::explain::ExplanationView;
 use crate::api::flows::FlowsReply;
@@ -28,6 +29,7 @@ const COMMANDS: &[(&str, Describe)] = &[
     ("domain prefer", of::<Vec<PolicyView>>),
     ("domain show", of::<DomainView>),
     ("explain", of::<ExplanationView>),
+    ("explain --name", of::<NameExplanation>),
     ("flows", of::<FlowsReply>),
     ("move", of::<RunReply>),
     ("policy", of::<Vec<PolicyView>>),

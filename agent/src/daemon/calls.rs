@@ -51,6 +51,9 @@ impl Daemon {
             Request::UnsetPolicy(unset) => self.unset_policy(&authority, unset).await,
             Request::Prefer(prefer) => self.prefer(caller, &authority, prefer).await,
             Request::Watch => return self.watch(call.caller, authority, call.reply),
+            Request::Resolve(asked) => {
+                return self.resolve(caller, &authority, &asked, call.reply);
+            }
             Request::CheckDomain(check) => self.check_domain(&check.name),
             Request::ListPolicies => {
                 let seen = self.seen(caller, &authority);

@@ -17,6 +17,7 @@ mod explain;
 mod files;
 mod flows;
 mod load;
+mod lookups;
 mod offline;
 mod prefer;
 mod remains;
@@ -59,6 +60,7 @@ use access::Access;
 use checks::Checks;
 use decided::Decided;
 use flows::Flows;
+use lookups::Lookups;
 use running::Claim;
 use runs::Runs;
 use sessions::Sessions;
@@ -144,6 +146,7 @@ struct Daemon {
     flows: Flows,
     sessions: Sessions,
     checks: Checks,
+    lookups: Lookups,
     stalls: Stalls,
     watch: Watch,
     started: SystemTime,

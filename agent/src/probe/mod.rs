@@ -15,9 +15,11 @@ pub mod resolv;
 mod tcp;
 
 use std::future::Future;
+use std::net::IpAddr;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use steer_core::plan::Family;
 use steer_core::probe::{Outcome, Probe, Report};
 
 use question::Asker;
@@ -43,6 +45,44 @@ pub async fn run(probe: &Probe) -> Report {
     );
     let outcome = all([http, dns, tcp, icmp, api]);
     asker.report(outcome)
+}
+
+/// What came of looking a name up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Its addresses, IPv6 first.
+    pub addresses: Vec<IpAddr>,
+    /// Why there are none of a family, as sentences without a full stop.
+    pub failures: Vec<String>,
+}
+
+/// Looks `name` up by the name servers of `probe`'s domain, over that domain, in each family that it has an
+/// address of. It takes no longer than the probe's timeout.
+pub async fn look_up(probe: &Probe, name: &str) -> Found {
+    let asker = Asker::new(probe);
+    let (v6, v4) = tokio::join!(
+        of_family(&asker, name, Family::Ipv6),
+        of_family(&asker, name, Family::Ipv4),
+    );
+    let mut found = Found::default();
+    for family in [v6, v4].into_iter().flatten() {
+        match family {
+            Ok(addresses) => found.addresses.extend(addresses),
+            Err(reason) => found.failures.push(reason),
+        }
+    }
+    found
+}
+
+async fn of_family(
+    asker: &Asker<'_>,
+    name: &str,
+    family: Family,
+) -> Option<Result<Vec<IpAddr>, String>> {
+    if !asker.families().any(|has| has == family) {
+        return None;
+    }
+    Some(dns::addresses(asker, name, family).await)
 }
 
 /// A question for each of `items`. (They are held, and not what makes them, so that a probe can move

@@ -13,7 +13,9 @@ use steer::api::INTERFACE;
 use steer::api::client::Client;
 use steer::api::explain::{ExplanationView, SubjectView};
 use steer::api::flows::{FlowsReply, HolderView, LiveFlowView, Whereabouts};
-use steer::api::methods::{Reloaded, Reply, Request, RunReply, Status, UnsetReply, WatchReply};
+use steer::api::methods::{
+    Reloaded, Reply, Request, ResolveReply, RunReply, Status, UnsetReply, WatchReply,
+};
 use steer::api::server::{Call, Limits, Server};
 use steer::api::types::{
     Candidate, DecisionView, DomainView, LocalNetworks, MeasuredView, Origin, Otherwise,
@@ -337,6 +339,12 @@ pub(crate) fn agreeable(call: Call) {
         Request::ListDomains => Reply::Domains(vec![domain("wifi"), domain("lte")]),
         Request::ShowDomain(d) => Reply::Domain(Box::new(domain(&d.name))),
         Request::Watch => Reply::Watch(WatchReply::default()),
+        Request::Resolve(asked) => Reply::Resolved(ResolveReply {
+            name: asked.name,
+            domain: asked.domain,
+            addresses: vec!["192.0.2.1".to_owned()],
+            failures: Vec::new(),
+        }),
         Request::CheckDomain(d) => Reply::Domain(Box::new(domain(&d.name))),
         Request::Status => Reply::Status(Box::new(status())),
         Request::Reload => Reply::Reloaded(Reloaded::default()),

@@ -9,7 +9,7 @@ use super::keys;
 use super::read::{Reader, Table};
 use super::sections::{number, time, without_places};
 use crate::name::Shown;
-use crate::probe::{Check, DnsTarget, Expect, Host, HttpTarget};
+use crate::probe::{Check, DnsTarget, Expect, Host, HttpTarget, host_name};
 
 /// Shortest and longest `interval`.
 const INTERVALS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(3600)];
@@ -18,7 +18,6 @@ const INTERVALS: [Duration; 2] = [Duration::from_millis(100), Duration::from_sec
 const MOST_TARGETS: usize = 8;
 
 /// Longest host name (RFC 1035, section 2.3.4), and longest path and query.
-const MAX_HOST: usize = 253;
 const MAX_PATH: usize = 1_024;
 
 /// `check = "none"`, or a table.
@@ -93,22 +92,7 @@ fn host(text: &str) -> Result<Host, String> {
     if let Ok(ip) = bare.unwrap_or(text).parse::<IpAddr>() {
         return Ok(Host::Ip(ip));
     }
-    name(text).map(Host::Name)
-}
-
-fn name(text: &str) -> Result<String, String> {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
-    };
-    let bare = text.strip_suffix('.').unwrap_or(text);
-    if bare.len() <= MAX_HOST && bare.split('.').all(label) {
-        Ok(bare.to_ascii_lowercase())
-    } else {
-        Err(format!("{} is not a host", Shown::new(text)))
-    }
+    host_name(text).map(Host::Name)
 }
 
 /// A host and a port behind a colon.
@@ -136,7 +120,7 @@ fn dns(text: &str) -> Result<DnsTarget, String> {
         None => (text, None),
     };
     Ok(DnsTarget {
-        name: name(asked)?,
+        name: host_name(asked)?,
         address,
     })
 }

@@ -9,9 +9,12 @@ use crate::domains::{Domain, DomainState};
 use crate::groups::BUILT_IN;
 use crate::health::{Condition, Health, Learned, Now, Probed, check_of};
 use crate::name::Name;
-use crate::probe::Probe;
+use crate::probe::{Check, Probe};
 use crate::rules::Flow;
 use crate::select::{Decision, Stage, World, select};
+
+/// After this time a name counts as not found.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Port of DNS.
 const DNS: u16 = 53;
@@ -124,11 +127,50 @@ impl Engine {
     }
 
     fn probe(&self, domain: &Domain, condition: &Condition, index: u16) -> Option<Probe> {
-        let state = &self.state;
-        let check = check_of(&state.config, domain);
+        let check = check_of(&self.state.config, domain);
         if domain.state != DomainState::Up || !check.asks() {
             return None;
         }
+        self.asking(domain, condition, index, check)
+    }
+
+    /// What it takes to look names up over a domain.
+    ///
+    /// # Errors
+    /// Why that cannot be, as a sentence without a full stop.
+    pub fn lookup(&self, domain: &Domain) -> Result<Probe, String> {
+        let name = &domain.name;
+        if domain.state != DomainState::Up {
+            return Err(domain.reason_with(&self.state.health));
+        }
+        let index = self.state.memory.indices.get(name);
+        let index = index.ok_or_else(|| format!("{name} has no mark: no policy can choose it"))?;
+        let condition = self.state.health.get(name);
+        let probe = condition.and_then(|condition| {
+            let check = Check {
+                interval: LOOKUP_TIMEOUT,
+                fall: 1,
+                ..Check::default()
+            };
+            self.asking(domain, condition, index.0, check)
+        });
+        let probe = probe.ok_or_else(|| format!("{name} is not there"))?;
+        if probe.servers.is_empty() {
+            return Err(format!(
+                "{name} has no name server: name some as `servers` in [domain.{name}.dns]"
+            ));
+        }
+        Ok(probe)
+    }
+
+    fn asking(
+        &self,
+        domain: &Domain,
+        condition: &Condition,
+        index: u16,
+        check: Check,
+    ) -> Option<Probe> {
+        let state = &self.state;
         let interface = domain.interface?;
         let mask = state.config.agent.mark_mask;
         Some(Probe {

@@ -166,8 +166,8 @@ impl Daemon {
             invalid(
                 "destination",
                 format!(
-                    "`{text}` is no address: resolve the name first (`getent ahosts {text}`) and name \
-                     one of its addresses"
+                    "`{text}` is no address: have the name looked up first (`Resolve`), and name one of its \
+                     addresses"
                 ),
             )
         })?;

@@ -74,6 +74,25 @@ fn programs_prefer_the_family_that_the_policy_prefers_and_still_reach_the_other(
             Family::V4
         };
         lab.flow_leaves_by(&app, "wlan0", Kind::UdpConnected, datagrams)?;
+        let v6 = lab.target6();
+        for (protocol, port, outcome) in [
+            ("udp", 9, lines.contains("ipv4").then_some("refused")),
+            ("udp", 53, None),
+            ("tcp", 9, None),
+        ] {
+            let to = format!("[{v6}]:{port}");
+            let asked = [
+                "--json",
+                "--cgroup",
+                app.name(),
+                "--protocol",
+                protocol,
+                &to,
+            ];
+            let answer = lab.steer(&[&["explain"], &asked[..]].concat())?.json()?;
+            let outcome = outcome.unwrap_or("steered");
+            ensure!(answer["flow"]["outcome"] == outcome, "{lines}: {answer:#}");
+        }
     }
     conformance::row(
         "S60-8",

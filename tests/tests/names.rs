@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use steer_tests::checks::{DNS_PORT, Dns, HOST_NAME, HOST4, HOST6, PORTAL4, PORTAL6};
-use steer_tests::{Direction, Lab, LabCgroup, Output, User};
+use steer_tests::{Caller, Direction, Lab, LabCgroup, Output, User};
 
 const ALICE: u32 = 4711;
 
@@ -32,7 +32,7 @@ fn flows(answer: &Value) -> Result<Vec<[&str; 3]>> {
 fn asked_by(lab: &Lab, position: usize) -> Result<Vec<String>> {
     lab.drain()?;
     let questions = lab.capture().since(position, |packet| {
-        packet.direction == Direction::Out && packet.destination_port == Some(DNS_PORT)
+        packet.direction == Direction::FromHost && packet.destination_port == Some(DNS_PORT)
     });
     let mut uplinks: Vec<String> = questions.into_iter().map(|packet| packet.uplink).collect();
     uplinks.sort();
@@ -116,7 +116,7 @@ fn a_user_asks_by_its_own_domain_and_by_none_that_it_may_not_use() -> Result<()>
     let lab = Lab::new()?;
     let (own, other) = (lab.cgroup().child("own")?, lab.cgroup().child("other")?);
     let policies = format!(
-        "{SERVERS}[permit.none]\nusers = [\"nobody\"]\nuse = [\"wlan0\", \"wwan0\"]\n\
+        "{SERVERS}[permit.none]\nusers = [\"nobody\"]\ndomains = [\"wlan0\", \"wwan0\"]\n\
          [policy.own]\nmatch.cgroup = \"{}\"\nuse = [\"wlan0\"]\n\
          [policy.other]\nmatch.cgroup = \"{}\"\nuse = [\"wwan0\"]\n",
         own.name(),
@@ -129,10 +129,29 @@ fn a_user_asks_by_its_own_domain_and_by_none_that_it_may_not_use() -> Result<()>
     let answer = lab.steer_as(&alice, &own, &name)?.json()?;
     ensure!(answer["domain"] == "wlan0", "{answer:#}");
     ensure!(flows(&answer)?.len() == 2, "{answer:#}");
-    let position = lab.position()?;
     let of_other = [&name[..], &["--cgroup", other.name()]].concat();
     let refused = lab.steer_as(&alice, &own, &of_other)?;
-    refused.failure(1)?;
-    ensure!(asked_by(&lab, position)?.is_empty(), "{refused:?}");
+    ensure!(refused.failure(1)?.contains("not yours"), "{refused:?}");
+    let mut caller = Caller::start(&lab, &alice, &own)?;
+    let asked = |domain: &str| json!({"name": HOST_NAME, "domain": domain});
+    let position = lab.position()?;
+    let refused = caller.call("Resolve", &asked("wwan0"))?;
+    ensure!(
+        refused["error"] == "net.steer.Agent.NotPermitted",
+        "{refused}"
+    );
+    ensure!(asked_by(&lab, position)?.is_empty(), "{refused}");
+    // What is asked ends with who asked, and the agent goes on.
+    lab.serve_dns("wlan0", Dns::Silent)?;
+    for _ in 0..50 {
+        let mut one = Caller::start(&lab, &alice, &own)?;
+        one.ask("Resolve", &asked("wlan0"), false)?;
+    }
+    lab.serve_dns("wlan0", Dns::Right)?;
+    let found = Caller::start(&lab, &alice, &own)?.call("Resolve", &asked("wlan0"))?;
+    ensure!(
+        found["parameters"]["addresses"] == json!([HOST6.to_string(), HOST4.to_string()]),
+        "{found}"
+    );
     Ok(())
 }

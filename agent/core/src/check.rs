@@ -4,6 +4,7 @@
 mod host;
 mod names;
 mod policies;
+mod requirements;
 mod rules;
 
 use std::collections::BTreeSet;
@@ -72,6 +73,7 @@ pub fn check(parsed: &Parsed, files: &[&str], facts: &Facts) -> Report {
     let mut complete = policies::check(parsed, &mut findings);
     complete &= rules::check(parsed, &mut findings);
     names::check(parsed, &mut findings);
+    requirements::check(parsed, &mut findings);
     host::check(parsed, facts, &mut findings);
     let order = |finding: &Finding| {
         let file = files.iter().position(|file| **file == *finding.place.file);

@@ -390,6 +390,15 @@ impl Domain {
     }
 }
 
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+        })
+    }
+}
+
 impl Family {
     /// Family of an address.
     pub fn of(ip: IpAddr) -> Self {

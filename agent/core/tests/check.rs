@@ -240,6 +240,35 @@ fn what_this_host_cannot_do_is_unenforceable() {
 }
 
 #[test]
+fn a_requirement_that_no_domain_of_the_policy_can_meet_is_told() {
+    let told = |agent: &str, domains: &str, more: &str| {
+        let text = format!("{agent}{domains}{}", policy("a", "x", more));
+        let found = found(&text);
+        let words = found.first().cloned().unwrap_or_default();
+        words.split_once("can meet ").map(|(_, key)| key.to_owned())
+    };
+    let profile = "require.profile = \"work\"\n";
+    let work = "[domain.eth0]\nprofile = \"work\"\n";
+    let other = "[domain.eth0]\nprofile = \"home\"\n";
+    assert_eq!(
+        told("", other, profile).as_deref(),
+        Some("`require.profile`")
+    );
+    assert_eq!(told("", work, profile), None);
+    let latency = "require.max-latency = \"50ms\"\n";
+    let none = "[agent]\ncheck = \"none\"\n";
+    let own = "[domain.eth0]\ncheck = { icmp = \"gateway\" }\n";
+    assert_eq!(
+        told(none, "", latency).as_deref(),
+        Some("`require.max-latency`")
+    );
+    assert_eq!(told(none, own, latency), None);
+    assert_eq!(told("", "", latency), None, "its gateway is asked");
+    let loss = "require.max-loss = \"1%\"\n";
+    assert_eq!(told(none, "", loss).as_deref(), Some("`require.max-loss`"));
+}
+
+#[test]
 fn what_the_kernel_lacks_is_told_once() {
     let on = |kernel: Option<(u32, u32)>, btf: Option<bool>, more: &str| {
         let text = [policy("a", "x", more), policy("b", "y", more)].concat();

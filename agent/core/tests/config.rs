@@ -172,6 +172,53 @@ fn mistakes_are_named_with_file_line_and_column() {
 }
 
 #[test]
+fn a_number_without_a_unit_and_a_key_out_of_place_are_told_with_what_to_write() {
+    for (text, expected) in [
+        (
+            "[agent]\ncheck = { icmp = \"gateway\", interval = 5 }\n",
+            "`interval` is a number without a unit; write it with one, in quotes, such as `interval = \"5s\"`",
+        ),
+        (
+            "[domain.eth0]\nbandwidth = 50\n",
+            "such as `bandwidth = \"50M\"`",
+        ),
+        (
+            "[policy.a]\nmatch.cgroup = \"a\"\nuse = \"eth0\"\nmax-latency = \"50ms\"\n",
+            "it is a key of [policy.x.require]",
+        ),
+        (
+            "[policy.a]\nmatch.cgroup = \"a\"\nuse = \"eth0\"\ncheck = \"none\"\n",
+            "it is a key of [agent] and [domain.x]",
+        ),
+        (
+            "[policy.a]\nmatch.cgroup = \"a\"\nuse = \"eth0\"\nstrikt = true\n",
+            "did you mean `strict`?",
+        ),
+    ] {
+        let said = error(text);
+        assert!(said.contains(expected), "{text}: {said}");
+    }
+}
+
+#[test]
+fn a_primary_domain_that_cannot_be_there_is_told() {
+    let of = |primary: &str| {
+        let text = format!(
+            "[agent]\ndiscover = false\nprimary = [\"{primary}\"]\n[domain.lan]\n[group.g]\ndomains = [\"lan\"]\n"
+        );
+        parse(&[("steer.toml", &text)])
+    };
+    assert!(of("lan").is_ok());
+    let unknown = of("lam").unwrap_err()[0].to_string();
+    assert!(
+        unknown.contains("unknown domain `lam` in [agent]") && unknown.contains("`lan`"),
+        "{unknown}"
+    );
+    let group = of("g").unwrap_err()[0].to_string();
+    assert!(group.contains("contains the group `g`"), "{group}");
+}
+
+#[test]
 fn broken_toml_is_named_with_its_place() {
     assert!(
         error("[agent\n").starts_with("steer.toml:1:"),

@@ -441,6 +441,9 @@ fn configs() -> BoxedStrategy<Config> {
                 ..Config::default()
             };
             let domains: Vec<Name> = config.domains.keys().cloned().collect();
+            // As many of them as were named.
+            let primary = domains.iter().zip(&config.agent.primary);
+            config.agent.primary = primary.map(|(name, _)| name.clone()).collect();
             let pick = |from: &[Name], at: Vec<Index>| -> Vec<Name> {
                 at.into_iter().map(|at| at.get(from).clone()).collect()
             };

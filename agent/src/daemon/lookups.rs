@@ -1,8 +1,7 @@
 //! Answers `Resolve`: looks names up over one domain alone, for whoever may use it.
 
-use std::cell::RefCell;
+use std::future::{Future, poll_fn};
 use std::net::IpAddr;
-use std::rc::Rc;
 
 use steer_core::name::Name;
 use steer_core::probe::host_name;
@@ -16,58 +15,27 @@ use crate::api::methods::{Reply, Resolve, ResolveReply};
 use crate::api::server::Caller;
 use crate::probe;
 
-/// Names that are looked up at once.
-const MOST: usize = 64;
-/// Of these, for one user.
-const MOST_OF_ONE: usize = 8;
-
-/// The users for whom names are looked up now.
-#[derive(Default)]
-pub(super) struct Lookups {
-    under_way: Rc<RefCell<Vec<u32>>>,
-}
-
-/// One of these; it ends with this.
-struct UnderWay {
-    uid: u32,
-    all: Rc<RefCell<Vec<u32>>>,
-}
-
-impl Lookups {
-    fn begin(&self, uid: u32) -> Option<UnderWay> {
-        let mut all = self.under_way.borrow_mut();
-        let own = all.iter().filter(|other| **other == uid).count();
-        if all.len() >= MOST || own >= MOST_OF_ONE {
-            return None;
-        }
-        all.push(uid);
-        let all = self.under_way.clone();
-        Some(UnderWay { uid, all })
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        let mut all = self.all.borrow_mut();
-        if let Some(at) = all.iter().position(|uid| *uid == self.uid) {
-            all.swap_remove(at);
-        }
-    }
-}
-
 impl Daemon {
-    /// Begins to look a name up; answers when that is done.
+    /// Begins to look a name up; answers when that is done. It ends with the caller's connection, of which one
+    /// user can have a few: more is not looked up at once.
     pub(super) fn resolve(
         &self,
         caller: &Caller,
         authority: &Authority,
         asked: &Resolve,
-        answer: Answer,
+        mut answer: Answer,
     ) {
-        match self.begin_lookup(caller, authority, asked) {
-            Ok(looking) => drop(spawn_local(async move { answer.end(Ok(looking.await)) })),
-            Err(error) => answer.end(Err(error)),
-        }
+        let looking = match self.begin_lookup(caller, authority, asked) {
+            Ok(looking) => looking,
+            Err(error) => return answer.end(Err(error)),
+        };
+        let _goes_on_by_itself = spawn_local(async move {
+            let reply = tokio::select! {
+                reply = looking => reply,
+                () = poll_fn(|context| answer.poll_closed(context)) => return,
+            };
+            answer.end(Ok(reply));
+        });
     }
 
     fn begin_lookup(
@@ -86,15 +54,11 @@ impl Daemon {
         if !self.is_led_to(caller, &domain.name) {
             self.permit(authority, std::slice::from_ref(&domain.name), false, None)?;
         }
-        let failed = |reason| ApiError::Failed { reason };
-        let way = self.engine.lookup(domain).map_err(failed)?;
-        let under_way = self.lookups.begin(caller.uid).ok_or_else(|| {
-            failed("as many names are looked up as can be: try again in some seconds".to_owned())
-        })?;
+        let way = self.engine.lookup(domain);
+        let way = way.map_err(|reason| ApiError::Failed { reason })?;
         let domain = domain.name.to_string();
         Ok(async move {
             let found = probe::look_up(&way, &name).await;
-            drop(under_way);
             let addresses = found.addresses.iter().map(ToString::to_string);
             Reply::Resolved(ResolveReply {
                 name,
@@ -129,7 +93,7 @@ fn never_asked(name: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Lookups, MOST, MOST_OF_ONE, never_asked};
+    use super::never_asked;
 
     #[test]
     fn what_is_no_name_of_the_dns_is_not_asked_for() {
@@ -145,18 +109,5 @@ mod tests {
         for name in ["local.example", "onion", "localhost.example"] {
             assert_eq!(never_asked(name).is_some(), name == "onion", "{name}");
         }
-    }
-
-    #[test]
-    fn one_user_leaves_room_for_others_and_what_ends_makes_room() {
-        let lookups = Lookups::default();
-        let mut own: Vec<_> = (0..MOST_OF_ONE).filter_map(|_| lookups.begin(7)).collect();
-        assert_eq!(own.len(), MOST_OF_ONE);
-        assert!(lookups.begin(7).is_none());
-        let others = (0..100).filter_map(|uid| lookups.begin(1000 + uid));
-        let others: Vec<_> = others.collect();
-        assert_eq!(others.len(), MOST - MOST_OF_ONE);
-        assert!(own.pop().is_some());
-        assert!(lookups.begin(7).is_some());
     }
 }

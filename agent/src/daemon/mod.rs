@@ -60,7 +60,6 @@ use access::Access;
 use checks::Checks;
 use decided::Decided;
 use flows::Flows;
-use lookups::Lookups;
 use running::Claim;
 use runs::Runs;
 use sessions::Sessions;
@@ -146,7 +145,6 @@ struct Daemon {
     flows: Flows,
     sessions: Sessions,
     checks: Checks,
-    lookups: Lookups,
     stalls: Stalls,
     watch: Watch,
     started: SystemTime,

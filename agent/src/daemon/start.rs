@@ -24,7 +24,6 @@ use super::clock;
 use super::decided::Decided;
 use super::flows::Flows;
 use super::load::{self, Loaded, load, tell_quarantined};
-use super::lookups::Lookups;
 use super::running::Claim;
 use super::runs::Runs;
 use super::serve::Inputs;
@@ -119,7 +118,6 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
         flows: Flows::default(),
         sessions: Sessions::read(),
         checks,
-        lookups: Lookups::default(),
         stalls: Stalls::default(),
         watch: Watch::default(),
         started: SystemTime::now(),

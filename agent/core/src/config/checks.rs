@@ -48,7 +48,7 @@ pub(super) fn read(reader: &mut Reader<'_>, section: Table<'_>) -> Option<Check>
             .string(table, "expect", expect)
             .unwrap_or(default.expect),
         interval: reader
-            .string(table, "interval", interval)
+            .quantity(table, "interval", "s", interval)
             .unwrap_or(default.interval),
         fall: number(reader, table, "fall", 1, 100).unwrap_or(default.fall),
         rise: number(reader, table, "rise", 1, 100).unwrap_or(default.rise),

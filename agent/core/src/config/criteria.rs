@@ -30,7 +30,7 @@ pub(super) fn read(reader: &mut Reader<'_>, policy: Table<'_>) -> Criteria {
         },
         prefer: without_places(reader.strings(policy, "prefer", criterion)),
         margin: reader
-            .string(policy, "margin", str::parse)
+            .quantity(policy, "margin", "%", str::parse)
             .unwrap_or_default(),
     }
 }
@@ -46,9 +46,9 @@ fn read_require(reader: &mut Reader<'_>, policy: Table<'_>) -> Require {
     reader.known_keys(table, keys::REQUIRE);
     Require {
         kind: without_places(reader.strings(table, "kind", kind)),
-        min_bandwidth: reader.string(table, "min-bandwidth", str::parse),
-        max_latency: reader.string(table, "max-latency", time),
-        max_loss: reader.string(table, "max-loss", str::parse),
+        min_bandwidth: reader.quantity(table, "min-bandwidth", "M", str::parse),
+        max_latency: reader.quantity(table, "max-latency", "ms", time),
+        max_loss: reader.quantity(table, "max-loss", "%", str::parse),
         max_cost: number(reader, table, "max-cost", 0, MAX_COST.into()),
         metered: reader.boolean(table, "metered"),
         security: reader.word(table, "security", &SECURITIES),

@@ -288,6 +288,17 @@ impl Merged {
                 }
             }
         }
+        if let Some(place) = self.agent_places.get("primary") {
+            for name in &self.agent.primary {
+                if self.is_group(name) {
+                    let message = format!("`primary` of [agent] contains the group `{name}`");
+                    let help = "name its domains".to_owned();
+                    errors.push(place.error(message).label("a group").help(help));
+                } else {
+                    errors.extend(self.check_name(name, place, "[agent]", &mut awaited));
+                }
+            }
+        }
         for (permit, at) in &self.permits {
             for (name, place) in at.permit.domains.iter().zip(&at.domains) {
                 if !self.is_group(name) {

@@ -11,7 +11,6 @@ use crate::criteria::{Criteria, Margin};
 use crate::ids::CgroupId;
 use crate::name::Name;
 use crate::permit::Permit;
-use crate::plan::Family;
 use crate::policy::{
     LocalNetworks, Match, Origin, Otherwise, Policy, Rebind, Session, Sessions, Share,
 };
@@ -106,7 +105,7 @@ pub fn policy_to_toml(policy: &Policy) -> Result<String, NotSavable> {
         line(key, value);
     }
     if let Some(preferred) = policy.prefer_family {
-        line("prefer-family", Value::from(family(preferred)));
+        line("prefer-family", Value::from(preferred.to_string()));
     }
     if policy.priority != 0 && policy.origin != Origin::Default {
         line("priority", Value::from(i64::from(policy.priority)));
@@ -116,13 +115,6 @@ pub fn policy_to_toml(policy: &Policy) -> Result<String, NotSavable> {
         text.push_str(&rule(&policy.name, says));
     }
     Ok(text)
-}
-
-fn family(family: Family) -> &'static str {
-    match family {
-        Family::Ipv4 => "ipv4",
-        Family::Ipv6 => "ipv6",
-    }
 }
 
 /// What a policy wants of its domains, key by key.
@@ -135,7 +127,7 @@ fn criteria(says: &Criteria) -> Vec<(&'static str, Value)> {
     let text = |key, value: Option<String>| value.map(|value| (key, Value::from(value)));
     let kinds: Vec<String> = require.kind.iter().map(ToString::to_string).collect();
     let prefer: Vec<String> = prefer.iter().map(ToString::to_string).collect();
-    let family = require.family.map(|family| self::family(family).to_owned());
+    let family = require.family.map(|family| family.to_string());
     let margin = (*margin != Margin::default()).then(|| margin.to_string());
     [
         (!kinds.is_empty()).then(|| ("require.kind", Value::from(kinds))),

@@ -7,7 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Source};
-use super::keys::Keys;
+use super::keys::{Keys, TABLES};
 use crate::name::{Name, Shown};
 use crate::suggest::nearest;
 
@@ -74,8 +74,11 @@ impl Reader<'_> {
         for key in table.entries.keys() {
             let name = key.get_ref().as_ref();
             if !known.contains(&name) {
-                let help = nearest(name, known.iter().copied())
-                    .map(|meant| format!("did you mean `{meant}`?"))
+                let help = elsewhere(name)
+                    .or_else(|| {
+                        let meant = nearest(name, known.iter().copied());
+                        meant.map(|meant| format!("did you mean `{meant}`?"))
+                    })
                     .or_else(|| (known.len() <= 12).then(|| format!("known are {}", list(&known))));
                 let message = format!("unknown key {} in {}", Shown::new(name), table.title);
                 self.labelled(&key.span(), message, "there is no such key", help);
@@ -154,6 +157,26 @@ impl Reader<'_> {
     ) -> Option<T> {
         let value = table.entries.get(key)?;
         self.parsed(&format!("`{key}`"), value, make)
+    }
+
+    /// As [`Reader::string`], for a number with a unit.
+    pub(super) fn quantity<T, E: Display>(
+        &mut self,
+        table: Table<'_>,
+        key: &str,
+        unit: &str,
+        make: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        let value = table.entries.get(key)?;
+        let number = match value.get_ref() {
+            DeValue::Integer(number) => number.as_str(),
+            DeValue::Float(number) => number.as_str(),
+            _ => return self.string(table, key, make),
+        };
+        let message = format!("`{key}` is a number without a unit");
+        let help = format!("write it with one, in quotes, such as `{key} = \"{number}{unit}\"`");
+        self.labelled(&value.span(), message, "of what?", Some(help));
+        None
     }
 
     /// A key with one of some words.
@@ -270,6 +293,15 @@ impl Table<'_> {
     pub(super) fn span(&self) -> Range<usize> {
         self.span_start..self.span_end
     }
+}
+
+/// Where a key belongs that is none where it stands.
+fn elsewhere(key: &str) -> Option<String> {
+    let has = |keys: &&Keys| keys.names().any(|name| name == key);
+    // A table of the file is told by its brackets.
+    let sections = TABLES.iter().skip(1).filter(has);
+    let titles: Vec<&str> = sections.map(|keys| keys.table).collect();
+    (!titles.is_empty()).then(|| format!("it is a key of {}", titles.join(" and ")))
 }
 
 fn list(words: &[&str]) -> String {

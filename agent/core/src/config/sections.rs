@@ -107,7 +107,7 @@ impl Merged {
         if let Some(model) = reader.word(table, "host-model", &HOST_MODELS) {
             self.agent.host_model = model;
         }
-        if let Some(linger) = reader.string(table, "linger", linger) {
+        if let Some(linger) = reader.quantity(table, "linger", "s", linger) {
             self.agent.linger = linger;
         }
         if let Some(check) = checks::read(reader, table) {
@@ -155,10 +155,10 @@ impl Merged {
             .and_then(|weight| u16::try_from(weight).ok());
         domain.host_model = reader.word(table, "host-model", &HOST_MODELS);
         domain.check = checks::read(reader, table);
-        domain.bandwidth = reader.string(table, "bandwidth", str::parse);
+        domain.bandwidth = reader.quantity(table, "bandwidth", "M", str::parse);
         domain.security = reader.word(table, "security", &SECURITIES);
         domain.profile = reader.string(table, "profile", Name::new);
-        domain.attach_timeout = reader.string(table, "attach-timeout", attach_timeout);
+        domain.attach_timeout = reader.quantity(table, "attach-timeout", "s", attach_timeout);
         domain.servers = read_servers(reader, table);
         let place = place(reader, &table.span());
         let earlier = self.domains.insert(name, (domain, place.clone()));
@@ -344,7 +344,7 @@ fn read_wishes(
         share: reader.word(table, "share", &SHARES),
         rebind: reader.word(table, "rebind", &REBINDS).unwrap_or_default(),
         sessions: read_sessions(reader, table),
-        linger: reader.string(table, "linger", linger),
+        linger: reader.quantity(table, "linger", "s", linger),
         criteria: criteria::read(reader, table),
         prefer_family: reader.word(table, "prefer-family", &criteria::FAMILIES),
         rules: rules.rules.into(),

@@ -22,6 +22,8 @@ pub struct Owner {
     pub passes_locals: bool,
     /// The agent has not decided: everything is refused.
     pub closed: bool,
+    /// The family that datagram sockets are to connect to, on domains that have both.
+    pub prefers: Option<Family>,
     /// What was chosen for what no rule fits.
     pub choice: ChoiceId,
     /// Its rules, which come before that; 0: none.
@@ -100,6 +102,8 @@ pub enum Refuse {
     DomainGone(DomainIndex),
     /// The domain has no source or no route of the destination's family.
     Family(DomainIndex),
+    /// The domain has both families, and the policy prefers this one for datagram sockets that connect.
+    Prefers(Family),
 }
 
 impl Owner {
@@ -114,6 +118,7 @@ impl Owner {
                 strict: true,
                 passes_locals: false,
                 closed: true,
+                prefers: None,
                 choice: ChoiceId(0),
                 rules: RulesetId(0),
                 made: None,
@@ -129,6 +134,11 @@ impl Owner {
             strict,
             passes_locals: policy.flags & policy_flags::LOCAL_PASS != 0,
             closed: false,
+            prefers: if policy.flags & policy_flags::PREFER_IPV4 != 0 {
+                Some(Family::Ipv4)
+            } else {
+                (policy.flags & policy_flags::PREFER_IPV6 != 0).then_some(Family::Ipv6)
+            },
             choice,
             rules: RulesetId(policy.rules),
             made: None,
@@ -276,6 +286,35 @@ pub fn fate(plan: &Plan, owner: Option<&Owner>, flow: &Flow) -> Fate {
         _ if owner.closed => Fate::Refuse(Refuse::Closed),
         _ => Fate::Refuse(Refuse::Blocked),
     }
+}
+
+/// Protocols whose sockets are datagram sockets: ICMP, UDP, ICMPv6 and UDP-Lite.
+const DATAGRAMS: [u8; 4] = [1, 17, 58, 136];
+/// Port of DNS.
+const DNS: u16 = 53;
+
+/// What becomes of a flow from a socket that is bound to nothing and connects: as [`fate`], but that datagrams go to
+/// the family that the policy prefers.
+pub fn fate_of_connect(plan: &Plan, owner: Option<&Owner>, flow: &Flow) -> Fate {
+    let fate = fate(plan, owner, flow);
+    let to = Family::of(flow.destination.to_canonical());
+    let prefers = owner.and_then(|owner| owner.prefers);
+    let Some(prefers) = prefers.filter(|family| *family != to) else {
+        return fate;
+    };
+    let has = |index: DomainIndex| {
+        let domain = plan.domains.get(&index);
+        domain.is_some_and(|domain| serves(domain, prefers))
+    };
+    let has_it = match fate {
+        Fate::Steer(index) => has(index),
+        Fate::Shared(set) => members(set).all(has),
+        _ => false,
+    };
+    if has_it && DATAGRAMS.contains(&flow.protocol) && flow.port != DNS {
+        return Fate::Refuse(Refuse::Prefers(prefers));
+    }
+    fate
 }
 
 /// What becomes of a flow that is to be put on a domain.

@@ -14,7 +14,7 @@ pub mod words;
 
 use steer_common::{CgroupEntry, ChoiceEntry, DomainSet, cgroup_flags, share, verdict};
 
-use self::flow::{Chosen, Fate, Owner, fate, slot};
+use self::flow::{Chosen, Fate, Owner, fate_of_connect, slot};
 use crate::engine::ranking::Ranking;
 use crate::engine::{Engine, FlowDecision};
 use crate::ids::{CgroupId, ChoiceId, RulesetId};
@@ -140,9 +140,9 @@ impl Explanation {
         Some(engine.decide_flow(&self.ranking.chain, flow))
     }
 
-    /// What becomes of a flow from a socket that is bound to nothing.
+    /// What becomes of a flow from a socket that is bound to nothing and connects.
     pub fn fate(&self, engine: &Engine, flow: &Flow) -> Fate {
-        fate(engine.plan(), self.owner(engine, flow).as_ref(), flow)
+        fate_of_connect(engine.plan(), self.owner(engine, flow).as_ref(), flow)
     }
 
     /// Who decides about a flow of its, as the kernel programs see it; `None`: nobody.
@@ -172,6 +172,7 @@ impl Explanation {
             strict: policies().any(|policy| policy.strict),
             passes_locals: policies().all(|policy| policy.local_networks == LocalNetworks::Pass),
             closed: false,
+            prefers: policies().find_map(|policy| policy.prefer_family),
             choice: ChoiceId(0),
             rules: RulesetId(0),
             made: Some(chosen(engine, &decision, flow, names_destination)),

@@ -217,6 +217,10 @@ pub fn fate(engine: &Engine, explanation: &Explanation, flow: &Flow, fate: &Fate
             "{because}: {} was chosen, and has no address or no route of this family",
             domain(*index)
         ),
+        Fate::Refuse(Refuse::Prefers(family)) => format!(
+            "{because} with `prefer-family = \"{family}\"`: datagram sockets do not connect to the other one where \
+             the domain has both (connections, DNS, and datagrams without `connect` go there)"
+        ),
     }
 }
 

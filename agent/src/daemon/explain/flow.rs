@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use steer_core::explain::compare::{Answer, Differs, KernelRoute};
-use steer_core::explain::flow::{Fate, Owner, fate, guard_lets, members};
+use steer_core::explain::flow::{Fate, Owner, fate_of_connect, guard_lets, members};
 use steer_core::explain::path::{Leaves, Planned, planned};
 use steer_core::explain::{Explanation, words};
 use steer_core::ids::{DomainIndex, IfIndex};
@@ -33,7 +33,7 @@ impl Daemon {
         let plan = self.engine.plan();
         let asked = destination.flow();
         let owner = explanation.owner(&self.engine, &asked);
-        let fate = fate(plan, owner.as_ref(), &asked);
+        let fate = fate_of_connect(plan, owner.as_ref(), &asked);
         let mut view = FlowView {
             destination: destination.ip.to_string(),
             port: destination.port.map(u32::from),

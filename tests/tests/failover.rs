@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use steer_tests::checks::{Dns, HOST4, Http};
 use steer_tests::health::{FALL, RISE, by_http, checked};
 use steer_tests::report::DISCARD_PORT;
@@ -328,7 +329,8 @@ fn every_kind_of_a_check_must_pass_and_one_target_of_each() -> Result<()> {
 #[test]
 fn watching_tells_each_state_and_decision_with_its_reason() -> Result<()> {
     let lab = Lab::new()?;
-    let (_agent, app) = start(&lab, "")?;
+    let rule = "[[policy.app.rule]]\nprotocol = \"udp\"\nuse = [\"wlan0\", \"eth0\"]\n";
+    let (_agent, app) = start(&lab, rule)?;
     lab.wait_state("wlan0", "validated")?;
     lab.wait_state("wwan0", "validated")?;
     lab.chooses("app", &app, "wlan0")?;
@@ -342,14 +344,18 @@ fn watching_tells_each_state_and_decision_with_its_reason() -> Result<()> {
         state["was"] == "validated" && state["reason"].as_str().is_some_and(|r| !r.is_empty()),
         "{state}"
     );
-    let decision = watch.wait_for(position, "the decision to be told", |line| {
-        line["policy"] == "app" && line["domain"] == "wwan0"
-    })?;
-    ensure!(
-        decision["was"] == "wlan0" && decision["reason"].as_str().is_some_and(|r| !r.is_empty()),
-        "{decision}"
-    );
+    for (domain, rule) in [("wwan0", json!(null)), ("eth0", json!(1))] {
+        let decision = watch.wait_for(position, "the decision to be told", |line| {
+            line["policy"] == "app" && line["domain"] == domain
+        })?;
+        ensure!(
+            decision["was"] == "wlan0" && decision["rule"] == rule,
+            "{decision}"
+        );
+        let reason = decision["reason"].as_str();
+        ensure!(reason.is_some_and(|r| !r.is_empty()), "{decision}");
+    }
     let nothing_else = watch.since(position, |line| line["policy"] == "app");
-    ensure!(nothing_else.len() == 1, "{nothing_else:#?}");
+    ensure!(nothing_else.len() == 2, "{nothing_else:#?}");
     Ok(())
 }

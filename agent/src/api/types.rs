@@ -370,6 +370,8 @@ pub struct ChangeView {
     pub time: String,
     /// The policy, if its decision changed.
     pub policy: Option<String>,
+    /// Number of the policy's rule whose decision it is, from 1. Absent: for what no rule fits.
+    pub rule: Option<u64>,
     /// The domain whose state changed; or the one that was chosen, if any.
     pub domain: Option<String>,
     /// The state that it is in, or `steer`, `block` or `pass`.

@@ -38,18 +38,23 @@ fn line(change: &ChangeView) -> String {
     let ChangeView {
         time,
         policy,
+        rule,
         domain,
         state,
         was,
         reason,
         more,
     } = change;
+    let policy = policy.as_ref().map(|policy| match rule {
+        Some(number) => format!("policy {policy} rule {number}"),
+        None => format!("policy {policy}"),
+    });
     let was = was.as_ref().map(|was| format!(" (was {was})"));
     let was = was.unwrap_or_default();
     let what = match (policy, domain) {
-        (Some(policy), Some(domain)) => format!("policy {policy} leaves by {domain}{was}"),
-        (Some(policy), None) if state == "block" => format!("policy {policy} is blocked{was}"),
-        (Some(policy), None) => format!("policy {policy} is left to the host's routing{was}"),
+        (Some(policy), Some(domain)) => format!("{policy} leaves by {domain}{was}"),
+        (Some(policy), None) if state == "block" => format!("{policy} is blocked{was}"),
+        (Some(policy), None) => format!("{policy} is left to the host's routing{was}"),
         (None, Some(domain)) => format!("domain {domain} is {state}{was}"),
         (None, None) => state.clone(),
     };

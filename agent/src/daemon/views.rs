@@ -98,7 +98,7 @@ impl Daemon {
         let state = self.engine.state();
         let chain = self.engine.chain_of(&policy.name);
         let decisions = self.engine.rule_decisions(&chain, SHOWN);
-        let view = |RuleDecision { at, decision }: RuleDecision| {
+        let view = |RuleDecision { at, decision, .. }: RuleDecision| {
             let policy = state.policy(at.policy.as_str())?;
             let rule = policy.rules.get(at.number.checked_sub(1)?)?;
             Some(PolicyRuleView {

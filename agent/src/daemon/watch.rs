@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use steer_core::domains::DomainState;
-use steer_core::engine::Changes;
+use steer_core::engine::{Changes, RuleDecision};
 use steer_core::ids::{ChoiceId, PolicyId};
 use steer_core::name::Name;
-use steer_core::select::Decision;
+use steer_core::select::{Decision, Verdict};
 use tracing::info;
 
 use super::access::Authority;
@@ -20,14 +20,23 @@ use crate::api::types::ChangeView;
 
 /// Most policies of one choice that are told one by one.
 const MOST_TOLD: usize = 64;
+/// Most rules of a policy whose decisions are told, and policies whose rules are looked at after a change.
+const MOST_RULES: usize = 64;
+const MOST_RULED: usize = 1_024;
+
+/// Which decision of a policy: that of its rule with this number, or for what no rule fits.
+type Which = Option<usize>;
 
 /// Who watches, and what was told last.
 #[derive(Default)]
 pub(super) struct Watch {
     watchers: Vec<Watcher>,
     domains: BTreeMap<Name, DomainState>,
-    /// What each kernel policy came to, in words: a domain or a verdict. Kept while somebody watches.
+    /// What each kernel policy came to for what none of its rules fits, in words: a domain or a verdict. Kept while
+    /// somebody watches.
     policies: BTreeMap<PolicyId, String>,
+    /// The same of each choice, which is what rules lead to.
+    choices: BTreeMap<ChoiceId, String>,
     /// Choices and kernel policies that changed since it was told last.
     changed: (BTreeSet<ChoiceId>, BTreeSet<PolicyId>),
 }
@@ -49,6 +58,7 @@ impl Watch {
 /// A change of a decision, by the policies that it is about.
 struct Decided {
     policies: BTreeSet<Name>,
+    which: Which,
     was: Option<String>,
 }
 
@@ -74,12 +84,22 @@ impl Daemon {
         let mut changes: Vec<ChangeView> = domains.collect();
         let seen = self.seen(&caller, &authority);
         let seen: Vec<&Name> = seen.iter().map(|policy| &policy.name).collect();
-        changes.extend(self.told(&seen, None, &time));
+        changes.extend(self.told(&seen, None, None, &time));
+        for name in seen.into_iter().take(MOST_TOLD) {
+            let by_rule = self.by_rule(name).into_iter();
+            changes.extend(
+                by_rule
+                    .map(|(number, decision)| change(&time, name, Some(number), &decision, None)),
+            );
+        }
         self.watch.watchers.retain(|one| !one.answer.is_closed());
         if self.watch.watchers.is_empty() {
             let policies = self.engine.plan().policies.keys();
             let came_to = policies.filter_map(|id| Some((*id, self.came_to(*id)?)));
             self.watch.policies = came_to.collect();
+            let choices = self.engine.plan().choices.keys();
+            let words = choices.filter_map(|choice| Some((*choice, self.words_of(*choice)?)));
+            self.watch.choices = words.collect();
         }
         if answer.part(Reply::Watch(WatchReply { changes })).is_ok() {
             self.watch.watchers.push(Watcher {
@@ -178,44 +198,114 @@ impl Daemon {
         if self.watch.watchers.is_empty() {
             return Vec::new();
         }
-        if !choices.is_empty() {
-            let all = self.engine.plan().policies.iter();
-            let leading = all.filter(|(_, entry)| choices.contains(&ChoiceId(entry.choice)));
-            policies.extend(leading.map(|(id, _)| *id));
-        }
-        let mut changed: BTreeMap<(Option<String>, String), BTreeSet<Name>> = BTreeMap::new();
+        let choices = self.changed_choices(choices);
+        let plan = self.engine.plan();
+        let all = plan.policies.iter();
+        let leading = all.filter(|(_, entry)| choices.contains_key(&ChoiceId(entry.choice)));
+        policies.extend(leading.map(|(id, _)| *id));
+        type Alike = (Which, Option<String>, String);
+        let mut changed: BTreeMap<Alike, BTreeSet<Name>> = BTreeMap::new();
+        let name_of = |id: PolicyId| {
+            let chain = self.engine.state().memory.policies.key(id.0);
+            chain.and_then(|chain| chain.first()).cloned()
+        };
         for id in policies {
             let Some(now) = self.came_to(id) else {
                 self.watch.policies.remove(&id);
                 continue;
             };
             let was = self.watch.policies.insert(id, now.clone());
-            if was.as_ref() == Some(&now) {
-                continue;
+            if was.as_ref() != Some(&now) {
+                changed
+                    .entry((None, was, now))
+                    .or_default()
+                    .extend(name_of(id));
             }
-            let chain = self.engine.state().memory.policies.key(id.0);
-            if let Some(name) = chain.and_then(|chain| chain.first()) {
-                let alike = changed.entry((was, now)).or_default();
-                alike.insert(name.clone());
+        }
+        for (id, ruled) in self.leading_by_rules(&choices) {
+            let Some(name) = name_of(id) else { continue };
+            for RuleDecision { at, choice, .. } in ruled {
+                let Some((was, now)) = choice.and_then(|choice| choices.get(&choice)) else {
+                    continue;
+                };
+                let alike = (Some(at.number), was.clone(), now.clone());
+                changed.entry(alike).or_default().insert(name.clone());
             }
         }
         let changed = changed.into_iter();
         changed
-            .map(|((was, _), policies)| Decided { policies, was })
+            .map(|((which, was, _), policies)| Decided {
+                policies,
+                which,
+                was,
+            })
+            .collect()
+    }
+
+    /// Those of the choices that came to something else since this was asked last: to what, and what it was.
+    fn changed_choices(
+        &mut self,
+        choices: BTreeSet<ChoiceId>,
+    ) -> BTreeMap<ChoiceId, (Option<String>, String)> {
+        let mut changed = BTreeMap::new();
+        for choice in choices {
+            let Some(now) = self.words_of(choice) else {
+                self.watch.choices.remove(&choice);
+                continue;
+            };
+            let was = self.watch.choices.insert(choice, now.clone());
+            if was.as_ref() != Some(&now) {
+                changed.insert(choice, (was, now));
+            }
+        }
+        changed
+    }
+
+    /// Kernel policies that lead to one of these choices by rules, with what their own rules decide.
+    fn leading_by_rules<T>(
+        &self,
+        choices: &BTreeMap<ChoiceId, T>,
+    ) -> Vec<(PolicyId, Vec<RuleDecision>)> {
+        if choices.is_empty() {
+            return Vec::new();
+        }
+        let plan = self.engine.plan();
+        let choices: BTreeSet<ChoiceId> = choices.keys().copied().collect();
+        let mut leads = plan.leading_to(&choices);
+        let ruled = plan.policies.iter().filter(|(_, entry)| entry.rules != 0);
+        let leading = ruled.map(|(id, _)| *id).filter(|id| leads(*id));
+        let first = leading.take(MOST_RULED);
+        first
+            .filter_map(|id| {
+                let chain = self.engine.state().memory.policies.key(id.0)?;
+                Some((id, self.by_rule(chain.first()?)))
+            })
             .collect()
     }
 
     /// What a kernel policy came to for what none of its rules fits: a domain, `block` or `pass`.
     fn came_to(&self, policy: PolicyId) -> Option<String> {
-        let plan = self.engine.plan();
-        let choice = ChoiceId(plan.policies.get(&policy)?.choice);
-        let entry = plan.choices.get(&choice)?;
+        let policy = self.engine.plan().policies.get(&policy)?;
+        self.words_of(ChoiceId(policy.choice))
+    }
+
+    fn words_of(&self, choice: ChoiceId) -> Option<String> {
+        let entry = self.engine.plan().choices.get(&choice)?;
         let chosen = self.engine.state().chosen.get(&choice);
         Some(match chosen.and_then(|chosen| chosen.first()) {
             Some(domain) => domain.to_string(),
             None if entry.verdict == steer_common::verdict::BLOCK => "block".to_owned(),
             None => "pass".to_owned(),
         })
+    }
+
+    /// What a policy's own rules decide now.
+    fn by_rule(&self, policy: &Name) -> Vec<RuleDecision> {
+        let chain = self.engine.chain_of(policy);
+        let decisions = self.engine.rule_decisions(&chain, MOST_RULES).into_iter();
+        decisions
+            .filter(|decided| decided.at.policy == *policy)
+            .collect()
     }
 
     /// A change of a decision as a caller is told of it, for whom the policies `holding` hold.
@@ -233,14 +323,28 @@ impl Daemon {
             })
         });
         let seen: Vec<&Name> = seen.collect();
-        self.told(&seen, decided.was.as_ref(), time)
+        self.told(&seen, decided.which, decided.was.as_ref(), time)
     }
 
     /// What is chosen for policies: the first of them, the last of these with how many more there are.
-    fn told(&self, policies: &[&Name], was: Option<&String>, time: &str) -> Vec<ChangeView> {
+    fn told(
+        &self,
+        policies: &[&Name],
+        which: Which,
+        was: Option<&String>,
+        time: &str,
+    ) -> Vec<ChangeView> {
         let told = policies.iter().take(MOST_TOLD).filter_map(|name| {
-            let decision = self.engine.decision(name.as_str())?;
-            Some(change(time, name, &decision, was.cloned()))
+            let decision = match which {
+                None => self.engine.decision(name.as_str())?,
+                Some(number) => {
+                    let mut by_rule = self.by_rule(name).into_iter();
+                    by_rule
+                        .find(|decided| decided.at.number == number)?
+                        .decision
+                }
+            };
+            Some(change(time, name, which, &decision, was.cloned()))
         });
         let mut changes: Vec<ChangeView> = told.collect();
         let more = policies.len().saturating_sub(MOST_TOLD);
@@ -251,21 +355,30 @@ impl Daemon {
     }
 }
 
-fn change(time: &str, policy: &Name, decision: &Decision, was: Option<String>) -> ChangeView {
-    use steer_core::select::Verdict;
+fn change(
+    time: &str,
+    policy: &Name,
+    which: Which,
+    decision: &Decision,
+    was: Option<String>,
+) -> ChangeView {
     ChangeView {
         time: time.to_owned(),
         policy: Some(policy.to_string()),
         domain: decision.domain().map(ToString::to_string),
-        state: match decision.verdict {
-            Verdict::Steer(_) => "steer",
-            Verdict::Block => "block",
-            Verdict::Pass => "pass",
-        }
-        .to_owned(),
+        rule: which.and_then(|number| u64::try_from(number).ok()),
+        state: verdict_word(decision).to_owned(),
         was,
         reason: decision.reason.clone(),
         more: None,
+    }
+}
+
+fn verdict_word(decision: &Decision) -> &'static str {
+    match decision.verdict {
+        Verdict::Steer(_) => "steer",
+        Verdict::Block => "block",
+        Verdict::Pass => "pass",
     }
 }
 

@@ -61,6 +61,8 @@ pub struct RuleDecision {
     pub at: RuleAt,
     /// What is chosen for flows that it fits and no other rule that comes into question does.
     pub decision: Decision,
+    /// The choice that it leads to, if that is in force.
+    pub choice: Option<ChoiceId>,
 }
 
 impl Compiled {
@@ -290,12 +292,14 @@ impl Engine {
         let own = flat.rules.into_iter().filter_map(|rule| {
             let mut origins = rule.origins.into_iter();
             let at = origins.next().filter(|_| origins.next().is_none())?;
+            let choice = self.state.memory.choices.get(&rule.inputs).map(ChoiceId);
             let decision = known
                 .entry(rule.inputs)
                 .or_insert_with_key(|inputs| self.select(inputs));
             Some(RuleDecision {
                 at,
                 decision: decision.clone(),
+                choice,
             })
         });
         own.take(most).collect()

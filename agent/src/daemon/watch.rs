@@ -87,10 +87,10 @@ impl Daemon {
         changes.extend(self.told(&seen, None, None, &time));
         for name in seen.into_iter().take(MOST_TOLD) {
             let by_rule = self.by_rule(name).into_iter();
-            changes.extend(
-                by_rule
-                    .map(|(number, decision)| change(&time, name, Some(number), &decision, None)),
-            );
+            changes.extend(by_rule.map(|decided| {
+                let which = Some(decided.at.number);
+                change(&time, name, which, &decided.decision, None)
+            }));
         }
         self.watch.watchers.retain(|one| !one.answer.is_closed());
         if self.watch.watchers.is_empty() {

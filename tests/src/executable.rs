@@ -4,9 +4,17 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
+/// Where Debian keeps administrators' programs; not in the PATH of every user.
+const SYSTEM: [&str; 2] = ["/usr/sbin", "/sbin"];
+
 /// The probe, built beside the scenarios.
 pub(crate) fn probe() -> Result<PathBuf> {
-    let path = target_directory()?.join("steer-probe");
+    own("steer-probe")
+}
+
+/// A program of the laboratory's own, built beside the scenarios.
+pub(crate) fn own(name: &str) -> Result<PathBuf> {
+    let path = target_directory()?.join(name);
     if !path.exists() {
         bail!(
             "no {}: run: cargo build -p steer-tests --bins",
@@ -14,6 +22,16 @@ pub(crate) fn probe() -> Result<PathBuf> {
         );
     }
     Ok(path)
+}
+
+/// A program of the machine's.
+pub(crate) fn installed(name: &str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(SYSTEM.map(PathBuf::from))
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file())
+        .with_context(|| format!("no {name} in PATH: run: cargo xtask setup"))
 }
 
 /// The `steer` under test: `$STEER_BIN`, else what was built last beside the scenarios.

@@ -36,7 +36,9 @@ mod snapshot;
 mod terminal;
 mod uplink;
 mod user;
+mod vm;
 pub mod wait;
+pub mod wlan;
 
 pub use agent::{Agent, Output};
 pub use blackhole::Way;
@@ -57,3 +59,4 @@ pub use snapshot::Snapshot;
 pub use terminal::Terminal;
 pub use uplink::{Net, Uplink};
 pub use user::User;
+pub use vm::{Ended, Vm};

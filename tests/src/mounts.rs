@@ -31,15 +31,19 @@ pub(crate) fn prepare() -> Result<()> {
     // the cgroup tree, so only the two directories about interfaces are replaced.
     attach(Some("sysfs"), OWN_SYSFS, Some("sysfs"), MsFlags::empty())?;
     for directory in ["class/net", "devices/virtual/net"] {
-        let from = format!("{OWN_SYSFS}/{directory}");
-        attach(
-            Some(&from),
-            &format!("/sys/{directory}"),
-            None,
-            MsFlags::MS_BIND,
-        )?;
+        show_devices(directory)?;
     }
     Ok(())
+}
+
+/// Has a directory of sysfs show the interfaces of the laboratory's network namespace.
+///
+/// # Errors
+/// If there is no such directory.
+pub(crate) fn show_devices(directory: &str) -> Result<()> {
+    let from = format!("{OWN_SYSFS}/{directory}");
+    let to = format!("/sys/{directory}");
+    attach(Some(&from), &to, None, MsFlags::MS_BIND)
 }
 
 /// An `/etc` that holds links to everything in the machine's, and a `steer` directory of its own.

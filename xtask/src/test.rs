@@ -27,7 +27,7 @@ pub(crate) struct Args {
 
 /// Builds the binary under test, runs the tests and writes what they proved.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    setup::for_running()?;
+    setup::for_testing()?;
     let built = build::run()?;
     let next = build::next_layout(&built.toolchain)?;
 

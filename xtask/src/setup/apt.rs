@@ -1,5 +1,7 @@
 //! Installing Debian packages.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Once;
 
@@ -34,6 +36,38 @@ fn parse_candidate(policy: &str) -> Option<String> {
         .find_map(|line| line.trim().strip_prefix("Candidate: "))
         .filter(|version| *version != "(none)")
         .map(str::to_owned)
+}
+
+/// What a package depends on first, after one `apt-get update` in this process.
+pub(super) fn dependency(package: &str) -> Option<String> {
+    update();
+    let depends = process::capture(Command::new("apt-cache").args(["depends", package])).ok()?;
+    parse_dependency(&depends)
+}
+
+fn parse_dependency(depends: &str) -> Option<String> {
+    depends
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: "))
+        .map(str::to_owned)
+}
+
+/// Fetches a package's file into an empty directory, and returns its path.
+pub(super) fn download(package: &str, into: &Path) -> Result<PathBuf> {
+    process::show(
+        apt_get()
+            // The user that apt would fetch by may not write there.
+            .args(["-o", "APT::Sandbox::User=root", "download", package])
+            .current_dir(into),
+    )
+    .with_context(|| format!("{package} could not be fetched; try: apt-get update"))?;
+    let file = fs::read_dir(into)
+        .with_context(|| format!("list {}", into.display()))?
+        .next()
+        .with_context(|| format!("{package} was not fetched"))?;
+    Ok(file
+        .with_context(|| format!("list {}", into.display()))?
+        .path())
 }
 
 /// Installs packages; never removes one to do so.
@@ -94,5 +128,15 @@ mod tests {
         );
         assert_eq!(parse_candidate("x:\n  Candidate: (none)\n"), None);
         assert_eq!(parse_candidate(""), None);
+    }
+
+    #[test]
+    fn dependency_is_read_from_apts_words() {
+        let depends = "linux-image-amd64\n  Depends: linux-image-6.1.0-56-amd64\n";
+        assert_eq!(
+            parse_dependency(depends).as_deref(),
+            Some("linux-image-6.1.0-56-amd64")
+        );
+        assert_eq!(parse_dependency("linux-image-amd64\n"), None);
     }
 }

@@ -12,14 +12,26 @@ use crate::{process, progress};
 /// The oldest kernel that steer supports.
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
 
-/// Programs that the demo, the tests and the bench run, with Debian's package of each.
-const PROGRAMS: [(&str, &str); 6] = [
+/// Programs, with Debian's package of each.
+pub(super) type Programs = [(&'static str, &'static str)];
+
+/// What the demo, the tests and the bench run.
+pub(super) const PROGRAMS: &Programs = &[
     ("ip", "iproute2"),
     ("ping", "iputils-ping"),
     ("curl", "curl"),
     ("groff", "groff-base"),
     ("nft", "nftables"),
     ("python3", "python3"),
+];
+
+/// What the tests boot virtual machines by, and take along into them.
+pub(super) const GUEST_PROGRAMS: &Programs = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("hostapd", "hostapd"),
+    ("iw", "iw"),
+    ("wpa_supplicant", "wpasupplicant"),
 ];
 
 /// Whether this process runs as root: /proc/self belongs to the effective user.
@@ -100,15 +112,15 @@ fn cgroup2_mount(mountinfo: &str) -> Option<&str> {
     })
 }
 
-/// The programs that the laboratory runs.
-pub(super) fn programs() -> Result<()> {
-    let missing: Vec<_> = PROGRAMS
+/// Finds these programs, or installs them.
+pub(super) fn programs(wanted: &Programs) -> Result<()> {
+    let missing: Vec<_> = wanted
         .iter()
         .filter(|(program, _)| process::find(program).is_none())
         .collect();
     if missing.is_empty() {
-        let names = PROGRAMS.map(|(program, _)| program).join(", ");
-        progress::step(format_args!("programs: {names}"));
+        let names: Vec<_> = wanted.iter().map(|(program, _)| *program).collect();
+        progress::step(format_args!("programs: {}", names.join(", ")));
         return Ok(());
     }
     let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
 
-use super::apt;
+use super::{apt, cache};
 use crate::{cargo, process, progress};
 
 const NAME: &str = "bpf-linker";
@@ -19,7 +19,7 @@ const NEWEST_LLVM: u32 = 23;
 
 /// Returns the directory of a working linker for bitcode of this LLVM.
 pub(super) fn find_or_build(llvm: u32) -> Result<PathBuf> {
-    let tools = tools_dir()?;
+    let tools = cache::directory()?.join("tools");
     let directory = tools.join("bin");
     if works(&directory.join(NAME)) && built_for(&tools).is_some_and(|built| built >= llvm) {
         progress::step(format_args!("{NAME} {VERSION} at {}", directory.display()));
@@ -52,17 +52,6 @@ pub(super) fn find_or_build(llvm: u32) -> Result<PathBuf> {
         );
     }
     Ok(directory)
-}
-
-/// `$XDG_CACHE_HOME/steer/tools`, so that every checkout and target directory shares it.
-fn tools_dir() -> Result<PathBuf> {
-    let cache = match env::var_os("XDG_CACHE_HOME").filter(|path| Path::new(path).is_absolute()) {
-        Some(cache) => PathBuf::from(cache),
-        None => env::home_dir()
-            .context("neither XDG_CACHE_HOME nor HOME is set: set HOME")?
-            .join(".cache"),
-    };
-    Ok(cache.join("steer/tools"))
 }
 
 /// Whether the program runs (its libLLVM may have gone) and is the wanted version.

@@ -5,7 +5,9 @@
 //! command which mends it.
 
 mod apt;
+mod cache;
 mod host;
+mod kernel;
 mod linker;
 mod toolchain;
 
@@ -17,7 +19,7 @@ use crate::progress;
 
 /// Everything: for building, testing, the demo and the bench.
 pub(crate) fn run() -> Result<()> {
-    for_running()?;
+    for_testing()?;
     for_build()?;
     progress::step("ready");
     Ok(())
@@ -36,5 +38,12 @@ pub(crate) fn for_build() -> Result<Toolchain> {
 pub(crate) fn for_running() -> Result<()> {
     host::root()?;
     host::kernel()?;
-    host::programs()
+    host::programs(host::PROGRAMS)
+}
+
+/// What the tests need: what running needs, and virtual machines with a kernel of their own.
+pub(crate) fn for_testing() -> Result<()> {
+    for_running()?;
+    host::programs(host::GUEST_PROGRAMS)?;
+    kernel::find_or_unpack()
 }

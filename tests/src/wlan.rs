@@ -5,6 +5,7 @@
 //! radio N is `10.N.0.0/24`, in which the access point has `.1` and the station `.2`.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -28,6 +29,11 @@ pub const PROGRAMS: [&str; 5] = ["hostapd", "hostapd_cli", "iw", "wpa_cli", "wpa
 const CONNECTED: Duration = Duration::from_secs(30);
 /// What radios send by, in dBm.
 const POWER: i64 = 20;
+
+/// An address that every access point has.
+pub const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+/// The port at which it takes datagrams.
+pub const SERVER_PORT: u16 = 7_777;
 
 /// A network that an access point offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +124,7 @@ impl AccessPoint {
         let (address, interface) = (wlan.gateway(), wlan.interface());
         let lines = [
             format!("address add {address}/24 dev {interface}"),
+            format!("address add {SERVER} dev lo"),
             "link set lo up".to_owned(),
         ];
         ip_batch(&point.namespace, &lines)?;
@@ -161,6 +168,32 @@ impl AccessPoint {
     pub fn vanish(&mut self) -> Result<()> {
         let daemon = self.daemon.take();
         daemon.map(drop).context("no network is offered")
+    }
+
+    /// Is the gateway of another network too, as whoever copies that may be.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn pass_for(&self, other: &Wlan) -> Result<()> {
+        let line = format!(
+            "address add {}/24 dev {}",
+            other.gateway(),
+            self.wlan.interface()
+        );
+        ip_batch(&self.namespace, &[line])
+    }
+
+    /// Takes datagrams to [`SERVER`] that come by it.
+    ///
+    /// # Errors
+    /// If the kernel gives no socket.
+    pub fn serve(&self) -> Result<UdpSocket> {
+        self.namespace.run(|| {
+            let socket = UdpSocket::bind(SocketAddr::new(SERVER, SERVER_PORT));
+            let socket = socket.context("serve datagrams")?;
+            socket.set_nonblocking(true).context("serve datagrams")?;
+            Ok(socket)
+        })
     }
 
     /// Has stations hear it by this, from -80 to 0 dBm, from the next beacon on.

@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod daemon;
 pub mod datapath;
+pub mod dbus;
 pub mod doctor;
 pub mod draw;
 mod heap;

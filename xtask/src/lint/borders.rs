@@ -44,6 +44,12 @@ const BORDERS: &[Border] = &[
         mend: "only agent/src/api knows Varlink: wrap it there",
     },
     Border {
+        paths: &["zbus", "zbus_*", "zvariant", "zvariant_*"],
+        scope: "",
+        allowed: &["agent/src/dbus/", "agent/src/dbus.rs", "agent/tests/dbus"],
+        mend: "only agent/src/dbus knows D-Bus: wrap it there",
+    },
+    Border {
         paths: &["hickory_*"],
         scope: "",
         allowed: &[
@@ -242,6 +248,10 @@ mod tests {
             lines("ebpf/src/main.rs", "use aya_ebpf::macros::map;"),
             NOTHING
         );
+        let bus = "use zbus::Connection;\nuse zvariant::Value;";
+        assert_eq!(lines("agent/src/daemon/serve.rs", bus), [1, 2]);
+        assert_eq!(lines("agent/src/dbus/bus.rs", bus), NOTHING);
+        assert_eq!(lines("agent/tests/dbus/double.rs", bus), NOTHING);
         let sockets = "use socket2::Socket;\nuse hickory_net::udp;";
         assert_eq!(lines("agent/src/steered.rs", sockets), [2]);
         assert_eq!(lines("agent/src/probe/dns.rs", sockets), [1]);

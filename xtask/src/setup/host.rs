@@ -25,8 +25,10 @@ pub(super) const PROGRAMS: &Programs = &[
     ("python3", "python3"),
 ];
 
-/// What the tests boot virtual machines by, and take along into them.
-pub(super) const GUEST_PROGRAMS: &Programs = &[
+/// What the tests run beside these: a bus of their own, and what they boot virtual machines by and take along into
+/// them.
+pub(super) const TEST_PROGRAMS: &Programs = &[
+    ("dbus-daemon", "dbus-daemon"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("hostapd", "hostapd"),

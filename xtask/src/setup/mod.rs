@@ -44,6 +44,6 @@ pub(crate) fn for_running() -> Result<()> {
 /// What the tests need: what running needs, and virtual machines with a kernel of their own.
 pub(crate) fn for_testing() -> Result<()> {
     for_running()?;
-    host::programs(host::GUEST_PROGRAMS)?;
+    host::programs(host::TEST_PROGRAMS)?;
     kernel::find_or_unpack()
 }

@@ -1,0 +1,141 @@
+//! Follows the bus and the managers on it, whichever are there.
+
+use std::convert::Infallible;
+use std::io::ErrorKind;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use zbus::MessageStream;
+
+use super::Error;
+use super::bus::{Bell, Bus, listen};
+use super::manager::{Manager, follow};
+use super::modem_manager::ModemManager;
+use super::network_manager::NetworkManager;
+use super::told::{Heard, Told};
+
+/// Pause before a bus that is not there is looked for again: at first, and at last.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
+
+/// Follows what connection managers say of interfaces.
+pub struct Watcher {
+    /// All that goes on; it goes on while somebody waits.
+    following: Pin<Box<dyn Future<Output = Infallible> + Send>>,
+    heard: watch::Receiver<Heard>,
+    given: Told,
+}
+
+impl Watcher {
+    /// One for the bus at `address` (a D-Bus server address); without one for the system's bus, at
+    /// `$DBUS_SYSTEM_BUS_ADDRESS` or its well-known socket. Nothing is asked before [`Watcher::next`].
+    pub fn new(address: Option<String>) -> Self {
+        let (sender, heard) = watch::channel(Heard::default());
+        Self {
+            following: Box::pin(follow_bus(address, sender)),
+            heard,
+            given: Told::default(),
+        }
+    }
+
+    /// Waits until what is told is different from what it gave last, at first from nothing, and gives all
+    /// of it. A signal that changes by less than five points is no difference.
+    ///
+    /// It never ends and never fails: where there is no bus, or neither manager on it, it waits. It must
+    /// be waited for on a tokio runtime, always on the same.
+    ///
+    /// Cancel-safe: what went on when it was dropped goes on with the next call.
+    pub async fn next(&mut self) -> Told {
+        loop {
+            tokio::select! {
+                never = &mut self.following => match never {},
+                Ok(()) = self.heard.changed() => {}
+            }
+            let told = self.heard.borrow_and_update().told();
+            if told.is_news(&self.given) {
+                self.given.clone_from(&told);
+                return told;
+            }
+        }
+    }
+}
+
+/// Finds the bus and follows the managers on it, again and again.
+async fn follow_bus(address: Option<String>, heard: watch::Sender<Heard>) -> Infallible {
+    let mut pause = PAUSES.0;
+    let mut silent = Silent::default();
+    loop {
+        let error = match Bus::connect(address.as_deref()).await {
+            Ok((bus, messages)) => {
+                silent.bus = false;
+                let since = Instant::now();
+                let error = follow_managers(&bus, messages, &heard, &mut silent).await;
+                if since.elapsed() > PAUSES.1 {
+                    pause = PAUSES.0;
+                }
+                error
+            }
+            Err(error) => error,
+        };
+        heard.send_if_modified(forget);
+        if is_plain_absence(&error) || std::mem::replace(&mut silent.bus, true) {
+            tracing::debug!("{}", error.words());
+        } else {
+            tracing::warn!("{}; it is tried again", error.words());
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Who failed to answer when asked last, so that it is said once.
+#[derive(Default)]
+struct Silent {
+    bus: bool,
+    network_manager: bool,
+    modem_manager: bool,
+}
+
+/// Follows both managers, each at its own pace, until the bus fails.
+async fn follow_managers(
+    bus: &Bus,
+    mut messages: MessageStream,
+    heard: &watch::Sender<Heard>,
+    silent: &mut Silent,
+) -> Error {
+    let network_manager = Bell::new(NetworkManager::NAME);
+    let modem_manager = Bell::new(ModemManager::NAME);
+    let bells = [&network_manager, &modem_manager];
+    let ask_network_manager =
+        follow::<NetworkManager>(bus, &network_manager, heard, &mut silent.network_manager);
+    let ask_modem_manager =
+        follow::<ModemManager>(bus, &modem_manager, heard, &mut silent.modem_manager);
+    // What the bus sends is always taken: answers wait behind it.
+    tokio::select! {
+        error = listen(&mut messages, &bells) => error,
+        error = ask_network_manager => error,
+        error = ask_modem_manager => error,
+    }
+}
+
+/// Forgets all that was said; says whether that was anything.
+fn forget(heard: &mut Heard) -> bool {
+    let was = !heard.connections.is_empty() || !heard.modems.is_empty();
+    *heard = Heard::default();
+    was
+}
+
+/// Whether there is just no bus, as on hosts without D-Bus and while it restarts.
+fn is_plain_absence(error: &Error) -> bool {
+    match error {
+        Error::Ended => true,
+        Error::Connect(zbus::Error::InputOutput(cause) | zbus::Error::Connection(cause, _)) => {
+            matches!(
+                cause.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+            )
+        }
+        _ => false,
+    }
+}

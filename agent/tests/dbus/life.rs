@@ -1,0 +1,237 @@
+//! Managers and buses that come, hang and go, and others on the bus.
+
+use std::collections::HashMap;
+
+use tokio::time::timeout;
+use zbus::zvariant::Value;
+
+use crate::bus::Bus;
+use crate::double::{connect, round_trip};
+use crate::follower::{DEADLINE, Follower, run};
+use crate::modem_manager::{self, ModemManager};
+use crate::network_manager::{self, NetworkManager};
+
+#[test]
+fn a_manager_that_ends_is_forgotten_and_followed_when_it_is_back() {
+    run(async {
+        let bus = Bus::start();
+        let modems = ModemManager::start(&bus).await;
+        modems.plug(0, "wwan0", ("Alpha", "26201")).await;
+        let mut follower = Follower::of(&bus);
+        follower
+            .hears(&[("wwan0", "Alpha")], &[("wwan0", 50)])
+            .await;
+        for id in ["Home", "Office"] {
+            let networks = NetworkManager::nameless(&bus).await;
+            networks.up(1, id, "eth0");
+            networks.activate([1]).await;
+            networks.0.take_name(network_manager::NAME).await;
+            let both = [("eth0", id), ("wwan0", "Alpha")];
+            follower.hears(&both, &[("wwan0", 50)]).await;
+            networks.0.end().await;
+            follower
+                .hears(&[("wwan0", "Alpha")], &[("wwan0", 50)])
+                .await;
+        }
+        modems.0.end().await;
+        follower.hears(&[], &[]).await;
+    });
+}
+
+#[test]
+fn a_bus_that_comes_later_is_found() {
+    run(async {
+        let mut bus = Bus::absent();
+        let mut follower = Follower::of(&bus);
+        follower.hears_nothing_until(std::future::ready(())).await;
+        bus.run();
+        let manager = NetworkManager::start(&bus).await;
+        manager.up(1, "Office", "eth0");
+        manager.activate([1]).await;
+        follower.hears(&[("eth0", "Office")], &[]).await;
+    });
+}
+
+#[test]
+fn a_bus_that_goes_is_forgotten_and_found_when_it_is_back() {
+    run(async {
+        let mut bus = Bus::start();
+        let mut follower = Follower::of(&bus);
+        for id in ["Home", "Office"] {
+            let manager = NetworkManager::start(&bus).await;
+            manager.up(1, id, "eth0");
+            manager.activate([1]).await;
+            follower.hears(&[("eth0", id)], &[]).await;
+            bus.stop();
+            follower.hears(&[], &[]).await;
+            bus.run();
+        }
+    });
+}
+
+#[test]
+fn nobody_is_started_by_being_asked() {
+    run(async {
+        let mut bus = Bus::absent();
+        bus.can_start(network_manager::NAME);
+        bus.can_start(modem_manager::NAME);
+        bus.run();
+        let mut follower = Follower::of(&bus);
+        // Each is asked while it is away before it comes and after it went.
+        for _ in 0..2 {
+            let modems = ModemManager::start(&bus).await;
+            modems.plug(0, "wwan0", ("Alpha", "26201")).await;
+            follower
+                .hears(&[("wwan0", "Alpha")], &[("wwan0", 50)])
+                .await;
+            modems.0.end().await;
+            follower.hears(&[], &[]).await;
+            let networks = NetworkManager::start(&bus).await;
+            networks.up(1, "Office", "eth0");
+            networks.activate([1]).await;
+            follower.hears(&[("eth0", "Office")], &[]).await;
+            networks.0.end().await;
+            follower.hears(&[], &[]).await;
+        }
+        assert!(!bus.marker().exists(), "a manager was started");
+        // It would have been: the bus knows how.
+        let connection = connect(&bus).await;
+        let name = "org.freedesktop.DBus";
+        let start = (network_manager::NAME, 0_u32);
+        let started =
+            connection.call_method(Some(name), "/", Some(name), "StartServiceByName", &start);
+        started.await.expect_err("what is started is no manager");
+        assert!(bus.marker().exists());
+    });
+}
+
+#[test]
+fn one_that_hangs_keeps_nobody_waiting_and_is_asked_again() {
+    run(async {
+        let bus = Bus::start();
+        let networks = NetworkManager::start(&bus).await;
+        networks.up(1, "Office", "eth0");
+        networks.activate([1]).await;
+        networks.0.hang(true);
+        let modems = ModemManager::start(&bus).await;
+        let mut follower = Follower::of(&bus);
+        follower.hears_nothing_until(networks.0.is_asked()).await;
+        modems.plug(0, "wwan0", ("Alpha", "26201")).await;
+        follower
+            .hears(&[("wwan0", "Alpha")], &[("wwan0", 50)])
+            .await;
+        assert_eq!(
+            networks.0.asked(),
+            1,
+            "that was before the one had to answer"
+        );
+        networks.0.hang(false);
+        let both = [("eth0", "Office"), ("wwan0", "Alpha")];
+        follower.hears(&both, &[("wwan0", 50)]).await;
+    });
+}
+
+#[test]
+fn what_was_said_stays_while_one_hangs() {
+    run(async {
+        let bus = Bus::start();
+        let networks = NetworkManager::start(&bus).await;
+        networks.up(1, "Office", "eth0");
+        networks.activate([1]).await;
+        let mut follower = Follower::of(&bus);
+        follower.hears(&[("eth0", "Office")], &[]).await;
+        networks.0.hang(true);
+        networks.activate([]).await;
+        // Once, and again after it did not answer.
+        follower.hears_nothing_until(networks.0.is_asked()).await;
+        follower.hears_nothing_until(networks.0.is_asked()).await;
+        networks.0.end().await;
+        follower.hears(&[], &[]).await;
+    });
+}
+
+#[test]
+fn others_on_the_bus_are_not_listened_to() {
+    run(async {
+        let bus = Bus::start();
+        let networks = NetworkManager::start(&bus).await;
+        networks.up(1, "Office", "eth0");
+        networks.activate([1]).await;
+        let modems = ModemManager::start(&bus).await;
+        let mut follower = Follower::of(&bus);
+        follower.hears(&[("eth0", "Office")], &[]).await;
+        let asked = networks.0.asked();
+
+        let other = connect(&bus).await;
+        let watcher = networks.0.caller();
+        let nothing: HashMap<&str, Value<'_>> = HashMap::new();
+        let changed = (network_manager::NAME, nothing, Vec::<&str>::new());
+        let owner = (network_manager::NAME, ":1.0", "");
+        for to in [None, Some(watcher.as_str())] {
+            let at = "/org/freedesktop/NetworkManager";
+            let properties = "org.freedesktop.DBus.Properties";
+            let said = other.emit_signal(to, at, properties, "PropertiesChanged", &changed);
+            said.await.unwrap();
+            let (at, interface) = ("/org/freedesktop/DBus", "org.freedesktop.DBus");
+            let said = other.emit_signal(to, at, interface, "NameOwnerChanged", &owner);
+            said.await.unwrap();
+        }
+        round_trip(&other).await;
+        // What came after it was heard, and read.
+        for (number, interface) in [(0, "wwan0"), (1, "wwan1")] {
+            modems.plug(number, interface, ("Alpha", "26201")).await;
+            assert!(follower.next().await.signals.contains_key(interface));
+        }
+        assert_eq!(networks.0.asked(), asked, "a stranger had it asked");
+    });
+}
+
+#[test]
+fn a_burst_of_changes_is_read_once() {
+    run(async {
+        let bus = Bus::start();
+        let networks = NetworkManager::start(&bus).await;
+        networks.up(1, "Office", "eth0");
+        networks.activate([1]).await;
+        let mut follower = Follower::of(&bus);
+        follower.hears(&[("eth0", "Office")], &[]).await;
+        let before = networks.0.asked();
+        for number in 2..202 {
+            networks.up(number, "Home", &format!("veth{number}"));
+            // More than fit where they wait, because nobody listens meanwhile.
+            networks.activate(1..=number).await;
+        }
+        let mut told = follower.next().await;
+        while told.connections.len() < 201 {
+            told = follower.next().await;
+        }
+        let asked = networks.0.asked() - before;
+        assert!(asked < 5 * 403, "{asked} questions");
+    });
+}
+
+#[test]
+fn a_call_that_is_dropped_loses_nothing() {
+    run(async {
+        let bus = Bus::start();
+        let manager = NetworkManager::start(&bus).await;
+        manager.up(1, "Office", "eth0");
+        manager.activate([1]).await;
+        let mut follower = Follower::of(&bus);
+        let told = async {
+            loop {
+                // Dropped whenever it waits.
+                tokio::select! {
+                    biased;
+                    told = follower.next() => return told,
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+        };
+        let told = timeout(DEADLINE, told).await.expect("it is told");
+        assert_eq!(
+            told.connections.get("eth0").map(String::as_str),
+            Some("Office")
+        );
+    });
+}

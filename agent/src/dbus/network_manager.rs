@@ -67,7 +67,8 @@ impl Manager for NetworkManager {
 /// The name and the devices of an active connection, if it names them.
 fn named(mut active: Properties) -> Option<(String, Vec<OwnedObjectPath>)> {
     let flags = take::<u32>(&mut active, "StateFlags").unwrap_or_default();
-    // A VPN has the devices of the connection that carries it. Its own is a connection like any other.
+    // A VPN has the devices of the connection that carries it. What its own interface is called by is a
+    // connection of its own, if there is one.
     let vpn = take(&mut active, "Vpn").unwrap_or(false);
     if take(&mut active, "State") != Some(ACTIVATED) || flags & EXTERNAL != 0 || vpn {
         return None;

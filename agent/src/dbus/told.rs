@@ -13,8 +13,8 @@ const SIGNAL_STEP: u8 = 5;
 
 /// What connection managers say of interfaces, by the interfaces' names.
 ///
-/// Names of interfaces are names that the kernel could give; a connection's name is whatever its user, or
-/// the network that it was made for, calls it, of at most 255 bytes.
+/// Interfaces have names that the kernel could give. A connection's name is what its user, or the network that
+/// it was made for, calls it: at most 255 bytes, of any characters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
     /// The connection that is up on an interface: NetworkManager's `Id`; where NetworkManager says

@@ -68,11 +68,10 @@ async fn follow_bus(address: Option<String>, heard: watch::Sender<Heard>) -> Inf
     loop {
         let error = match Bus::connect(address.as_deref()).await {
             Ok((bus, messages)) => {
-                silent.bus = false;
                 let since = Instant::now();
                 let error = follow_managers(&bus, messages, &heard, &mut silent).await;
                 if since.elapsed() > PAUSES.1 {
-                    pause = PAUSES.0;
+                    (silent.bus, pause) = (false, PAUSES.0);
                 }
                 error
             }
@@ -89,9 +88,10 @@ async fn follow_bus(address: Option<String>, heard: watch::Sender<Heard>) -> Inf
     }
 }
 
-/// Who failed to answer when asked last, so that it is said once.
+/// Who failed when it was asked last, so that it is said once.
 #[derive(Default)]
 struct Silent {
+    /// The bus; until it has served for a while.
     bus: bool,
     network_manager: bool,
     modem_manager: bool,

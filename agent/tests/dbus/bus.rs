@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+use tokio::net::UnixListener;
 
 /// A place for a bus. The bus in it ends with it.
 pub(crate) struct Bus {
@@ -55,6 +56,11 @@ impl Bus {
             marker.display()
         );
         fs::write(service, text).unwrap();
+    }
+
+    /// Listens in place of the bus, which may run once this is dropped.
+    pub(crate) fn listen_instead(&self) -> UnixListener {
+        UnixListener::bind(self.directory.path().join("bus")).unwrap()
     }
 
     /// Runs the bus, and waits until it listens.

@@ -15,8 +15,8 @@ const DEVICE: &str = "org.freedesktop.NetworkManager.Device";
 const ACTIVATING: u32 = 1;
 const ACTIVATED: u32 = 2;
 const DEACTIVATING: u32 = 3;
-/// `NMActivationStateFlags`: layer 2 and IP are ready, as of any connection that is up.
-const READY: u32 = 0x1c;
+/// `NMActivationStateFlags`, as they are of a connection that is up and bound to its profile.
+const READY: u32 = 0x5c;
 const EXTERNAL: u32 = 0x80;
 
 fn active(number: usize) -> String {

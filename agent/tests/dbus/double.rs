@@ -28,12 +28,16 @@ pub(crate) struct Double {
 
 struct State {
     objects: BTreeMap<String, Object>,
+    /// The object of which it says what means nothing.
+    babbles: Option<String>,
     /// It takes questions and answers none.
     hangs: bool,
+    /// Who answers in its place.
+    other: Option<Connection>,
     /// How many questions there were.
     asked: watch::Sender<usize>,
-    /// Who asked last.
-    caller: Option<String>,
+    /// Who asked last, and about which object.
+    last: Option<(String, String)>,
 }
 
 /// A path as a value.
@@ -55,9 +59,11 @@ impl Double {
         let (sender, asked) = watch::channel(0);
         let state = Arc::new(Mutex::new(State {
             objects: BTreeMap::new(),
+            babbles: None,
             hangs: false,
+            other: None,
             asked: sender,
-            caller: None,
+            last: None,
         }));
         let messages = MessageStream::from(&connection);
         tokio::spawn(serve(connection.clone(), messages, Arc::clone(&state)));
@@ -83,6 +89,16 @@ impl Double {
         self.state.lock().unwrap().hangs = hangs;
     }
 
+    /// Has it answer questions about an object by what means nothing.
+    pub(crate) fn babble(&self, path: &str) {
+        self.state.lock().unwrap().babbles = Some(path.to_owned());
+    }
+
+    /// Has another answer in its place what it would have answered.
+    pub(crate) fn answer_by(&self, other: Option<Connection>) {
+        self.state.lock().unwrap().other = other;
+    }
+
     /// How many questions it was asked.
     pub(crate) fn asked(&self) -> usize {
         *self.asked.borrow()
@@ -95,10 +111,10 @@ impl Double {
         asked.changed().await.unwrap();
     }
 
-    /// Who asked it last.
-    pub(crate) fn caller(&self) -> String {
+    /// Who asked it last, and about which object.
+    pub(crate) fn last_question(&self) -> (String, String) {
         let state = self.state.lock().unwrap();
-        state.caller.clone().expect("somebody asked")
+        state.last.clone().expect("somebody asked")
     }
 
     /// Makes an object's interface, without a word.
@@ -203,6 +219,7 @@ enum Answer {
     Properties(Properties),
     Objects(HashMap<OwnedObjectPath, Object>),
     Refusal(&'static str),
+    Nonsense,
 }
 
 async fn serve(connection: Connection, mut messages: MessageStream, state: Arc<Mutex<State>>) {
@@ -210,15 +227,19 @@ async fn serve(connection: Connection, mut messages: MessageStream, state: Arc<M
         if message.message_type() != Type::MethodCall {
             continue;
         }
-        let Some(answer) = state.lock().unwrap().answer(&message) else {
-            continue;
+        let (answer, other) = {
+            let mut state = state.lock().unwrap();
+            (state.answer(&message), state.other.clone())
         };
+        let Some(answer) = answer else { continue };
         let to = message.header();
+        let by = other.as_ref().unwrap_or(&connection);
         // The bus may end at any time.
         let _sent = match answer {
-            Answer::Properties(properties) => connection.reply(&to, &properties).await,
-            Answer::Objects(objects) => connection.reply(&to, &objects).await,
-            Answer::Refusal(name) => connection.reply_error(&to, name, &"no").await,
+            Answer::Properties(properties) => by.reply(&to, &properties).await,
+            Answer::Objects(objects) => by.reply(&to, &objects).await,
+            Answer::Nonsense => by.reply(&to, &7_u32).await,
+            Answer::Refusal(name) => by.reply_error(&to, name, &"no").await,
         };
     }
 }
@@ -226,12 +247,16 @@ async fn serve(connection: Connection, mut messages: MessageStream, state: Arc<M
 impl State {
     fn answer(&mut self, question: &Message) -> Option<Answer> {
         let header = question.header();
-        self.caller = header.sender().map(ToString::to_string);
+        let caller = header.sender().unwrap().to_string();
+        self.last = Some((caller, header.path().unwrap().to_string()));
         self.asked.send_modify(|asked| *asked += 1);
         if self.hangs {
             return None;
         }
         let path = header.path().unwrap().as_str();
+        if self.babbles.as_deref() == Some(path) {
+            return Some(Answer::Nonsense);
+        }
         match header.member().unwrap().as_str() {
             "GetAll" => {
                 let body = question.body();

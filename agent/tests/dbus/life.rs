@@ -1,7 +1,7 @@
 //! Managers and buses that come, hang and go, and others on the bus.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 use zbus::zvariant::Value;
@@ -137,6 +137,7 @@ fn one_that_hangs_keeps_nobody_waiting_and_is_asked_again() {
         let modems = ModemManager::start(&bus).await;
         let mut follower = Follower::of(&bus);
         follower.hears_nothing_until(networks.0.is_asked()).await;
+        let since = Instant::now();
         modems.plug(0, "wwan0", ("Alpha", "26201")).await;
         follower
             .hears(&[("wwan0", "Alpha")], &[("wwan0", 50)])
@@ -149,6 +150,11 @@ fn one_that_hangs_keeps_nobody_waiting_and_is_asked_again() {
         networks.0.hang(false);
         let both = [("eth0", "Office"), ("wwan0", "Alpha")];
         follower.hears(&both, &[("wwan0", 50)]).await;
+        let waited = since.elapsed();
+        assert!(
+            waited < Duration::from_secs(12),
+            "{waited:?} for one question"
+        );
     });
 }
 
@@ -184,7 +190,7 @@ fn others_on_the_bus_are_not_listened_to() {
         let asked = networks.0.asked();
 
         let other = connect(&bus).await;
-        let watcher = networks.0.caller();
+        let (watcher, _) = networks.0.last_question();
         let nothing: HashMap<&str, Value<'_>> = HashMap::new();
         let changed = (network_manager::NAME, nothing, Vec::<&str>::new());
         let owner = (network_manager::NAME, ":1.0", "");
@@ -204,6 +210,25 @@ fn others_on_the_bus_are_not_listened_to() {
             assert!(follower.next().await.signals.contains_key(interface));
         }
         assert_eq!(networks.0.asked(), asked, "a stranger had it asked");
+    });
+}
+
+#[test]
+fn another_cannot_answer_in_a_managers_place() {
+    run(async {
+        let bus = Bus::start();
+        let networks = NetworkManager::start(&bus).await;
+        networks.up(1, "Office", "eth0");
+        networks.activate([1]).await;
+        networks.0.answer_by(Some(connect(&bus).await));
+        let mut follower = Follower::of(&bus);
+        // Once, and again after the answer was no good.
+        follower.hears_nothing_until(networks.0.is_asked()).await;
+        follower.hears_nothing_until(networks.0.is_asked()).await;
+        let (_, about) = networks.0.last_question();
+        assert_eq!(about, "/org/freedesktop/NetworkManager");
+        networks.0.answer_by(None);
+        follower.hears(&[("eth0", "Office")], &[]).await;
     });
 }
 

@@ -174,3 +174,45 @@ fn a_modem_of_network_managers_has_the_name_of_its_connection() {
             .await;
     });
 }
+
+#[test]
+fn whatever_it_says_of_modems_is_bounded() {
+    run(async {
+        let bus = Bus::start();
+        let manager = ModemManager::start(&bus).await;
+        let mut follower = Follower::of(&bus);
+        for number in 0..300 {
+            let interface = [
+                ("Connected", true.into()),
+                ("Interface", format!("wwan{number}").into()),
+            ];
+            manager.0.have(&bearer(number), BEARER, interface);
+        }
+        // Of other types than they are.
+        manager.0.have(
+            &modem(0),
+            MODEM,
+            [("SignalQuality", 50_u32.into()), ("Bearers", "x".into())],
+        );
+        manager.0.have(
+            &bearer(300),
+            BEARER,
+            [("Connected", true.into()), ("Interface", "a b".into())],
+        );
+        let operator = [("OperatorName", "x".repeat(4096).into())];
+        manager.0.have(&modem(1), MODEM_3GPP, operator);
+        let properties = [("Bearers", paths([bearer(300), bearer(7)]))];
+        manager.0.add(ROOT, &modem(1), MODEM, properties).await;
+        follower.hears(&[("wwan7", &"x".repeat(255))], &[]).await;
+
+        let properties = [
+            ("SignalQuality", (9_u32, false).into()),
+            ("Bearers", paths((0..300).map(bearer))),
+        ];
+        let asked = manager.0.asked();
+        manager.0.add(ROOT, &modem(0), MODEM, properties).await;
+        let told = follower.next().await;
+        assert_eq!(told.signals.len(), 256);
+        assert_eq!(manager.0.asked() - asked, 1 + 256);
+    });
+}

@@ -224,11 +224,15 @@ fn whatever_it_says_is_bounded() {
             .0
             .have(&device(14), DEVICE, [("IpInterface", interface)]);
         manager.up(15, "Office", "eth5");
-        manager.activate(0..16).await;
+        manager.up(16, "Office", "eth6");
+        manager.0.babble(&active(16));
+        manager.activate([16].into_iter().chain(0..16)).await;
         let cut = "é".repeat(127);
         let good = [("eth0", &*cut), ("eth4", "Office"), ("eth5", "Office")];
         follower.hears(&good, &[]).await;
 
+        // It is asked for itself, and for no more connections and devices than there may be interfaces.
+        let asked = manager.0.asked();
         for number in 100..400 {
             manager.up(number, "Office", &format!("veth{number}"));
         }
@@ -236,17 +240,17 @@ fn whatever_it_says_is_bounded() {
         let told = follower.next().await;
         assert_eq!(told.connections.len(), 256);
         assert!(told.connections.contains_key("veth355"));
+        assert_eq!(manager.0.asked() - asked, 1 + 256 + 256);
 
-        // One connection with more devices than there may be interfaces.
+        // One connection with more devices.
+        let asked = manager.0.asked();
         let devices = paths((100..400).map(device));
-        manager.0.have(
-            &active(100),
-            ACTIVE,
-            [("Id", "Many".into()), ("Devices", devices)],
-        );
+        let many = [("Id", "Many".into()), ("Devices", devices)];
+        manager.0.have(&active(100), ACTIVE, many);
         manager.activate([100, 399]).await;
         let told = follower.next().await;
         assert_eq!(told.connections.len(), 256);
         assert!(told.connections.values().all(|id| id == "Many"));
+        assert_eq!(manager.0.asked() - asked, 1 + 2 + 256);
     });
 }

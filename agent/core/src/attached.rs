@@ -3,6 +3,8 @@
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::criteria::Bandwidth;
 use crate::name::Shown;
 
@@ -34,7 +36,8 @@ pub struct Station {
 }
 
 /// What a connection manager says of an interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Managed {
     /// Which of its connections is up on it.
     pub connection: Option<Connection>,
@@ -42,8 +45,10 @@ pub struct Managed {
     pub signal: Option<u8>,
 }
 
-/// Name of a connection of a connection manager: 1 to [`Connection::MAX_LEN`] bytes without control characters.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Name of a connection of a connection manager: 1 to [`Connection::MAX_LEN`] bytes. Shown as an [`Ssid`] is, from
+/// which it may be made.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Connection(String);
 
 impl Ssid {
@@ -59,19 +64,24 @@ impl Ssid {
 
 impl fmt::Display for Ssid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for chunk in self.0.utf8_chunks() {
-            for character in chunk.valid().chars() {
-                if is_visible(character) && character != '\\' {
-                    f.write_char(character)?;
-                } else {
-                    let mut bytes = [0; 4];
-                    escape(f, character.encode_utf8(&mut bytes).as_bytes())?;
-                }
-            }
-            escape(f, chunk.invalid())?;
-        }
-        Ok(())
+        show(f, &self.0)
     }
+}
+
+/// Writes bytes as text that a terminal only shows.
+fn show(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if is_visible(character) && character != '\\' {
+                f.write_char(character)?;
+            } else {
+                let mut bytes = [0; 4];
+                escape(f, character.encode_utf8(&mut bytes).as_bytes())?;
+            }
+        }
+        escape(f, chunk.invalid())?;
+    }
+    Ok(())
 }
 
 fn escape(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
@@ -92,23 +102,7 @@ impl FromStr for Ssid {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut bytes = Vec::new();
-        let mut rest = text.split('\\');
-        bytes.extend(rest.next().unwrap_or_default().bytes());
-        for part in rest {
-            let digits = part.strip_prefix('x').and_then(|part| part.get(..2));
-            let digits = digits.filter(|digits| digits.bytes().all(|d| d.is_ascii_hexdigit()));
-            let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
-            let byte = byte.ok_or_else(|| {
-                format!(
-                    "{} has a backslash that is not one of `\\xNN`; write the backslash itself as `\\x5c`",
-                    Shown::new(text)
-                )
-            })?;
-            bytes.push(byte);
-            bytes.extend(part.bytes().skip(3));
-        }
-        Self::new(&bytes).ok_or_else(|| {
+        Self::new(&bytes_of(text)?).ok_or_else(|| {
             format!(
                 "{} is not the name of a WLAN: that has 1 to {} bytes",
                 Shown::new(text),
@@ -118,6 +112,27 @@ impl FromStr for Ssid {
     }
 }
 
+/// What [`show`] wrote.
+fn bytes_of(text: &str) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let mut rest = text.split('\\');
+    bytes.extend(rest.next().unwrap_or_default().bytes());
+    for part in rest {
+        let digits = part.strip_prefix('x').and_then(|part| part.get(..2));
+        let digits = digits.filter(|digits| digits.bytes().all(|d| d.is_ascii_hexdigit()));
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let byte = byte.ok_or_else(|| {
+            format!(
+                "{} has a backslash that is not one of `\\xNN`; write the backslash itself as `\\x5c`",
+                Shown::new(text)
+            )
+        })?;
+        bytes.push(byte);
+        bytes.extend(part.bytes().skip(3));
+    }
+    Ok(bytes)
+}
+
 impl Connection {
     /// Longest name, bytes.
     pub const MAX_LEN: usize = 255;
@@ -125,22 +140,43 @@ impl Connection {
 
 impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        show(f, self.0.as_bytes())
     }
 }
 
+/// As it is shown: `\xNN` is a byte.
 impl FromStr for Connection {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let fits = (1..=Self::MAX_LEN).contains(&text.len()) && text.chars().all(is_visible);
-        fits.then(|| Self(text.to_owned())).ok_or_else(|| {
+        let name = String::from_utf8(bytes_of(text)?).ok();
+        let connection = name.and_then(|name| Self::try_from(name).ok());
+        connection.ok_or_else(|| {
             format!(
-                "{} is not the name of a connection: that has 1 to {} bytes and no control characters",
+                "{} is not the name of a connection: that is text of 1 to {} bytes",
                 Shown::new(text),
                 Self::MAX_LEN
             )
         })
+    }
+}
+
+/// As it is.
+impl TryFrom<String> for Connection {
+    type Error = &'static str;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        match name.len() {
+            0 => Err("the name of a connection is empty"),
+            1..=Self::MAX_LEN => Ok(Self(name)),
+            _ => Err("the name of a connection is too long"),
+        }
+    }
+}
+
+impl From<Connection> for String {
+    fn from(connection: Connection) -> Self {
+        connection.0
     }
 }
 
@@ -172,10 +208,12 @@ mod tests {
         for wrong in ["", r"a\b", r"a\x5", r"\x", r"\x+1", &"a".repeat(33)] {
             assert!(wrong.parse::<Ssid>().is_err(), "{wrong}");
         }
-        for wrong in ["", "a\nb", "a\u{202e}", &"a".repeat(256)] {
+        for wrong in ["", r"a\xff", r"a\b", &"a".repeat(256)] {
             assert!(wrong.parse::<Connection>().is_err(), "{wrong}");
         }
-        assert!("Wired connection 1".parse::<Connection>().is_ok());
+        let name = Connection::try_from("Wired\u{1b}[31m 1".to_owned()).unwrap();
+        assert_eq!(name.to_string(), r"Wired\x1b[31m 1");
+        assert_eq!(name.to_string().parse(), Ok(name));
     }
 
     proptest! {

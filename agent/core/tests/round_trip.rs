@@ -279,7 +279,7 @@ prop_compose! {
     ) -> DomainConfig {
         let (ssid, connection) = network;
         let ssid = ssid.and_then(|bytes| Ssid::new(&bytes));
-        let connection = connection.and_then(|text| text.parse().ok());
+        let connection = connection.and_then(|text| text.try_into().ok());
         let matches = DomainMatch { interface, mac, kind: match_kind, ssid, connection };
         let (security, profile, attach_timeout, servers) = about;
         DomainConfig {

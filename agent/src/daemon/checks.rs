@@ -8,6 +8,7 @@ use std::future::{Future, pending};
 use std::path::Path;
 use std::time::Duration;
 
+use steer_core::attached::Managed;
 use steer_core::health::{Condition, Health, History, Probed};
 use steer_core::name::Name;
 use steer_core::probe::Probe;
@@ -74,13 +75,14 @@ impl Checks {
         (checks, history)
     }
 
-    /// How domains were when an earlier agent of this boot looked last.
-    pub(super) fn recall() -> Health {
+    /// How domains were when an earlier agent of this boot looked last, and what connection managers said.
+    pub(super) fn recall() -> (Health, BTreeMap<String, Managed>) {
         let kept = health_file().read::<KeptHealth>().unwrap_or_else(|error| {
             warn!("{}", chain(&error));
             None
         });
-        kept.unwrap_or_default().domains.until(clock::since_boot())
+        let kept: KeptHealth = kept.unwrap_or_default();
+        (kept.domains.until(clock::since_boot()), kept.managed)
     }
 
     /// The next check that has ended.
@@ -172,6 +174,7 @@ struct Kept {
 #[serde(default)]
 struct KeptHealth {
     domains: Health,
+    managed: BTreeMap<String, Managed>,
 }
 
 fn health_file() -> StateFile {
@@ -279,6 +282,7 @@ impl Daemon {
     pub(super) fn keep_health(&self) {
         let kept = KeptHealth {
             domains: self.engine.health().clone(),
+            managed: self.engine.state().network.managed.clone(),
         };
         if let Err(error) = health_file().write(&kept) {
             warn!("{}", chain(&error));

@@ -18,6 +18,7 @@ mod files;
 mod flows;
 mod load;
 mod lookups;
+mod managers;
 mod offline;
 mod prefer;
 mod remains;

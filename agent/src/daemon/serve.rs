@@ -18,9 +18,11 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{info, warn};
 
+use super::managers::managed;
 use super::{Daemon, Look, clock};
 use crate::api::server::Call;
 use crate::datapath::{self, EventStream};
+use crate::dbus;
 use crate::netlink::{Notification, RouterOption, Stations, Watcher};
 use crate::reconcile::chain;
 
@@ -58,6 +60,7 @@ enum Flood {
 pub(super) struct Inputs {
     pub(super) watcher: Watcher,
     pub(super) stations: Stations,
+    pub(super) managers: dbus::Watcher,
     pub(super) events: EventStream,
     pub(super) calls: mpsc::Receiver<Call>,
     pub(super) server: JoinHandle<()>,
@@ -143,6 +146,10 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                 Ok(stations) => daemon.fact(Event::Network(NetworkChange::Stations(stations))),
                 Err(error) => warn!("{}: what WLANs there are is not known", chain(&error)),
             },
+            told = inputs.managers.next() => {
+                daemon.fact(Event::Network(NetworkChange::Managed(managed(told))));
+                daemon.keep_health();
+            }
             emptied = daemon.runs.ended() => {
                 for directory in emptied? {
                     daemon.end_run(&directory);

@@ -24,6 +24,7 @@ use super::clock;
 use super::decided::Decided;
 use super::flows::Flows;
 use super::load::{self, Loaded, load, tell_quarantined};
+use super::managers;
 use super::running::Claim;
 use super::runs::Runs;
 use super::serve::Inputs;
@@ -34,6 +35,7 @@ use super::{Daemon, Look, Options, RETIRE_PAUSE, Saved, scan, state_file};
 use crate::api::server::Server;
 use crate::cgroup::{EmptyWatch, OwnCgroup, Tree, id_of};
 use crate::datapath::{self, Datapath, PIN_ROOT, Pinned};
+use crate::dbus;
 use crate::netlink::{Notification, OwnRange, Routing, Stations, Watcher};
 use crate::reconcile::{Reconciler, Sysctls, chain};
 use crate::statefile::{self, StateFile};
@@ -96,7 +98,11 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     let mut engine = engine(&tree, saved.clone(), config, notifications)?;
     engine.apply(Event::Network(NetworkChange::Stations(connected)))?;
     engine.apply(Event::Remembered(history))?;
-    engine.apply(Event::Recalled(Checks::recall()))?;
+    let (health, managed) = Checks::recall();
+    // What no manager has said otherwise since: it will, as soon as it is asked.
+    let managers = dbus::Watcher::after(None, managers::told(&managed));
+    engine.apply(Event::Network(NetworkChange::Managed(managed)))?;
+    engine.apply(Event::Recalled(health))?;
     let chosen = decided.chosen(&saved.memory);
     engine.apply(Event::Chosen(chosen))?;
     let reconciler =
@@ -144,6 +150,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     let inputs = Inputs {
         watcher,
         stations,
+        managers,
         events,
         calls,
         server: tokio::task::spawn_local(server.run()),

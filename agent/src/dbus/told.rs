@@ -53,6 +53,21 @@ pub(super) struct Heard {
 }
 
 impl Heard {
+    /// What must have been said by whom, to come to this.
+    pub(super) fn after(told: &Told) -> Self {
+        let modem = |(interface, signal): (&String, &u8)| {
+            let modem = Modem {
+                operator: told.connections.get(interface).cloned(),
+                signal: Some(*signal),
+            };
+            (interface.clone(), modem)
+        };
+        Self {
+            connections: told.connections.clone(),
+            modems: told.signals.iter().map(modem).collect(),
+        }
+    }
+
     /// Both together.
     pub(super) fn told(&self) -> Told {
         let mut told = Told {

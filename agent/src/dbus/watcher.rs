@@ -31,11 +31,17 @@ impl Watcher {
     /// One for the bus at `address` (a D-Bus server address); without one for the system's bus, at
     /// `$DBUS_SYSTEM_BUS_ADDRESS` or its well-known socket. Nothing is asked before [`Watcher::next`].
     pub fn new(address: Option<String>) -> Self {
-        let (sender, heard) = watch::channel(Heard::default());
+        Self::after(address, Told::default())
+    }
+
+    /// As [`Watcher::new`], for who was told this before: it holds until a manager says something else, or is not
+    /// there.
+    pub fn after(address: Option<String>, told: Told) -> Self {
+        let (sender, heard) = watch::channel(Heard::after(&told));
         Self {
             following: Box::pin(follow_bus(address, sender)),
             heard,
-            given: Told::default(),
+            given: told,
         }
     }
 

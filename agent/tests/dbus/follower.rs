@@ -41,6 +41,11 @@ impl Follower {
         Self(Watcher::new(Some(bus.address())))
     }
 
+    /// One of `bus` who was told this before.
+    pub(crate) fn after(bus: &Bus, told: Told) -> Self {
+        Self(Watcher::after(Some(bus.address()), told))
+    }
+
     /// What it is told next.
     pub(crate) async fn next(&mut self) -> Told {
         let told = timeout(DEADLINE, self.0.next()).await;

@@ -8,7 +8,7 @@ use zbus::zvariant::Value;
 
 use crate::bus::Bus;
 use crate::double::{connect, round_trip};
-use crate::follower::{DEADLINE, Follower, run};
+use crate::follower::{DEADLINE, Follower, run, told};
 use crate::modem_manager::{self, ModemManager};
 use crate::network_manager::{self, NetworkManager};
 
@@ -35,6 +35,42 @@ fn a_manager_that_ends_is_forgotten_and_followed_when_it_is_back() {
                 .await;
         }
         modems.0.end().await;
+        follower.hears(&[], &[]).await;
+    });
+}
+
+#[test]
+fn what_was_told_before_holds_until_something_else_is_said() {
+    run(async {
+        let bus = Bus::start();
+        let modems = ModemManager::start(&bus).await;
+        modems.plug(0, "wwan0", ("Alpha", "26201")).await;
+        let networks = NetworkManager::start(&bus).await;
+        networks.up(1, "Home", "eth0");
+        networks.up(2, "Work", "tun0");
+        networks.activate([1, 2]).await;
+        let before = told(
+            &[("eth0", "Home"), ("tun0", "Work"), ("wwan0", "Alpha")],
+            &[("wwan0", 52)],
+        );
+        let mut follower = Follower::after(&bus, before);
+        let asked = async {
+            networks.0.is_asked().await;
+            modems.0.is_asked().await;
+        };
+        follower.hears_nothing_until(asked).await;
+        networks.activate([1]).await;
+        let rest = [("eth0", "Home"), ("wwan0", "Alpha")];
+        follower.hears(&rest, &[("wwan0", 50)]).await;
+        // Of whom nobody is there now.
+        let nobody = Bus::start();
+        let mut follower = Follower::after(&nobody, told(&rest, &[("wwan0", 50)]));
+        let first = follower.next().await;
+        if first != told(&[], &[]) {
+            follower.hears(&[], &[]).await;
+        }
+        let absent = Bus::absent();
+        let mut follower = Follower::after(&absent, told(&rest, &[]));
         follower.hears(&[], &[]).await;
     });
 }

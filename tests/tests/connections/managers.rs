@@ -295,7 +295,9 @@ impl Bus {
             .arg(format!("--config-file={config}"))
             .args(["--nofork", "--nopidfile", "--nosyslog", "--print-address"])
             .stdin(Stdio::null())
-            .stdout(Stdio::piped());
+            .stdout(Stdio::piped())
+            // It cannot raise its limit of files everywhere, and says so.
+            .stderr(Stdio::null());
         let child = command
             .spawn()
             .context("start dbus-daemon: run cargo xtask setup")?;

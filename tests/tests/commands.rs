@@ -136,10 +136,16 @@ fn every_command_prints_what_is_expected() -> Result<()> {
         let output = lab.steer(args)?;
         let command = command_of(&known, args);
         shown.insert(command.to_owned());
+        // It prints something else with a name.
+        let printed = if args.contains(&"--name") {
+            format!("{command} --name")
+        } else {
+            command.to_owned()
+        };
+        let text = rendered(&lab, &printed, &output, &schema).with_context(|| name.to_owned())?;
         if output.command.contains(" --json") {
-            shown_json.insert(command.to_owned());
+            shown_json.insert(printed);
         }
-        let text = rendered(&lab, command, &output, &schema).with_context(|| name.to_owned())?;
         let file = directory().join(format!("{name}.txt"));
         if write {
             fs::write(&file, &text).with_context(|| format!("write {}", file.display()))?;

@@ -22,10 +22,26 @@ pub(super) struct Destination {
     pub(super) port: Option<u16>,
 }
 
-impl FromStr for Destination {
-    type Err = String;
+/// Why a text is no destination.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NoDestination {
+    /// A name means different addresses by different domains.
+    #[error(
+        "this is no address: say `--name {0}` to have it looked up over the domain that is chosen"
+    )]
+    Name(String),
+    /// Its port is none.
+    #[error("{NO_PORT}")]
+    Port,
+    /// What stands in brackets is none.
+    #[error("no IPv6 address stands between the brackets")]
+    Brackets,
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for Destination {
+    type Err = NoDestination;
+
+    fn from_str(text: &str) -> Result<Self, NoDestination> {
         if is_address(text) {
             return Ok(Self {
                 address: text.to_owned(),
@@ -41,31 +57,24 @@ impl FromStr for Destination {
                 });
             }
             Some((address, port)) if is_v6(address) => (address, port.strip_prefix(':')),
-            Some(_) => return Err("no IPv6 address stands between the brackets".to_owned()),
+            Some(_) => return Err(NoDestination::Brackets),
             None => match text.rsplit_once(':') {
                 Some((address, port)) if is_address(address) && !is_v6(address) => {
                     (address, Some(port))
                 }
-                _ => return Err(no_address(text)),
+                _ => return Err(NoDestination::Name(text.to_owned())),
             },
         };
         let port = port.and_then(|port| port.parse().ok());
         Ok(Self {
             address: address.to_owned(),
-            port: Some(port.ok_or(NO_PORT)?),
+            port: Some(port.ok_or(NoDestination::Port)?),
         })
     }
 }
 
 /// What is said of a port that is none.
 pub(super) const NO_PORT: &str = "a port is a number up to 65535, behind a colon";
-
-/// A name means different addresses by different domains.
-fn no_address(text: &str) -> String {
-    format!(
-        "this is no address: say `--name {text}` to have it looked up over the domain that is chosen"
-    )
-}
 
 fn is_address(text: &str) -> bool {
     text.parse::<IpAddr>().is_ok() || is_v6(text)
@@ -442,7 +451,7 @@ mod tests {
     #[test]
     fn a_name_is_refused_with_what_to_do() {
         for text in ["example.org", "example.org:80", "localhost"] {
-            let words = text.parse::<Destination>().unwrap_err();
+            let words = text.parse::<Destination>().unwrap_err().to_string();
             assert!(words.contains(&format!("`--name {text}`")), "{words}");
         }
         for text in [

@@ -13,7 +13,7 @@ use terminal_size::terminal_size_of;
 
 use self::changes::Changes;
 use super::args::FlowsArgs;
-use super::explain::Destination;
+use super::explain::{Destination, NoDestination};
 use super::output::stream::{ended, write_out};
 use super::output::units::{age, bytes};
 use super::output::{Cell, Look, Page, print_json};
@@ -45,7 +45,17 @@ impl FromStr for Target {
                 port: None,
             });
         }
-        let Destination { address, port } = text.parse()?;
+        let found = text.parse::<Destination>();
+        let Destination { address, port } = found.map_err(|wrong| match wrong {
+            NoDestination::Name(_) => {
+                let host = text.rsplit_once(':').map_or(text, |(host, _)| host);
+                format!(
+                    "this is no address: resolve the name first (`getent ahosts {host}`) and name one of its \
+                     addresses"
+                )
+            }
+            wrong => wrong.to_string(),
+        })?;
         Ok(Self { address, port })
     }
 }

@@ -68,6 +68,8 @@ pub async fn look_up(probe: &Probe, name: &str) -> Found {
     for family in [v6, v4].into_iter().flatten() {
         match family {
             Ok(addresses) => found.addresses.extend(addresses),
+            // A name that is none is so in both families.
+            Err(reason) if found.failures.contains(&reason) => {}
             Err(reason) => found.failures.push(reason),
         }
     }

@@ -12,7 +12,7 @@ pub(crate) fn play(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
     let vault = lab.cgroup().child("vault")?;
     // What checks measure is never the same.
     let text = format!(
-        "[domain.lte]\nmatch = {{ interface = \"wwan0\" }}\n\
+        "[domain.lte]\nmatch = {{ interface = \"wwan0\" }}\ndns.servers = [\"10.3.0.1\"]\n\
          [group.internet]\ndomains = [\"eth0\", \"lte\"]\n\
          [policy.vault]\nmatch.cgroup = \"{}\"\nuse = [\"internet\"]\notherwise = \"pass\"\n",
         vault.name()
@@ -171,10 +171,32 @@ fn explain(lab: &Lab, case: &mut Case<'_>) -> Result<()> {
             ],
         ),
         ("explain-own", &["explain", "127.0.0.1"]),
-        ("explain-name", &["explain", "example.org"]),
+        ("explain-no-address", &["explain", "example.org:80"]),
     ] {
         case(name, args)?;
     }
+    let phone = lab.cgroup().child("phone")?;
+    lab.set_policy("phone", &phone, "lte", &[])?;
+    let named = ["explain", "--cgroup", phone.name(), "-4", "--name"];
+    for (name, more) in [
+        ("explain-name", &["host.example:443"][..]),
+        ("explain-name-json", &["host.example", "--json"]),
+        ("explain-name-unknown", &["nowhere.example"]),
+        ("explain-name-no-name", &["printer.local"]),
+    ] {
+        case(name, &[&named[..], more].concat())?;
+    }
+    case(
+        "explain-name-no-server",
+        &[
+            "explain",
+            "--cgroup",
+            vault.name(),
+            "--name",
+            "host.example",
+        ],
+    )?;
+    lab.steer(&["policy", "unset", "phone"])?.success()?;
     Ok(())
 }
 

@@ -5,7 +5,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::criteria::Bandwidth;
 use crate::name::Shown;
 
 /// Name of a WLAN: 1 to [`Ssid::MAX_LEN`] bytes of any kind (IEEE 802.11-2020, section 9.4.2.2). Shown as text,
@@ -31,8 +30,8 @@ pub struct Station {
     pub wlan: Wlan,
     /// How strong its access point is heard, dBm.
     pub signal: Option<i8>,
-    /// At which rate was sent last.
-    pub bitrate: Option<Bandwidth>,
+    /// At which rate was sent last, bit/s.
+    pub bitrate: Option<u64>,
 }
 
 /// What a connection manager says of an interface.

@@ -103,7 +103,7 @@ impl Daemon {
                 .and_then(Measured::loss)
                 .map(|loss| u64::from(loss.0)),
             bandwidth: measured.and_then(Measured::bandwidth).map(|bits| bits.0),
-            link_rate: rate.map(|bits| bits.0),
+            link_rate: rate,
             signal_dbm: station.and_then(|station| station.signal).map(i64::from),
             signal_percent: modem.and_then(|modem| modem.signal).map(u64::from),
             losses: condition.map_or(0, |condition| {

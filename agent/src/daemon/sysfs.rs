@@ -4,7 +4,6 @@ use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 
-use steer_core::criteria::Bandwidth;
 use steer_core::health::Counted;
 
 /// Where interfaces are.
@@ -19,14 +18,14 @@ pub(super) fn counted(interfaces: &Path, name: &str) -> Option<Counted> {
     })
 }
 
-/// At which rate a wired interface is connected, if its driver says so: it is Mbit/s there, and -1 where it is not
+/// At which rate a wired interface is connected, bit/s, if its driver says so: it is Mbit/s there, and -1 where it is not
 /// known (Documentation/ABI/testing/sysfs-class-net).
-pub(super) fn speed(interfaces: &Path, name: &str) -> Option<Bandwidth> {
+pub(super) fn speed(interfaces: &Path, name: &str) -> Option<u64> {
     let megabits: i64 = number(&interfaces.join(name).join("speed"))?;
     let megabits = u64::try_from(megabits).ok().filter(|speed| *speed > 0)?;
     // 32 bits of ones is what some drivers call not known.
     let known = megabits != u64::from(u32::MAX);
-    known.then_some(Bandwidth(megabits.checked_mul(1_000_000)?))
+    megabits.checked_mul(1_000_000).filter(|_| known)
 }
 
 fn number<T: FromStr>(file: &Path) -> Option<T> {
@@ -46,7 +45,7 @@ mod tests {
         fs::create_dir(&eth0).expect("an interface");
         let of = |text: &str| {
             fs::write(eth0.join("speed"), text).expect("a file");
-            speed(interfaces.path(), "eth0").map(|speed| speed.0)
+            speed(interfaces.path(), "eth0")
         };
         assert_eq!(of("1000\n"), Some(1_000_000_000));
         for unknown in ["-1\n", "0\n", "4294967295\n", "\n", "9223372036854775807\n"] {

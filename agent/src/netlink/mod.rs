@@ -14,15 +14,16 @@ mod link;
 mod lookup;
 mod mirror;
 mod neighbour;
+mod nl80211;
 mod route;
 mod router;
 mod routing;
 mod rule;
 mod sockets;
+mod stations;
 mod survey;
 mod watcher;
 mod wire;
-mod wlan;
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -37,9 +38,9 @@ pub use neighbour::neighbour;
 pub use router::RouterOption;
 pub use routing::Routing;
 pub use sockets::{closed_sources, netns_cookie, sockets_with_mark};
+pub use stations::Stations;
 pub use survey::{Survey, closes_sockets, refused_rules, survey};
 pub use watcher::{Notification, Watcher};
-pub use wlan::Stations;
 
 /// What went wrong, with the operation and its object; the source has the kernel's words.
 #[derive(Debug, thiserror::Error)]

@@ -229,7 +229,7 @@ impl Domain {
             profile: file.and_then(|file| file.profile.clone()),
             state: DomainState::Absent,
             reason: String::new(),
-            running: link.is_some_and(|link| link.up && link.carrier),
+            running: link.is_some_and(Link::is_running),
             sources4: Vec::new(),
             sources6: Vec::new(),
             public6: None,

@@ -91,6 +91,13 @@ pub struct Link {
     pub mtu: u32,
 }
 
+impl Link {
+    /// It is up and has carrier.
+    pub fn is_running(&self) -> bool {
+        self.up && self.carrier
+    }
+}
+
 /// Kind of an interface, and of the domain on it.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
@@ -195,11 +202,29 @@ pub struct ForeignRule {
 pub const MAX_SERVERS: usize = 16;
 
 impl Network {
+    /// Whether a change has it forget the WLAN of an interface: its link lost carrier, and the next network is another's;
+    /// or it is gone, or bears another name.
+    pub fn forgets_station(&self, change: &NetworkChange) -> bool {
+        match change {
+            NetworkChange::Link(link) => {
+                let before = self.links.get(&link.index);
+                let wlan = |link: &Link| link.kind == LinkKind::Wlan;
+                (wlan(link) || before.is_some_and(wlan))
+                    && (!link.is_running() || before.is_some_and(|before| before.name != link.name))
+            }
+            NetworkChange::LinkGone(index) => {
+                let before = self.links.get(index);
+                before.is_some_and(|before| self.stations.contains_key(&before.name))
+            }
+            _ => false,
+        }
+    }
+
     /// Applies one change. Total: a change about something unknown is taken as it stands.
     pub fn apply(&mut self, change: NetworkChange) {
         match change {
             NetworkChange::Link(link) => {
-                if !(link.up && link.carrier) {
+                if !link.is_running() {
                     // What the next network announces is another's.
                     self.servers.remove(&link.index);
                     self.portals.remove(&link.index);

@@ -124,6 +124,7 @@ fn a_name_that_is_not_known_yet_or_any_more_is_no_other_network() {
     let epoch = host.probe("wlan0").unwrap().epoch;
     host.apply(Event::Network(connected("cafe", false)));
     host.apply(Event::Network(NetworkChange::Stations(BTreeMap::new())));
+    host.check("wlan0", Outcome::Passed);
     assert_eq!(host.network("wlan0").as_deref(), Some("open WLAN cafe"));
     host.apply(Event::Network(connected("cafe", false)));
     assert_eq!(host.state("wlan0"), DomainState::Validated);

@@ -1,5 +1,6 @@
 //! The loop: waits for something to happen, tells the engine, and converges.
 
+use std::collections::BTreeMap;
 use std::future::ready;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use steer_common::{GuardEvent, guard_reason};
 use steer_core::cgroups::CgroupChange;
 use steer_core::ids::{CgroupId, IfIndex};
 use steer_core::name::Name;
-use steer_core::network::NetworkChange;
+use steer_core::network::{Link, NetworkChange};
 use steer_core::policy::Match;
 use steer_core::state::Event;
 use tokio::signal::unix::{SignalKind, signal};
@@ -128,10 +129,8 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                             if loses_carrier(&daemon, &change) {
                                 gather = Some(Instant::now());
                             }
-                            if let NetworkChange::Link(link) = &change
-                                && !(link.up && link.carrier)
-                            {
-                                inputs.stations.forgotten(&link.name);
+                            if daemon.engine.state().network.forgets_station(&change) {
+                                inputs.stations.forgotten();
                             }
                             daemon.fact(Event::Network(change));
                         }
@@ -144,7 +143,10 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
             }
             stations = inputs.stations.next() => match stations {
                 Ok(stations) => daemon.fact(Event::Network(NetworkChange::Stations(stations))),
-                Err(error) => warn!("{}: what WLANs there are is not known", chain(&error)),
+                Err(error) => {
+                    warn!("{}: what WLANs there are is not known", chain(&error));
+                    daemon.fact(Event::Network(NetworkChange::Stations(BTreeMap::new())));
+                }
             },
             told = inputs.managers.next() => {
                 daemon.fact(Event::Network(NetworkChange::Managed(managed(told))));
@@ -229,10 +231,10 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
 fn loses_carrier(daemon: &Daemon, change: &NetworkChange) -> bool {
     let had = |index: IfIndex| {
         let link = daemon.engine.state().network.links.get(&index);
-        link.is_some_and(|link| link.up && link.carrier)
+        link.is_some_and(Link::is_running)
     };
     match change {
-        NetworkChange::Link(link) => !(link.up && link.carrier) && had(link.index),
+        NetworkChange::Link(link) => !link.is_running() && had(link.index),
         NetworkChange::LinkGone(index) => had(*index),
         _ => false,
     }

@@ -86,7 +86,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     let notifications = watcher.next().await?;
     let mut stations = Stations::open().await?;
     // Known before anything is decided: a WLAN may be what makes an interface a domain.
-    let connected = stations.read().await.unwrap_or_else(|error| {
+    let connected = stations.next().await.unwrap_or_else(|error| {
         warn!("{}: what WLANs there are is not known", chain(&error));
         BTreeMap::new()
     });

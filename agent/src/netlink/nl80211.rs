@@ -64,6 +64,10 @@ const RATES: [u16; 2] = [1, 5];
 
 /// `NL80211_BSS_INFORMATION_ELEMENTS`, and `NL80211_BSS_BEACON_IES`.
 const ELEMENTS: [u16; 2] = [6, 11];
+/// `NL80211_BSS_CAPABILITY`.
+const CAPABILITY: u16 = 5;
+/// `WLAN_CAPABILITY_PRIVACY`: what is sent is encrypted (IEEE 802.11-2020, section 9.4.1.4).
+const PRIVACY: u16 = 1 << 4;
 /// `NL80211_BSS_STATUS`.
 const STATUS: u16 = 9;
 /// `NL80211_BSS_STATUS_ASSOCIATED`.
@@ -216,7 +220,7 @@ fn rate(value: &[u8]) -> Option<u64> {
     Some(u64::from(units) * 100_000)
 }
 
-/// What a scan found of the network that an interface is connected to.
+/// What a scan found of the network that an interface is connected to. It is what the access point says of itself.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Associated {
     /// Its name; a hidden one's is in answers to who knows it alone.
@@ -226,22 +230,26 @@ pub(super) struct Associated {
 
 pub(super) fn associated(mut rest: Attributes<'_>) -> Option<Associated> {
     let (_, bss) = rest.find(|(kind, _)| *kind == BSS)?;
-    let (mut is_it, mut found) = (false, Associated::default());
+    let (mut is_it, mut private, mut encrypted) = (false, false, true);
+    let mut ssid = None;
     for (kind, value) in attributes(bss) {
-        if kind == STATUS {
-            is_it = u32_at(value, 0) == Some(ASSOCIATED);
-        } else if ELEMENTS.contains(&kind) {
-            for (id, body) in elements(value) {
-                match id {
-                    NAME => found.ssid = found.ssid.or_else(|| Ssid::new(body)),
-                    RSN => found.protected = true,
-                    VENDOR => found.protected |= body.starts_with(&WPA),
-                    _ => {}
-                }
+        match kind {
+            STATUS => is_it = u32_at(value, 0) == Some(ASSOCIATED),
+            CAPABILITY => private = u16_at(value, 0).is_some_and(|bits| bits & PRIVACY != 0),
+            kind if ELEMENTS.contains(&kind) => {
+                // Beacons and answers to probes are to agree.
+                encrypted &= elements(value)
+                    .any(|(id, body)| id == RSN || id == VENDOR && body.starts_with(&WPA));
+                let mut names = elements(value).filter(|(id, _)| *id == NAME);
+                ssid = ssid.or_else(|| Ssid::new(names.next()?.1));
             }
+            _ => {}
         }
     }
-    is_it.then_some(found)
+    is_it.then_some(Associated {
+        ssid,
+        protected: private && encrypted,
+    })
 }
 
 /// The information elements in `bytes`, each with its number; ends at the first that is malformed.
@@ -339,9 +347,10 @@ mod tests {
 
     #[test]
     fn a_network_is_what_the_elements_of_the_associated_one_say() {
-        let of = |status: Option<u32>, elements: [&'static [u8]; 2]| {
+        let with = |status: Option<u32>, capability: u16, elements: [&'static [u8]; 2]| {
             answer(34, |r| {
                 r.nest(BSS, |r| {
+                    r.put(CAPABILITY, &capability.to_ne_bytes());
                     for (kind, elements) in ELEMENTS.into_iter().zip(elements) {
                         r.put(kind, elements);
                     }
@@ -351,6 +360,7 @@ mod tests {
                 });
             })
         };
+        let of = |status, elements| with(status, PRIVACY, elements);
         let is = |bytes: &[u8]| body(&first(bytes), FAMILY).and_then(associated);
         let cafe = |protected| {
             let ssid = Ssid::new(b"cafe");
@@ -363,8 +373,12 @@ mod tests {
         let hidden = b"\x00\x04\x00\x00\x00\x00";
         assert_eq!(is(&of(Some(1), [open, open])), cafe(false));
         assert_eq!(is(&of(Some(1), [rsn, rsn])), cafe(true));
-        assert_eq!(is(&of(Some(1), [wpa, b""])), cafe(true));
-        assert_eq!(is(&of(Some(1), [wmm, b""])), cafe(false));
+        assert_eq!(is(&of(Some(1), [wpa, rsn])), cafe(true));
+        assert_eq!(is(&of(Some(1), [wmm, wmm])), cafe(false));
+        for half in [[&open[..], rsn], [&rsn[..], open]] {
+            assert_eq!(is(&of(Some(1), half)), cafe(false), "said to some alone");
+        }
+        assert_eq!(is(&with(Some(1), 0, [rsn, rsn])), cafe(false));
         assert_eq!(is(&of(Some(1), [open, hidden])), cafe(false));
         assert_eq!(is(&of(Some(1), [hidden, open])), cafe(false));
         assert_eq!(is(&of(None, [rsn, rsn])), None, "one in reach");

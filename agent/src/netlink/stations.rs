@@ -1,6 +1,7 @@
 //! Which WLANs interfaces are connected to, and how well they hear them.
 
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::io;
 use std::time::Duration;
 
@@ -8,11 +9,13 @@ use netlink_sys::Socket;
 use steer_core::attached::{Ssid, Station, Wlan};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout_at};
 
 use super::Error;
 use super::connection::{Connection, Refusal, registered};
-use super::nl80211::{self, Change, Family, Heard, Interface, header};
+use super::nl80211::{self, Associated, Change, Family, Heard, Interface, header};
 use super::watcher::read;
 use super::wire::{Attributes, Message, Request, messages};
 
@@ -25,35 +28,117 @@ const BUFFER: usize = 16 * 1024;
 /// Notifications that are read at once.
 const BATCH: usize = 1024;
 
-/// Follows which WLANs interfaces are connected to.
+/// Interfaces that are connected to WLANs, by their names.
+type Connected = BTreeMap<String, Station>;
+
+/// Tells which WLANs interfaces are connected to. A task of its own follows them: to ask takes some messages, and
+/// whoever waits here waits for other things too.
 pub struct Stations {
+    told: mpsc::Receiver<(u64, Result<Connected, Error>)>,
+    forgotten: mpsc::UnboundedSender<u64>,
+    /// How often something was forgotten: what was found before the last time is out of date.
+    generation: u64,
+}
+
+impl Stations {
+    /// Subscribes, on the calling thread, in its network namespace, and begins to follow; on a [`LocalSet`].
+    ///
+    /// [`LocalSet`]: tokio::task::LocalSet
+    ///
+    /// # Errors
+    /// No socket, or no subscription.
+    pub async fn open() -> Result<Self, Error> {
+        let follower = Follower::open().await?;
+        let (tell, told) = mpsc::channel(1);
+        let (forgotten, forget) = mpsc::unbounded_channel();
+        let _ends_with_this = spawn_local(follow(follower, tell, forget));
+        Ok(Self {
+            told,
+            forgotten,
+            generation: 0,
+        })
+    }
+
+    /// Waits until something is different from what it gave last, and gives all of it; the first comes at once. An
+    /// interface that is being connected is left out until it is known to what.
+    ///
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// The kernel could not be asked, and nothing is known. It is asked again, and no error told until it answers.
+    pub async fn next(&mut self) -> Result<Connected, Error> {
+        loop {
+            match self.told.recv().await {
+                Some((generation, told)) if generation == self.generation => return told,
+                // From before something was forgotten.
+                Some(_) => {}
+                None => pending().await,
+            }
+        }
+    }
+
+    /// Whoever was told has forgotten an interface, as its link went down: all is read and given anew.
+    pub fn forgotten(&mut self) {
+        self.generation += 1;
+        // It ends when this does.
+        let _sent = self.forgotten.send(self.generation);
+    }
+}
+
+async fn follow(
+    mut follower: Follower,
+    tell: mpsc::Sender<(u64, Result<Connected, Error>)>,
+    mut forget: mpsc::UnboundedReceiver<u64>,
+) {
+    let mut generation = 0;
+    loop {
+        let told = tokio::select! {
+            biased;
+            forgotten = forget.recv() => match forgotten {
+                Some(forgotten) => {
+                    generation = forgotten;
+                    follower.owe();
+                    continue;
+                }
+                None => return,
+            },
+            told = follower.next() => told,
+        };
+        if tell.send((generation, told)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Follows which WLANs interfaces are connected to.
+struct Follower {
     notifications: AsyncFd<Socket>,
     buffer: Vec<u8>,
     requests: Connection,
     /// nl80211's number, if the kernel has it: a module may come later.
     family: Option<u16>,
-    /// By the interfaces' names, with their indices.
-    told: BTreeMap<String, (u32, Station)>,
-    /// Something was told that is out of date.
+    /// What is so, as far as it is known, by the interfaces' names, with their indices.
+    known: BTreeMap<String, (u32, Station)>,
+    /// Something was given that is out of date.
     outdated: bool,
+    /// All is to be given, also if it is the same.
+    owed: bool,
     /// Nothing was read since something changed.
     stale: bool,
     /// When it was read last.
     looked: Option<Instant>,
     /// The kernel could not be asked then.
     failing: bool,
+    /// An interface was connected then to a network whose name no scan has found yet.
+    nameless: bool,
 }
 
-impl Stations {
-    /// Subscribes, on the calling thread, in its network namespace.
-    ///
-    /// # Errors
-    /// No socket, or no subscription.
+impl Follower {
     #[expect(
         clippy::unused_async,
         reason = "needs the runtime that its caller awaits it on"
     )]
-    pub async fn open() -> Result<Self, Error> {
+    async fn open() -> Result<Self, Error> {
         let mut socket = Socket::new(isize::try_from(libc::NETLINK_GENERIC).unwrap_or_default())
             .map_err(Error::Open)?;
         socket.set_non_blocking(true).map_err(Error::Open)?;
@@ -65,35 +150,32 @@ impl Stations {
             buffer: Vec::with_capacity(BUFFER),
             requests: Connection::open(libc::NETLINK_GENERIC).map_err(Error::Open)?,
             family: None,
-            told: BTreeMap::new(),
+            known: BTreeMap::new(),
             outdated: false,
+            owed: true,
             stale: true,
             looked: None,
             failing: false,
+            nameless: false,
         })
     }
 
-    /// Waits until something is different from what it gave last (at first, from that nothing is connected), and
-    /// gives all of it, by the interfaces' names. An interface that is being connected is left out until it is
-    /// known to what.
-    ///
-    /// Cancel-safe: what it was about to give is given by the next call.
-    ///
-    /// # Errors
-    /// The kernel could not be asked. The next calls try again, and tell no error until it could be.
-    pub async fn next(&mut self) -> Result<BTreeMap<String, Station>, Error> {
+    /// As [`Stations::next`].
+    async fn next(&mut self) -> Result<Connected, Error> {
         loop {
             if std::mem::take(&mut self.outdated) {
                 return Ok(self.all());
             }
             let due = self.due();
             if due.is_some_and(|due| due <= Instant::now()) {
-                let before = self.told.clone();
+                let before = self.known.clone();
                 let failing = self.failing;
-                match self.read().await {
-                    Ok(_) if self.told == before => continue,
-                    Err(_) if failing => continue,
-                    read => return read,
+                let read = self.read().await;
+                let owed = std::mem::take(&mut self.owed);
+                match read {
+                    Err(error) if owed || !failing => return Err(error),
+                    Ok(()) if owed || self.known != before => return Ok(self.all()),
+                    _ => continue,
                 }
             }
             let told = async {
@@ -111,32 +193,41 @@ impl Stations {
         }
     }
 
-    /// What is so now.
-    ///
-    /// # Errors
-    /// The kernel could not be asked.
-    pub async fn read(&mut self) -> Result<BTreeMap<String, Station>, Error> {
+    /// Reads what is so.
+    async fn read(&mut self) -> Result<(), Error> {
         let read = match self.drain() {
             Ok(()) => self.look().await,
             Err(error) => Err(error),
         };
         self.looked = Some(Instant::now());
         self.failing = read.is_err();
-        self.told = read?;
+        if self.failing {
+            self.known.clear();
+        }
+        self.known = read?;
         self.stale = false;
         self.outdated = false;
-        Ok(self.all())
+        Ok(())
     }
 
-    /// Whoever was told has forgotten an interface, as its link went down: it is read and given anew.
-    pub fn forgotten(&mut self, name: &str) {
-        self.stale |= self.told.remove(name).is_some();
+    /// All is to be read and given anew.
+    fn owe(&mut self) {
+        self.owed = true;
+        self.stale = true;
     }
 
-    fn all(&self) -> BTreeMap<String, Station> {
-        let told = self.told.iter();
-        told.map(|(name, (_, station))| (name.clone(), station.clone()))
+    fn all(&self) -> Connected {
+        let known = self.known.iter();
+        known
+            .map(|(name, (_, station))| (name.clone(), station.clone()))
             .collect()
+    }
+
+    /// What was given may be out of date, all of it.
+    fn forget_all(&mut self) {
+        self.stale = true;
+        self.outdated |= !self.known.is_empty();
+        self.known.clear();
     }
 
     /// When to read next, if nothing is told.
@@ -146,7 +237,7 @@ impl Stations {
         };
         let pause = match self.stale && !self.failing {
             true => Some(PAUSE),
-            false => (self.failing || !self.told.is_empty()).then_some(LOOK),
+            false => (self.failing || self.nameless || !self.known.is_empty()).then_some(LOOK),
         };
         pause.map(|pause| looked + pause)
     }
@@ -161,9 +252,9 @@ impl Stations {
                         match nl80211::change(&message) {
                             Some(Change::Families) => self.family = None,
                             Some(Change::Network(index)) => {
-                                let before = self.told.len();
-                                self.told.retain(|_, (known, _)| *known != index);
-                                self.outdated |= self.told.len() != before;
+                                let before = self.known.len();
+                                self.known.retain(|_, (known, _)| *known != index);
+                                self.outdated |= self.known.len() != before;
                             }
                             Some(Change::Interfaces) => {}
                             None => continue,
@@ -174,7 +265,7 @@ impl Stations {
                 Err(error) => match (error.kind(), error.raw_os_error()) {
                     (io::ErrorKind::WouldBlock, _) => return Ok(()),
                     (io::ErrorKind::Interrupted, _) => {}
-                    (_, Some(libc::ENOBUFS)) => self.stale = true,
+                    (_, Some(libc::ENOBUFS)) => self.forget_all(),
                     _ => return Err(Error::Receive(error)),
                 },
             }
@@ -198,10 +289,11 @@ impl Stations {
             }
             Err(refusal) => return Err(read("WLAN interfaces")(refusal)),
         };
+        self.nameless = false;
         let mut stations = BTreeMap::new();
         for Interface { index, name, ssid } in interfaces {
             // To which network it is connected stays so while nothing is told.
-            let known = self.told.get(&name).filter(|_| !self.stale);
+            let known = self.known.get(&name).filter(|_| !self.stale);
             let known = known.filter(|(known, _)| *known == index);
             let wlan = match known.map(|(_, station)| station.wlan.clone()) {
                 Some(wlan) => wlan,
@@ -228,8 +320,8 @@ impl Stations {
         Ok(stations)
     }
 
-    /// The network that an interface is connected to: what a scan found of it, since the kernel itself knows its
-    /// name only where it was the one to connect (`NL80211_CMD_CONNECT`), which wpa_supplicant does not ask of it.
+    /// The network that an interface is connected to: what a scan found of it. `ssid` is the name that the kernel was
+    /// asked to connect to, if it was: wpa_supplicant does so with drivers that do all by themselves alone.
     async fn wlan(
         &mut self,
         family: u16,
@@ -243,9 +335,16 @@ impl Stations {
             "WLANs in reach",
             nl80211::associated,
         );
-        let found = found.await?;
-        let protected = found.as_ref().is_some_and(|found| found.protected);
-        let ssid = ssid.or(found.and_then(|found| found.ssid));
+        // Without one it is not connected yet, whatever name it asks for.
+        let Some(Associated {
+            ssid: told,
+            protected,
+        }) = found.await?
+        else {
+            return Ok(None);
+        };
+        let ssid = told.or(ssid);
+        self.nameless |= ssid.is_none();
         Ok(ssid.map(|ssid| Wlan { ssid, protected }))
     }
 
@@ -305,11 +404,33 @@ fn is_gone(refusal: &Refusal) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::Stations;
+    use tokio::task::LocalSet;
+
+    use super::{Follower, Stations};
 
     #[tokio::test]
     async fn the_kernel_answers_whether_it_has_wlan_or_not() {
-        let mut stations = Stations::open().await.expect("generic netlink is there");
-        assert!(stations.look().await.is_ok());
+        let mut follower = Follower::open().await.expect("generic netlink is there");
+        assert!(follower.look().await.is_ok());
+    }
+
+    #[test]
+    fn what_was_found_before_something_was_forgotten_is_not_given() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        LocalSet::new().block_on(&runtime, async {
+            let mut stations = Stations::open().await.expect("generic netlink is there");
+            // The first waits there already.
+            while stations.told.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            stations.forgotten();
+            let current = stations.generation;
+            assert!(stations.next().await.is_ok(), "it is read and given anew");
+            assert_eq!(stations.generation, current);
+            assert!(stations.told.is_empty(), "and once");
+        });
     }
 }

@@ -71,7 +71,7 @@ impl<'a> Seen<'a> {
                 wanted.connection.as_ref().is_none_or(is)
             })
             .filter(|link| !link.loopback)
-            .min_by_key(|link| (!(link.up && link.carrier), link.index))
+            .min_by_key(|link| (!link.is_running(), link.index))
     }
 
     /// The WLAN that an interface is connected to.

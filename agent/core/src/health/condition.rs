@@ -171,6 +171,11 @@ impl Condition {
         self.network.as_ref()
     }
 
+    /// Its network bears a name.
+    pub(super) fn is_named(&self) -> bool {
+        self.named.is_some()
+    }
+
     /// What was known of its network when it was attached.
     pub fn before(&self) -> &Record {
         &self.before

@@ -159,7 +159,7 @@ impl Health {
             return Learned::Nothing;
         }
         let before = condition.standing_for_all();
-        if let (Some(gateway), None) = (probed.gateway, NetworkId::named(domain)) {
+        if let (Some(gateway), false) = (probed.gateway, condition.is_named()) {
             condition.attached_to(NetworkId::at_gateway(domain, gateway), history);
         }
         if let Some(counted) = probed.counted {

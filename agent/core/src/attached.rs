@@ -40,11 +40,13 @@ pub struct Station {
 pub struct Managed {
     /// Which of its connections is up on it.
     pub connection: Option<Connection>,
+    /// The operator that a modem is registered with.
+    pub operator: Option<Connection>,
     /// How well a modem hears its network, percent.
     pub signal: Option<u8>,
 }
 
-/// Name of a connection of a connection manager: 1 to [`Connection::MAX_LEN`] bytes. Shown as an [`Ssid`] is, from
+/// Name of a connection of a connection manager, or of an operator: 1 to [`Connection::MAX_LEN`] bytes. Shown as an [`Ssid`] is, from
 /// which it may be made.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -138,6 +140,13 @@ fn bytes_of(text: &str) -> Result<Vec<u8>, String> {
         bytes.extend(part.bytes().skip(3));
     }
     Ok(bytes)
+}
+
+impl Managed {
+    /// What it is connected to: its connection, else its operator.
+    pub fn named(&self) -> Option<&Connection> {
+        self.connection.as_ref().or(self.operator.as_ref())
+    }
 }
 
 impl Connection {

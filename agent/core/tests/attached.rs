@@ -39,7 +39,7 @@ fn connected(ssid: &str, protected: bool) -> NetworkChange {
 fn up(interface: &str, connection: &str) -> NetworkChange {
     let managed = Managed {
         connection: Some(connection.parse().expect("a name")),
-        signal: None,
+        ..Managed::default()
     };
     NetworkChange::Managed(BTreeMap::from([(interface.to_owned(), managed)]))
 }

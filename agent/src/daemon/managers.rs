@@ -12,6 +12,9 @@ pub(super) fn managed(told: Told) -> BTreeMap<String, Managed> {
     for (interface, name) in told.connections {
         managed.entry(interface).or_default().connection = Connection::try_from(name).ok();
     }
+    for (interface, name) in told.operators {
+        managed.entry(interface).or_default().operator = Connection::try_from(name).ok();
+    }
     for (interface, signal) in told.signals {
         managed.entry(interface).or_default().signal = Some(signal);
     }
@@ -25,6 +28,10 @@ pub(super) fn told(managed: &BTreeMap<String, Managed>) -> Told {
         if let Some(connection) = &says.connection {
             let name = connection.clone().into();
             told.connections.insert(interface.clone(), name);
+        }
+        if let Some(operator) = &says.operator {
+            let name = operator.clone().into();
+            told.operators.insert(interface.clone(), name);
         }
         if let Some(signal) = says.signal {
             told.signals.insert(interface.clone(), signal);
@@ -44,10 +51,8 @@ mod tests {
         let [eth0, wwan0, wwan1] =
             <[String; 3]>::try_from(by(&["eth0", "wwan0", "wwan1"])).unwrap();
         let all = Told {
-            connections: BTreeMap::from([
-                (eth0, "Wired connection 1".to_owned()),
-                (wwan0.clone(), "Telco".to_owned()),
-            ]),
+            connections: BTreeMap::from([(eth0, "Wired connection 1".to_owned())]),
+            operators: BTreeMap::from([(wwan0.clone(), "Telco".to_owned())]),
             signals: BTreeMap::from([(wwan0, 70), (wwan1, 20)]),
         };
         let kept = managed(all.clone());

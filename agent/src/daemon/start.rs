@@ -100,7 +100,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     engine.apply(Event::Remembered(history))?;
     let (health, managed) = Checks::recall();
     // What no manager has said otherwise since: it will, as soon as it is asked.
-    let managers = dbus::Watcher::after(None, managers::told(&managed));
+    let managers = dbus::Watcher::new(None, managers::told(&managed), dbus::HOLD);
     engine.apply(Event::Network(NetworkChange::Managed(managed)))?;
     engine.apply(Event::Recalled(health))?;
     let chosen = decided.chosen(&saved.memory);

@@ -33,21 +33,34 @@ pub(super) trait Manager {
     fn keep(said: Self::Said, heard: &mut Heard);
 }
 
-/// Follows a manager until the bus fails. What it said stays until it says something else, or is gone.
-/// `silent` is whether it did not answer when it was asked last.
+/// Follows a manager until the bus fails. What it said stays until it says something else, or is gone for `hold`:
+/// one that is restarted leaves what it has set up as it is. `silent` is whether it did not answer when it was asked
+/// last.
 pub(super) async fn follow<M: Manager>(
     bus: &Bus,
     bell: &Bell,
     heard: &watch::Sender<Heard>,
+    hold: Duration,
     silent: &mut bool,
 ) -> Error {
     if let Err(error) = subscribe::<M>(bus).await {
         return error;
     }
     let mut pause = PAUSES.0;
+    let mut held = false;
     loop {
         let said = match bus.owner(bell).await {
-            Ok(Some(peer)) => read::<M>(&peer).await,
+            Ok(Some(peer)) => {
+                held = false;
+                read::<M>(&peer).await
+            }
+            Ok(None) if !std::mem::replace(&mut held, true) => {
+                if timeout(hold, bell.rung()).await.is_ok() {
+                    // Somebody is there again, or another change of nobody's: that has its time, too.
+                    held = false;
+                }
+                continue;
+            }
             Ok(None) => Ok(M::Said::default()),
             Err(error) => return error,
         };

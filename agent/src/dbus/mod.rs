@@ -16,7 +16,7 @@ mod watcher;
 use std::error::Error as _;
 
 pub use told::Told;
-pub use watcher::Watcher;
+pub use watcher::{HOLD, Watcher};
 
 /// What went wrong, with the operation and its object. None of it ends anything: it is logged.
 #[derive(Debug, thiserror::Error)]

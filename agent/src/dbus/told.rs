@@ -17,9 +17,10 @@ const SIGNAL_STEP: u8 = 5;
 /// it was made for, calls it: at most 255 bytes, of any characters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
-    /// The connection that is up on an interface: NetworkManager's `Id`; where NetworkManager says
-    /// nothing of a modem's interface, ModemManager's name of the operator, or its code (MCC and MNC).
+    /// The connection that is up on an interface: NetworkManager's `Id`.
     pub connections: BTreeMap<String, String>,
+    /// The operator of a modem, by its name or else its code (MCC and MNC): ModemManager's.
+    pub operators: BTreeMap<String, String>,
     /// How well a modem hears its network, percent (ModemManager's `SignalQuality`).
     pub signals: BTreeMap<String, u8>,
 }
@@ -29,6 +30,7 @@ impl Told {
     pub(super) fn is_news(&self, given: &Self) -> bool {
         let step = |(now, before): (&u8, &u8)| now.abs_diff(*before) >= SIGNAL_STEP;
         self.connections != given.connections
+            || self.operators != given.operators
             || !self.signals.keys().eq(given.signals.keys())
             || self.signals.values().zip(given.signals.values()).any(step)
     }
@@ -44,7 +46,7 @@ pub(super) struct Modem {
 }
 
 /// What each manager said last.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Heard {
     /// NetworkManager's connections by their interfaces.
     pub(super) connections: BTreeMap<String, String>,
@@ -53,40 +55,35 @@ pub(super) struct Heard {
 }
 
 impl Heard {
-    /// What must have been said by whom, to come to this.
+    /// What was said, to come to this.
     pub(super) fn after(told: &Told) -> Self {
-        let modem = |(interface, signal): (&String, &u8)| {
+        let interfaces = told.operators.keys().chain(told.signals.keys());
+        let modem = |interface: &String| {
             let modem = Modem {
-                operator: told.connections.get(interface).cloned(),
-                signal: Some(*signal),
+                operator: told.operators.get(interface).cloned(),
+                signal: told.signals.get(interface).copied(),
             };
             (interface.clone(), modem)
         };
         Self {
             connections: told.connections.clone(),
-            modems: told.signals.iter().map(modem).collect(),
+            modems: interfaces.map(modem).collect(),
         }
     }
 
     /// Both together.
     pub(super) fn told(&self) -> Told {
-        let mut told = Told {
-            connections: self.connections.clone(),
-            signals: BTreeMap::new(),
+        let modems = || self.modems.iter();
+        let operator = |(interface, modem): (&String, &Modem)| {
+            Some((interface.clone(), modem.operator.clone()?))
         };
-        for (interface, modem) in &self.modems {
-            if let Some(signal) = modem.signal {
-                told.signals.insert(interface.clone(), signal);
-            }
-            if let Some(operator) = &modem.operator {
-                let place = told.connections.entry(interface.clone());
-                place.or_insert_with(|| operator.clone());
-            }
+        let signal =
+            |(interface, modem): (&String, &Modem)| Some((interface.clone(), modem.signal?));
+        Told {
+            connections: self.connections.clone(),
+            operators: modems().filter_map(operator).collect(),
+            signals: modems().filter_map(signal).collect(),
         }
-        while told.connections.len() > INTERFACES {
-            told.connections.pop_last();
-        }
-        told
     }
 }
 
@@ -138,14 +135,10 @@ mod tests {
     }
 
     #[test]
-    fn network_manager_names_a_modem_before_the_operator_does() {
+    fn what_each_said_is_told_apart_and_known_again() {
         let modem = |operator: Option<&str>, signal| Modem {
             operator: operator.map(str::to_owned),
             signal,
-        };
-        let named = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
-            let owned = |(a, b): &(&str, &str)| ((*a).to_owned(), (*b).to_owned());
-            pairs.iter().map(owned).collect()
         };
         let modems = [
             ("wwan0", modem(Some("Alpha"), Some(70))),
@@ -153,38 +146,14 @@ mod tests {
             ("wwan2", modem(None, Some(9))),
         ];
         let heard = Heard {
-            connections: named(&[("wwan0", "Work SIM")]),
+            connections: BTreeMap::from([("wwan0".to_owned(), "Work SIM".to_owned())]),
             modems: modems.map(|(name, modem)| (name.to_owned(), modem)).into(),
-        };
-        let told = Told {
-            connections: named(&[("wwan0", "Work SIM"), ("wwan1", "Beta")]),
-            ..signals(&[("wwan0", 70), ("wwan2", 9)])
-        };
-        assert_eq!(heard.told(), told);
-    }
-
-    #[test]
-    fn both_managers_together_name_no_more_interfaces_than_one_may() {
-        let names = |prefix: &str| -> Vec<String> {
-            (0..INTERFACES).map(|n| format!("{prefix}{n}")).collect()
-        };
-        let modem = Modem {
-            operator: Some("x".to_owned()),
-            signal: Some(1),
-        };
-        let heard = Heard {
-            connections: names("a")
-                .into_iter()
-                .map(|name| (name, "x".to_owned()))
-                .collect(),
-            modems: names("b")
-                .into_iter()
-                .map(|name| (name, modem.clone()))
-                .collect(),
         };
         let told = heard.told();
         assert_eq!(told.connections, heard.connections);
-        assert_eq!(told.signals.len(), INTERFACES);
+        assert!(told.operators.keys().eq(["wwan0", "wwan1"]));
+        assert!(told.signals.keys().eq(["wwan0", "wwan2"]));
+        assert_eq!(Heard::after(&told), heard);
     }
 
     #[test]

@@ -19,6 +19,9 @@ use super::told::{Heard, Told};
 /// Pause before a bus that is not there is looked for again: at first, and at last.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
+/// What a manager said holds for so long when it is gone: an upgrade restarts it.
+pub const HOLD: Duration = Duration::from_secs(30);
+
 /// Follows what connection managers say of interfaces.
 pub struct Watcher {
     /// All that goes on; it goes on while somebody waits.
@@ -30,16 +33,13 @@ pub struct Watcher {
 impl Watcher {
     /// One for the bus at `address` (a D-Bus server address); without one for the system's bus, at
     /// `$DBUS_SYSTEM_BUS_ADDRESS` or its well-known socket. Nothing is asked before [`Watcher::next`].
-    pub fn new(address: Option<String>) -> Self {
-        Self::after(address, Told::default())
-    }
-
-    /// As [`Watcher::new`], for who was told this before: it holds until a manager says something else, or is not
-    /// there.
-    pub fn after(address: Option<String>, told: Told) -> Self {
+    ///
+    /// It begins with what was `told` before: that holds until a manager says something else, or has not been there
+    /// for `hold` ([`HOLD`]).
+    pub fn new(address: Option<String>, told: Told, hold: Duration) -> Self {
         let (sender, heard) = watch::channel(Heard::after(&told));
         Self {
-            following: Box::pin(follow_bus(address, sender)),
+            following: Box::pin(follow_bus(address, sender, hold)),
             heard,
             given: told,
         }
@@ -68,14 +68,18 @@ impl Watcher {
 }
 
 /// Finds the bus and follows the managers on it, again and again.
-async fn follow_bus(address: Option<String>, heard: watch::Sender<Heard>) -> Infallible {
+async fn follow_bus(
+    address: Option<String>,
+    heard: watch::Sender<Heard>,
+    hold: Duration,
+) -> Infallible {
     let mut pause = PAUSES.0;
     let mut silent = Silent::default();
     loop {
         let error = match Bus::connect(address.as_deref()).await {
             Ok((bus, messages)) => {
                 let since = Instant::now();
-                let error = follow_managers(&bus, messages, &heard, &mut silent).await;
+                let error = follow_managers(&bus, messages, &heard, hold, &mut silent).await;
                 if since.elapsed() > PAUSES.1 {
                     (silent.bus, pause) = (false, PAUSES.0);
                 }
@@ -108,15 +112,21 @@ async fn follow_managers(
     bus: &Bus,
     mut messages: MessageStream,
     heard: &watch::Sender<Heard>,
+    hold: Duration,
     silent: &mut Silent,
 ) -> Error {
     let network_manager = Bell::new(NetworkManager::NAME);
     let modem_manager = Bell::new(ModemManager::NAME);
     let bells = [&network_manager, &modem_manager];
-    let ask_network_manager =
-        follow::<NetworkManager>(bus, &network_manager, heard, &mut silent.network_manager);
+    let ask_network_manager = follow::<NetworkManager>(
+        bus,
+        &network_manager,
+        heard,
+        hold,
+        &mut silent.network_manager,
+    );
     let ask_modem_manager =
-        follow::<ModemManager>(bus, &modem_manager, heard, &mut silent.modem_manager);
+        follow::<ModemManager>(bus, &modem_manager, heard, hold, &mut silent.modem_manager);
     // What the bus sends is always taken: answers wait behind it.
     tokio::select! {
         error = listen(&mut messages, &bells) => error,

@@ -20,11 +20,19 @@ pub(crate) fn run(test: impl Future<Output = ()>) {
     LocalSet::new().block_on(&runtime, test);
 }
 
+/// What a manager that is gone said holds for so long.
+const HOLD: Duration = Duration::from_millis(300);
+
 /// What is told.
-pub(crate) fn told(connections: &[(&str, &str)], signals: &[(&str, u8)]) -> Told {
+pub(crate) fn told(
+    connections: &[(&str, &str)],
+    operators: &[(&str, &str)],
+    signals: &[(&str, u8)],
+) -> Told {
     let owned = |(interface, name): &(&str, &str)| ((*interface).to_owned(), (*name).to_owned());
     Told {
         connections: connections.iter().map(owned).collect(),
+        operators: operators.iter().map(owned).collect(),
         signals: signals
             .iter()
             .map(|(interface, percent)| ((*interface).to_owned(), *percent))
@@ -38,12 +46,12 @@ pub(crate) struct Follower(Watcher);
 impl Follower {
     /// One of `bus`.
     pub(crate) fn of(bus: &Bus) -> Self {
-        Self(Watcher::new(Some(bus.address())))
+        Self::after(bus, Told::default())
     }
 
     /// One of `bus` who was told this before.
     pub(crate) fn after(bus: &Bus, told: Told) -> Self {
-        Self(Watcher::after(Some(bus.address()), told))
+        Self(Watcher::new(Some(bus.address()), told, HOLD))
     }
 
     /// What it is told next.
@@ -52,9 +60,20 @@ impl Follower {
         told.expect("something is told")
     }
 
-    /// It is told exactly this next.
-    pub(crate) async fn hears(&mut self, connections: &[(&str, &str)], signals: &[(&str, u8)]) {
-        assert_eq!(self.next().await, told(connections, signals));
+    /// It is told exactly this next; a modem that has no connection goes by its operator.
+    pub(crate) async fn hears(&mut self, names: &[(&str, &str)], signals: &[(&str, u8)]) {
+        let Told {
+            connections,
+            operators,
+            signals: heard,
+        } = self.next().await;
+        let mut heard = Told {
+            connections: operators,
+            signals: heard,
+            ..Told::default()
+        };
+        heard.connections.extend(connections);
+        assert_eq!(heard, told(names, &[], signals));
     }
 
     /// It waits, and is told nothing until `event`.

@@ -81,7 +81,7 @@ impl<'a> Seen<'a> {
 
     /// The connection manager's connection that is up on an interface.
     pub(super) fn connection(&self, link: &Link) -> Option<&'a Connection> {
-        self.network.managed.get(&link.name)?.connection.as_ref()
+        self.network.managed.get(&link.name)?.named()
     }
 
     /// Whether an interface is a domain of itself.

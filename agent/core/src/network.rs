@@ -203,25 +203,54 @@ pub const MAX_SERVERS: usize = 16;
 
 impl Network {
     /// Whether a change has it forget the WLAN of an interface: its link lost carrier, and the next network is another's;
-    /// or it is gone, or bears another name.
+    /// or its name is no interface's or another's.
     pub fn forgets_station(&self, change: &NetworkChange) -> bool {
+        let lost = match change {
+            NetworkChange::Link(link) => link.kind == LinkKind::Wlan && !link.is_running(),
+            _ => false,
+        };
+        let freed = self.names_freed_by(change);
+        lost || freed.iter().any(|name| self.stations.contains_key(name))
+    }
+
+    /// Names of interfaces that are no interface's or another's after a change: what was told of them is out of date.
+    pub fn names_freed_by(&self, change: &NetworkChange) -> Vec<String> {
+        let bearer = |links: &BTreeMap<IfIndex, Link>, name: &str| {
+            let mut links = links.values();
+            links.find(|link| link.name == name).map(|link| link.index)
+        };
         match change {
             NetworkChange::Link(link) => {
                 let before = self.links.get(&link.index);
-                let wlan = |link: &Link| link.kind == LinkKind::Wlan;
-                (wlan(link) || before.is_some_and(wlan))
-                    && (!link.is_running() || before.is_some_and(|before| before.name != link.name))
+                let renamed = before.filter(|before| before.name != link.name);
+                let taken = bearer(&self.links, &link.name).filter(|index| *index != link.index);
+                let taken = taken.map(|_| link.name.clone());
+                renamed
+                    .map(|before| before.name.clone())
+                    .into_iter()
+                    .chain(taken)
+                    .collect()
             }
             NetworkChange::LinkGone(index) => {
-                let before = self.links.get(index);
-                before.is_some_and(|before| self.stations.contains_key(&before.name))
+                let gone = self.links.get(index);
+                gone.map(|link| link.name.clone()).into_iter().collect()
             }
-            _ => false,
+            NetworkChange::Dump(network) => {
+                let names = self.links.values().map(|link| (&link.name, link.index));
+                let freed =
+                    names.filter(|(name, index)| bearer(&network.links, name) != Some(*index));
+                freed.map(|(name, _)| name.clone()).collect()
+            }
+            _ => Vec::new(),
         }
     }
 
     /// Applies one change. Total: a change about something unknown is taken as it stands.
     pub fn apply(&mut self, change: NetworkChange) {
+        for name in self.names_freed_by(&change) {
+            self.stations.remove(&name);
+            self.managed.remove(&name);
+        }
         match change {
             NetworkChange::Link(link) => {
                 if !link.is_running() {
@@ -230,16 +259,10 @@ impl Network {
                     self.portals.remove(&link.index);
                     self.stations.remove(&link.name);
                 }
-                let name = link.name.clone();
-                let before = self.links.insert(link.index, link);
-                if let Some(before) = before.filter(|before| before.name != name) {
-                    self.stations.remove(&before.name);
-                }
+                self.links.insert(link.index, link);
             }
             NetworkChange::LinkGone(index) => {
-                if let Some(link) = self.links.remove(&index) {
-                    self.stations.remove(&link.name);
-                }
+                self.links.remove(&index);
                 self.servers.remove(&index);
                 self.portals.remove(&index);
                 self.addresses.retain(|a| a.interface != index);

@@ -235,6 +235,61 @@ fn a_wlan_is_forgotten_with_its_link_until_it_is_told_anew() {
 }
 
 #[test]
+fn a_connection_is_forgotten_with_its_interface() {
+    let text = "[domain.work]\nmatch.connection = \"Work\"\n";
+    let state = |network: &Network| {
+        let domains = Domains::new(&config(text), network);
+        domains.get("work").expect("a domain of the files").state
+    };
+    let (_, network) = seen(text, [up("lte0", "Work")]);
+    assert_eq!(state(&network), DomainState::Up);
+    let lte0 = network.links[&IfIndex(3)].clone();
+    let index = IfIndex(9);
+    let mut other = two_uplinks();
+    other.links.remove(&IfIndex(3));
+    other.links.insert(
+        index,
+        Link {
+            index,
+            ..lte0.clone()
+        },
+    );
+    let name = "wwan9".to_owned();
+    for changes in [
+        vec![
+            NetworkChange::LinkGone(IfIndex(3)),
+            NetworkChange::Link(lte0.clone()),
+        ],
+        vec![
+            NetworkChange::Link(Link {
+                name,
+                ..lte0.clone()
+            }),
+            NetworkChange::Link(lte0.clone()),
+        ],
+        vec![NetworkChange::Link(Link {
+            index,
+            ..lte0.clone()
+        })],
+        vec![NetworkChange::Dump(other)],
+    ] {
+        let mut network = network.clone();
+        changes.into_iter().for_each(|change| network.apply(change));
+        assert!(network.links.values().any(|link| link.name == "lte0"));
+        assert_eq!(state(&network), DomainState::Absent);
+    }
+    // Carrier that is lost is no matter: it is the same interface.
+    let mut network = network;
+    for carrier in [false, true] {
+        network.apply(NetworkChange::Link(Link {
+            carrier,
+            ..lte0.clone()
+        }));
+    }
+    assert_eq!(state(&network), DomainState::Up);
+}
+
+#[test]
 fn a_domain_is_on_the_interface_that_its_connection_is_up_on() {
     let text = "[domain.work]\nmatch.connection = \"Work VPN\"\n";
     let (domains, _) = seen(text, []);

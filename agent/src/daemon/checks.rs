@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use steer_core::attached::Managed;
 use steer_core::health::{Condition, Health, History, Probed};
+use steer_core::ids::IfIndex;
 use steer_core::name::Name;
+use steer_core::network::Network;
 use steer_core::probe::Probe;
 use steer_core::state::Event;
 use tokio::task::{AbortHandle, JoinSet};
@@ -75,14 +77,22 @@ impl Checks {
         (checks, history)
     }
 
-    /// How domains were when an earlier agent of this boot looked last, and what connection managers said.
-    pub(super) fn recall() -> (Health, BTreeMap<String, Managed>) {
+    /// How domains were when an earlier agent of this boot looked last, and what connection managers said of interfaces
+    /// that are still the same.
+    pub(super) fn recall(network: &Network) -> (Health, BTreeMap<String, Managed>) {
         let kept = health_file().read::<KeptHealth>().unwrap_or_else(|error| {
             warn!("{}", chain(&error));
             None
         });
         let kept: KeptHealth = kept.unwrap_or_default();
-        (kept.domains.until(clock::since_boot()), kept.managed)
+        let managed = kept.managed.into_iter();
+        let managed = managed.filter(|(name, (index, _))| {
+            let link = network.links.get(index);
+            link.is_some_and(|link| link.name == *name)
+        });
+        let managed = managed.map(|(name, (_, managed))| (name, managed));
+        let health = kept.domains.until(clock::since_boot());
+        (health, managed.collect())
     }
 
     /// The next check that has ended.
@@ -174,7 +184,8 @@ struct Kept {
 #[serde(default)]
 struct KeptHealth {
     domains: Health,
-    managed: BTreeMap<String, Managed>,
+    /// By the interfaces' names, with their indices.
+    managed: BTreeMap<String, (IfIndex, Managed)>,
 }
 
 fn health_file() -> StateFile {
@@ -280,9 +291,14 @@ impl Daemon {
 
     /// Keeps how domains are, for the next agent of this boot.
     pub(super) fn keep_health(&self) {
+        let network = &self.engine.state().network;
+        let managed = network.links.values().filter_map(|link| {
+            let managed = network.managed.get(&link.name)?;
+            Some((link.name.clone(), (link.index, managed.clone())))
+        });
         let kept = KeptHealth {
             domains: self.engine.health().clone(),
-            managed: self.engine.state().network.managed.clone(),
+            managed: managed.collect(),
         };
         if let Err(error) = health_file().write(&kept) {
             warn!("{}", chain(&error));

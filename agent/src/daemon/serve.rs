@@ -129,8 +129,12 @@ pub(super) async fn serve(mut daemon: Daemon, mut inputs: Inputs) -> anyhow::Res
                             if loses_carrier(&daemon, &change) {
                                 gather = Some(Instant::now());
                             }
-                            if daemon.engine.state().network.forgets_station(&change) {
+                            let network = &daemon.engine.state().network;
+                            if network.forgets_station(&change) {
                                 inputs.stations.forgotten();
+                            }
+                            for name in network.names_freed_by(&change) {
+                                inputs.managers.forgotten(&name);
                             }
                             daemon.fact(Event::Network(change));
                         }

@@ -98,7 +98,7 @@ pub(super) async fn start(options: &Options) -> anyhow::Result<(Daemon, Inputs)>
     let mut engine = engine(&tree, saved.clone(), config, notifications)?;
     engine.apply(Event::Network(NetworkChange::Stations(connected)))?;
     engine.apply(Event::Remembered(history))?;
-    let (health, managed) = Checks::recall();
+    let (health, managed) = Checks::recall(&engine.state().network);
     // What no manager has said otherwise since: it will, as soon as it is asked.
     let managers = dbus::Watcher::new(None, managers::told(&managed), dbus::HOLD);
     engine.apply(Event::Network(NetworkChange::Managed(managed)))?;

@@ -45,6 +45,14 @@ impl Watcher {
         }
     }
 
+    /// Whoever was told has forgotten an interface, since it is gone or bears another name: what is said of one of this
+    /// name from now on is news.
+    pub fn forgotten(&mut self, interface: &str) {
+        self.given.connections.remove(interface);
+        self.given.operators.remove(interface);
+        self.given.signals.remove(interface);
+    }
+
     /// Waits until what is told is different from what it gave last, at first from nothing, and gives all
     /// of it. A signal that changes by less than five points is no difference.
     ///

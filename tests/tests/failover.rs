@@ -357,5 +357,25 @@ fn watching_tells_each_state_and_decision_with_its_reason() -> Result<()> {
     }
     let nothing_else = watch.since(position, |line| line["policy"] == "app");
     ensure!(nothing_else.len() == 2, "{nothing_else:#?}");
+    let other = lab.cgroup().child("other")?;
+    lab.set_policy("other", &other, "eth0", &[])?;
+    lab.steer(&["policy", "unset", "other"])?.success()?;
+    let ended = watch.wait_for(position, "the end to be told", |line| {
+        line["policy"] == "other" && line["state"] == "ended"
+    })?;
+    ensure!(ended["was"] == "eth0", "{ended}");
+    let bad = format!(
+        "[policy.app]\nmatch.cgroup = \"{}\"\nuse = [\"wlan0\"]\nuses = 1\n",
+        app.name()
+    );
+    lab.configure_agent(&by_http(), &bad)?;
+    lab.steer(&["reload"])?.success()?;
+    let quarantined = watch.wait_for(position, "the quarantine to be told", |line| {
+        line["policy"] == "app" && line["state"] == "quarantined"
+    })?;
+    ensure!(
+        quarantined["was"] == "wwan0" && quarantined["reason"].to_string().contains("uses"),
+        "{quarantined}"
+    );
     Ok(())
 }

@@ -285,6 +285,16 @@ impl<M: Method> Parts<'_, M> {
         self.client.receive()
     }
 
+    /// Waits for the next ones for as long as it takes: nothing may happen for long.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn wait_for_ever(&self) -> Result<(), Error> {
+        let stream = self.client.stream.get_ref();
+        let set = stream.set_read_timeout(None);
+        set.map_err(|e| self.client.failed(e))
+    }
+
     /// Whether there is something that was read from the connection already, and would not be found by
     /// waiting for that.
     pub fn arrived(&self) -> bool {

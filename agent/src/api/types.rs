@@ -374,7 +374,8 @@ pub struct ChangeView {
     pub rule: Option<u64>,
     /// The domain whose state changed; or the one that was chosen, if any.
     pub domain: Option<String>,
-    /// The state that it is in, or `steer`, `block` or `pass`.
+    /// The state that it is in, or `steer`, `block` or `pass`; or `ended` or `quarantined`, of a policy that was in
+    /// force.
     pub state: String,
     /// What it was before: a state, or the domain or verdict.
     pub was: Option<String>,

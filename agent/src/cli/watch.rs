@@ -16,6 +16,8 @@ pub(super) fn watch(socket: &Path, json: bool) -> anyhow::Result<()> {
         let mut parts = client.parts(&Watch {}, Some(PATIENCE))?;
         loop {
             let (reply, continues) = parts.receive()?;
+            // The first comes at once.
+            parts.wait_for_ever()?;
             let shown = reply.changes.iter().try_for_each(|change| {
                 if json {
                     let value = serde_json::to_value(change).context("put the change into JSON")?;
@@ -53,6 +55,10 @@ fn line(change: &ChangeView) -> String {
     let was = was.unwrap_or_default();
     let what = match (policy, domain) {
         (Some(policy), Some(domain)) => format!("{policy} leaves by {domain}{was}"),
+        (Some(policy), None) if state == "ended" => format!("{policy} has ended{was}"),
+        (Some(policy), None) if state == "quarantined" => {
+            format!("{policy} is in quarantine{was}")
+        }
         (Some(policy), None) if state == "block" => format!("{policy} is blocked{was}"),
         (Some(policy), None) => format!("{policy} is left to the host's routing{was}"),
         (None, Some(domain)) => format!("domain {domain} is {state}{was}"),

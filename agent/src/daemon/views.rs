@@ -75,7 +75,7 @@ impl Daemon {
     }
 
     /// What is wrong with a policy of the files.
-    fn mistakes_of(&self, name: &str) -> Option<String> {
+    pub(super) fn mistakes_of(&self, name: &str) -> Option<String> {
         let bad = self.engine.state().config.quarantined.get(name)?;
         let mistakes: Vec<String> = bad.mistakes.iter().map(ToString::to_string).collect();
         Some(mistakes.join("; "))

@@ -7,6 +7,7 @@ use steer_core::domains::DomainState;
 use steer_core::engine::{Changes, RuleDecision};
 use steer_core::ids::{ChoiceId, PolicyId};
 use steer_core::name::Name;
+use steer_core::policy::Policy;
 use steer_core::select::{Decision, Verdict};
 use tracing::info;
 
@@ -32,13 +33,21 @@ type Which = Option<usize>;
 pub(super) struct Watch {
     watchers: Vec<Watcher>,
     domains: BTreeMap<Name, DomainState>,
-    /// What each kernel policy came to for what none of its rules fits, in words: a domain or a verdict. Kept while
-    /// somebody watches.
-    policies: BTreeMap<PolicyId, String>,
+    /// What each kernel policy came to for what none of its rules fits. Kept while somebody watches.
+    policies: BTreeMap<PolicyId, InForce>,
     /// The same of each choice, which is what rules lead to.
     choices: BTreeMap<ChoiceId, String>,
     /// Choices and kernel policies that changed since it was told last.
     changed: (BTreeSet<ChoiceId>, BTreeSet<PolicyId>),
+}
+
+/// A policy that is in force somewhere.
+#[derive(PartialEq, Eq)]
+struct InForce {
+    name: Name,
+    owner: Option<u32>,
+    /// What it came to, in words: a domain or a verdict.
+    words: String,
 }
 
 struct Watcher {
@@ -55,9 +64,17 @@ impl Watch {
     }
 }
 
-/// A change of a decision, by the policies that it is about.
+/// What there is to tell of policies.
+#[derive(Default)]
+struct News {
+    decided: Vec<Decided>,
+    /// Policies that are in force no more, since they are none any more or in quarantine.
+    ended: Vec<InForce>,
+}
+
+/// A change of a decision, by the policies that it is about; of rules with the decision, which takes time to make.
 struct Decided {
-    policies: BTreeSet<Name>,
+    policies: BTreeMap<Name, Option<Decision>>,
     which: Which,
     was: Option<String>,
 }
@@ -84,7 +101,8 @@ impl Daemon {
         let mut changes: Vec<ChangeView> = domains.collect();
         let seen = self.seen(&caller, &authority);
         let seen: Vec<&Name> = seen.iter().map(|policy| &policy.name).collect();
-        changes.extend(self.told(&seen, None, None, &time));
+        let in_general = seen.iter().map(|name| (*name, None)).collect::<Vec<_>>();
+        changes.extend(self.told(&in_general, None, None, &time));
         for name in seen.into_iter().take(MOST_TOLD) {
             let by_rule = self.by_rule(name).into_iter();
             changes.extend(by_rule.map(|decided| {
@@ -95,8 +113,8 @@ impl Daemon {
         self.watch.watchers.retain(|one| !one.answer.is_closed());
         if self.watch.watchers.is_empty() {
             let policies = self.engine.plan().policies.keys();
-            let came_to = policies.filter_map(|id| Some((*id, self.came_to(*id)?)));
-            self.watch.policies = came_to.collect();
+            let in_force = policies.filter_map(|id| Some((*id, self.in_force(*id)?)));
+            self.watch.policies = in_force.collect();
             let choices = self.engine.plan().choices.keys();
             let words = choices.filter_map(|choice| Some((*choice, self.words_of(*choice)?)));
             self.watch.choices = words.collect();
@@ -117,38 +135,67 @@ impl Daemon {
         if !domains.is_empty() {
             self.keep_health();
         }
-        let decided = self.changed_decisions();
-        if domains.is_empty() && decided.is_empty() {
-            return;
+        let mut watchers = std::mem::take(&mut self.watch.watchers);
+        watchers.retain(|watcher| !watcher.answer.is_closed());
+        let news = self.changed_decisions(&watchers);
+        if !(domains.is_empty() && news.decided.is_empty() && news.ended.is_empty()) {
+            watchers = watchers
+                .into_iter()
+                .filter_map(|watcher| self.tell_watcher(watcher, domains.clone(), &news, &time))
+                .collect();
         }
-        let watchers = std::mem::take(&mut self.watch.watchers);
-        self.watch.watchers = watchers
-            .into_iter()
-            .filter(|watcher| !watcher.answer.is_closed())
-            .filter_map(|watcher| {
-                let mut changes = domains.clone();
-                // Asked once: there may be many policies, and anybody may watch.
-                let holding = match decided.is_empty() {
-                    true => Vec::new(),
-                    false => self.holding(&watcher.caller),
-                };
-                for decided in &decided {
-                    changes.extend(self.changes_for(&watcher, &holding, decided, &time));
-                }
-                if changes.is_empty() {
-                    return Some(watcher);
-                }
-                match watcher.answer.part(Reply::Watch(WatchReply { changes })) {
-                    Ok(()) => Some(watcher),
-                    Err(slow) => {
-                        watcher.answer.end(Err(ApiError::Failed {
-                            reason: slow.to_string(),
-                        }));
-                        None
-                    }
-                }
-            })
-            .collect();
+        self.watch.watchers = watchers;
+    }
+
+    /// Tells a watcher what it may know; gives it back if it takes what it is told.
+    fn tell_watcher(
+        &self,
+        watcher: Watcher,
+        mut changes: Vec<ChangeView>,
+        news: &News,
+        time: &str,
+    ) -> Option<Watcher> {
+        // Asked once: there may be many policies, and anybody may watch.
+        let holding = match news.decided.is_empty() {
+            true => Vec::new(),
+            false => self.holding(&watcher.caller),
+        };
+        for decided in &news.decided {
+            changes.extend(self.changes_for(&watcher, &holding, decided, time));
+        }
+        let owner = watcher.authority.owner();
+        let ended = news.ended.iter();
+        let ended = ended.filter(|ended| owner.is_none_or(|uid| ended.owner == Some(uid)));
+        changes.extend(ended.take(MOST_TOLD).map(|ended| self.end_of(ended, time)));
+        if changes.is_empty() {
+            return Some(watcher);
+        }
+        match watcher.answer.part(Reply::Watch(WatchReply { changes })) {
+            Ok(()) => Some(watcher),
+            Err(slow) => {
+                watcher.answer.end(Err(ApiError::Failed {
+                    reason: slow.to_string(),
+                }));
+                None
+            }
+        }
+    }
+
+    fn end_of(&self, ended: &InForce, time: &str) -> ChangeView {
+        let mistakes = self.mistakes_of(ended.name.as_str());
+        ChangeView {
+            time: time.to_owned(),
+            policy: Some(ended.name.to_string()),
+            state: match mistakes {
+                Some(_) => "quarantined",
+                None => "ended",
+            }
+            .to_owned(),
+            was: Some(ended.words.clone()),
+            reason: mistakes
+                .unwrap_or_else(|| "there is no policy of this name any more".to_owned()),
+            ..ChangeView::default()
+        }
     }
 
     /// Domains whose state is another, which is logged too.
@@ -192,11 +239,13 @@ impl Daemon {
         changes
     }
 
-    /// Decisions that came to something else since this was asked last, as far as somebody watches.
-    fn changed_decisions(&mut self) -> Vec<Decided> {
+    /// Decisions that came to something else since this was asked last, and policies that ended, as far as somebody
+    /// watches.
+    fn changed_decisions(&mut self, watchers: &[Watcher]) -> News {
         let (choices, mut policies) = std::mem::take(&mut self.watch.changed);
-        if self.watch.watchers.is_empty() {
-            return Vec::new();
+        let mut news = News::default();
+        if watchers.is_empty() {
+            return news;
         }
         let choices = self.changed_choices(choices);
         let plan = self.engine.plan();
@@ -204,42 +253,51 @@ impl Daemon {
         let leading = all.filter(|(_, entry)| choices.contains_key(&ChoiceId(entry.choice)));
         policies.extend(leading.map(|(id, _)| *id));
         type Alike = (Which, Option<String>, String);
-        let mut changed: BTreeMap<Alike, BTreeSet<Name>> = BTreeMap::new();
-        let name_of = |id: PolicyId| {
-            let chain = self.engine.state().memory.policies.key(id.0);
-            chain.and_then(|chain| chain.first()).cloned()
-        };
+        let mut changed: BTreeMap<Alike, BTreeMap<Name, Option<Decision>>> = BTreeMap::new();
         for id in policies {
-            let Some(now) = self.came_to(id) else {
-                self.watch.policies.remove(&id);
+            let Some(now) = self.in_force(id) else {
+                let was = self.watch.policies.remove(&id);
+                news.ended
+                    .extend(was.filter(|was| self.has_ended(&was.name)));
                 continue;
             };
-            let was = self.watch.policies.insert(id, now.clone());
-            if was.as_ref() != Some(&now) {
-                changed
-                    .entry((None, was, now))
-                    .or_default()
-                    .extend(name_of(id));
+            let (name, words) = (now.name.clone(), now.words.clone());
+            let was = self.watch.policies.insert(id, now).map(|was| was.words);
+            if was.as_ref() != Some(&words) {
+                let alike = changed.entry((None, was, words)).or_default();
+                alike.insert(name, None);
             }
         }
-        for (id, ruled) in self.leading_by_rules(&choices) {
-            let Some(name) = name_of(id) else { continue };
-            for RuleDecision { at, choice, .. } in ruled {
+        for (name, ruled) in self.leading_by_rules(&choices, watchers) {
+            for RuleDecision {
+                at,
+                decision,
+                choice,
+            } in ruled
+            {
                 let Some((was, now)) = choice.and_then(|choice| choices.get(&choice)) else {
                     continue;
                 };
                 let alike = (Some(at.number), was.clone(), now.clone());
-                changed.entry(alike).or_default().insert(name.clone());
+                let alike = changed.entry(alike).or_default();
+                alike.insert(name.clone(), Some(decision));
             }
         }
         let changed = changed.into_iter();
-        changed
+        news.decided = changed
             .map(|((which, was, _), policies)| Decided {
                 policies,
                 which,
                 was,
             })
-            .collect()
+            .collect();
+        news
+    }
+
+    /// Whether a policy that was in force is none any more, or in quarantine.
+    fn has_ended(&self, name: &Name) -> bool {
+        let state = self.engine.state();
+        state.policy(name.as_str()).is_none() || state.config.quarantined.contains_key(name)
     }
 
     /// Those of the choices that came to something else since this was asked last: to what, and what it was.
@@ -261,11 +319,13 @@ impl Daemon {
         changed
     }
 
-    /// Kernel policies that lead to one of these choices by rules, with what their own rules decide.
+    /// Policies that lead to one of these choices by rules and that a watcher may see, with what their own rules
+    /// decide.
     fn leading_by_rules<T>(
         &self,
         choices: &BTreeMap<ChoiceId, T>,
-    ) -> Vec<(PolicyId, Vec<RuleDecision>)> {
+        watchers: &[Watcher],
+    ) -> Vec<(Name, Vec<RuleDecision>)> {
         if choices.is_empty() {
             return Vec::new();
         }
@@ -274,21 +334,40 @@ impl Daemon {
         let mut leads = plan.leading_to(&choices);
         let ruled = plan.policies.iter().filter(|(_, entry)| entry.rules != 0);
         let leading = ruled.map(|(id, _)| *id).filter(|id| leads(*id));
-        let first = leading.take(MOST_RULED);
-        first
-            .filter_map(|id| {
-                let chain = self.engine.state().memory.policies.key(id.0)?;
-                Some((id, self.by_rule(chain.first()?)))
-            })
+        let names = leading.filter_map(|id| {
+            let chain = self.engine.state().memory.policies.key(id.0)?;
+            chain.first().cloned()
+        });
+        let names: BTreeSet<Name> = names.collect();
+        if names.is_empty() {
+            return Vec::new();
+        }
+        let holding = watchers.iter().flat_map(|one| self.holding(&one.caller));
+        let holding: BTreeSet<Name> = holding.collect();
+        let seen = |name: &Name| {
+            let policy = self.find_policy(name.as_str());
+            let owned = |policy: &Policy| watchers.iter().any(|one| one.authority.owns(policy));
+            holding.contains(name) || policy.is_some_and(owned)
+        };
+        let seen = names.into_iter().filter(seen).take(MOST_RULED);
+        seen.map(|name| (name.clone(), self.by_rule(&name)))
             .collect()
     }
 
-    /// What a kernel policy came to for what none of its rules fits: a domain, `block` or `pass`.
-    fn came_to(&self, policy: PolicyId) -> Option<String> {
-        let policy = self.engine.plan().policies.get(&policy)?;
-        self.words_of(ChoiceId(policy.choice))
+    /// A kernel policy, with what it came to for what none of its rules fits.
+    fn in_force(&self, id: PolicyId) -> Option<InForce> {
+        let policy = self.engine.plan().policies.get(&id)?;
+        let words = self.words_of(ChoiceId(policy.choice))?;
+        let name = self.engine.state().memory.policies.key(id.0)?.first()?;
+        let owner = self.engine.state().policy(name.as_str())?.owner;
+        Some(InForce {
+            name: name.clone(),
+            owner,
+            words,
+        })
     }
 
+    /// What a choice came to: a domain, `block` or `pass`.
     fn words_of(&self, choice: ChoiceId) -> Option<String> {
         let entry = self.engine.plan().choices.get(&choice)?;
         let chosen = self.engine.state().chosen.get(&choice);
@@ -316,35 +395,32 @@ impl Daemon {
         decided: &Decided,
         time: &str,
     ) -> Vec<ChangeView> {
-        let seen = decided.policies.iter().filter(|name| {
+        let seen = decided.policies.iter().filter(|(name, _)| {
             let policy = self.find_policy(name.as_str());
             policy.is_some_and(|policy| {
                 watcher.authority.owns(policy) || holding.contains(&policy.name)
             })
         });
-        let seen: Vec<&Name> = seen.collect();
+        let seen = seen.map(|(name, decision)| (name, decision.as_ref()));
+        let seen: Vec<_> = seen.collect();
         self.told(&seen, decided.which, decided.was.as_ref(), time)
     }
 
     /// What is chosen for policies: the first of them, the last of these with how many more there are.
     fn told(
         &self,
-        policies: &[&Name],
+        policies: &[(&Name, Option<&Decision>)],
         which: Which,
         was: Option<&String>,
         time: &str,
     ) -> Vec<ChangeView> {
-        let told = policies.iter().take(MOST_TOLD).filter_map(|name| {
-            let decision = match which {
-                None => self.engine.decision(name.as_str())?,
-                Some(number) => {
-                    let mut by_rule = self.by_rule(name).into_iter();
-                    by_rule
-                        .find(|decided| decided.at.number == number)?
-                        .decision
-                }
-            };
-            Some(change(time, name, which, &decision, was.cloned()))
+        let told = policies.iter().take(MOST_TOLD);
+        let told = told.filter_map(|(name, decision)| match decision {
+            Some(decision) => Some(change(time, name, which, decision, was.cloned())),
+            None => {
+                let decision = self.engine.decision(name.as_str())?;
+                Some(change(time, name, which, &decision, was.cloned()))
+            }
         });
         let mut changes: Vec<ChangeView> = told.collect();
         let more = policies.len().saturating_sub(MOST_TOLD);

@@ -2,19 +2,21 @@
 
 use std::fs;
 use std::net::Shutdown;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::mpsc as std_mpsc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use nix::sys::socket::{getsockopt, sockopt};
 use serde_json::json;
 use steer::api::INTERFACE;
-use steer::api::client::{self, Client};
+use steer::api::client::{self, Client, Parts};
 use steer::api::error::ApiError;
 use steer::api::methods::{
     ListDomains, ListPolicies, Reply, Request, Run, SetPolicy, ShowDomain, ShowPolicy, Status,
-    UnsetPolicy,
+    UnsetPolicy, Watch, WatchReply,
 };
 use steer::api::server::{self, Server};
 use steer::api::types::Otherwise;
@@ -194,6 +196,29 @@ fn parts_of_an_answer_come_as_they_are_sent() {
     // Who does not ask for parts gets none.
     assert_eq!(client.call(&run).unwrap(), end);
     client.call(&Status {}).unwrap();
+}
+
+#[test]
+fn who_watches_waits_for_ever_once_it_was_answered() {
+    let agent = Agent::start(|call| {
+        call.reply
+            .part(Reply::Watch(WatchReply::default()))
+            .unwrap();
+        agreeable(call);
+    });
+    let mut client = Client::connect(&agent.path()).unwrap();
+    let mut parts = client.parts(&Watch {}, Some(DEADLINE)).unwrap();
+    let patience = |parts: &Parts<'_, Watch>| {
+        let patience = getsockopt(&parts.as_fd(), sockopt::ReceiveTimeout).unwrap();
+        Duration::from_secs(patience.tv_sec().try_into().unwrap())
+    };
+    assert_eq!(patience(&parts), DEADLINE);
+    let (_, continues) = parts.receive().unwrap();
+    assert!(continues);
+    parts.wait_for_ever().unwrap();
+    assert_eq!(patience(&parts), Duration::ZERO, "without an end");
+    let (_, continues) = parts.receive().unwrap();
+    assert!(!continues);
 }
 
 #[test]

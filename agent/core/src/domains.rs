@@ -265,7 +265,7 @@ impl Domain {
             .filter(|net| net.prefix_len() == net.max_prefix_len())
             .map(IpNet::addr)
             .collect();
-        (domain.state, domain.reason) = domain.judge(file, link);
+        (domain.state, domain.reason) = domain.judge(file, link, seen);
         domain
     }
 
@@ -339,37 +339,43 @@ impl Domain {
         self.sources6 = v6.into_iter().map(|(_, ip)| ip).collect();
     }
 
-    fn judge(&self, file: &DomainConfig, link: Option<&Link>) -> (DomainState, String) {
+    /// Why it is on no interface.
+    fn absence(&self, wanted: &DomainMatch, seen: &Seen<'_>) -> String {
+        let DomainMatch {
+            interface,
+            mac,
+            kind,
+            ssid,
+            connection,
+        } = wanted;
+        if let Some(ssid) = ssid.as_ref().filter(|ssid| !seen.has_wlan(ssid)) {
+            return format!("no interface is connected to the WLAN {ssid}");
+        }
+        if let Some(connection) = connection
+            .as_ref()
+            .filter(|name| !seen.has_connection(name))
+        {
+            return format!(
+                "no interface has the connection {connection}, as far as NetworkManager and ModemManager tell"
+            );
+        }
+        let alone = mac.is_none() && kind.is_none() && ssid.is_none() && connection.is_none();
+        match interface {
+            Some(name) if alone => format!("there is no interface {name}"),
+            None if alone => format!("there is no interface {}", self.name),
+            _ => "no interface fits all of its match".to_owned(),
+        }
+    }
+
+    fn judge(
+        &self,
+        file: &DomainConfig,
+        link: Option<&Link>,
+        seen: &Seen<'_>,
+    ) -> (DomainState, String) {
         let Some(link) = link else {
             let wanted = &file.matches;
-            let reason = match wanted {
-                DomainMatch {
-                    interface: Some(name),
-                    mac: None,
-                    kind: None,
-                    ssid: None,
-                    connection: None,
-                } => format!("there is no interface {name}"),
-                DomainMatch {
-                    mac: None,
-                    kind: None,
-                    ssid: Some(ssid),
-                    connection: None,
-                    ..
-                } => format!("no interface is connected to the WLAN {ssid}"),
-                DomainMatch {
-                    mac: None,
-                    kind: None,
-                    ssid: None,
-                    connection: Some(connection),
-                    ..
-                } => format!("the connection {connection} is not up"),
-                wanted if *wanted == DomainMatch::default() => {
-                    format!("there is no interface {}", self.name)
-                }
-                _ => "no interface fits its match".to_owned(),
-            };
-            return (DomainState::Absent, reason);
+            return (DomainState::Absent, self.absence(wanted, seen));
         };
         let name = &link.name;
         if !link.up {

@@ -198,9 +198,9 @@ pub fn select(inputs: &[Stage], world: World<'_>, in_use: &[Name]) -> Decision {
             Otherwise::Block => Verdict::Block,
             Otherwise::Pass => Verdict::Pass,
         };
-        return Decision::without_domain(verdict, candidates);
+        return Decision::without_domain(verdict, candidates, inputs);
     }
-    Decision::without_domain(Verdict::Pass, candidates)
+    Decision::without_domain(Verdict::Pass, candidates, inputs)
 }
 
 /// What a stage gave.
@@ -325,9 +325,9 @@ fn shared_by(members: &[(Name, u16)], share: Share) -> String {
 }
 
 impl Decision {
-    fn without_domain(verdict: Verdict, candidates: Vec<Candidate>) -> Self {
+    fn without_domain(verdict: Verdict, candidates: Vec<Candidate>, inputs: &[Stage]) -> Self {
         Self {
-            reason: without_domain(&candidates, &verdict),
+            reason: without_domain(&candidates, &verdict, inputs),
             verdict,
             candidates,
             members: Vec::new(),
@@ -355,7 +355,7 @@ impl Decision {
     }
 }
 
-fn without_domain(candidates: &[Candidate], verdict: &Verdict) -> String {
+fn without_domain(candidates: &[Candidate], verdict: &Verdict, inputs: &[Stage]) -> String {
     let outcome = match verdict {
         Verdict::Block => "blocked",
         Verdict::Pass | Verdict::Steer(_) => "left to the host's routing",
@@ -370,7 +370,15 @@ fn without_domain(candidates: &[Candidate], verdict: &Verdict) -> String {
             candidate.domain, candidate.reason
         );
     }
-    if candidates.is_empty() {
+    let mut names = inputs.iter().flat_map(|stage| &stage.use_).peekable();
+    if candidates.is_empty() && names.peek().is_some() {
+        // Groups that are always there, and have no member now.
+        let names: Vec<&str> = names.map(Name::as_str).collect();
+        format!(
+            "{outcome}, because no domain fits ({}: no domain is of this kind now)",
+            names.join(", ")
+        )
+    } else if candidates.is_empty() {
         format!("{outcome}, as the policy says")
     } else {
         format!("{outcome}, because no domain fits ({reason})")

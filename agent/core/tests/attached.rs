@@ -295,7 +295,7 @@ fn a_domain_is_on_the_interface_that_its_connection_is_up_on() {
     let (domains, _) = seen(text, []);
     assert_eq!(
         domains.get("work").unwrap().reason,
-        "the connection Work VPN is not up"
+        "no interface has the connection Work VPN, as far as NetworkManager and ModemManager tell"
     );
     let (domains, _) = seen(text, [up("lte0", "Work VPN")]);
     assert_eq!(domains.get("work").unwrap().ifname.as_deref(), Some("lte0"));

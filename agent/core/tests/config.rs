@@ -191,6 +191,10 @@ fn a_number_without_a_unit_and_a_key_out_of_place_are_told_with_what_to_write() 
             "it is a key of [agent] and [domain.x]",
         ),
         (
+            "[policy.a]\nmatch.cgroup = \"a\"\nuse = \"eth0\"\nrequire.max-loss = 0.05\n",
+            "such as `max-loss = \"5%\"`",
+        ),
+        (
             "[policy.a]\nmatch.cgroup = \"a\"\nuse = \"eth0\"\nstrikt = true\n",
             "did you mean `strict`?",
         ),
@@ -211,7 +215,8 @@ fn a_primary_domain_that_cannot_be_there_is_told() {
     assert!(of("lan").is_ok());
     let unknown = of("lam").unwrap_err()[0].to_string();
     assert!(
-        unknown.contains("unknown domain `lam` in [agent]") && unknown.contains("`lan`"),
+        unknown.contains("unknown domain `lam` in `primary` of [agent]")
+            && unknown.contains("`lan`"),
         "{unknown}"
     );
     let group = of("g").unwrap_err()[0].to_string();

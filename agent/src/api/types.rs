@@ -337,8 +337,8 @@ pub struct MeasuredView {
     pub loss_permille: Option<u64>,
     /// The most that it was seen to carry in one direction between two checks, bit/s: it may carry more.
     pub bandwidth: Option<u64>,
-    /// The rate of its link, bit/s: at which a wire is connected, or was sent last to an access point. No bound on
-    /// what the path carries.
+    /// The rate of its link, bit/s: at which a wire is connected (where one domain is shown), or was sent last to an
+    /// access point. No bound on what the path carries.
     pub link_rate: Option<u64>,
     /// How strong its access point is heard, dBm.
     pub signal_dbm: Option<i64>,

@@ -4,12 +4,15 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::str::FromStr;
 
+use anyhow::bail;
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::call;
 use super::explain::write;
 use super::output::{Look, Page, print_json};
+use crate::api::client;
+use crate::api::error::ApiError;
 use crate::api::explain::{AddressFamily, Explain, ExplanationView};
 use crate::api::methods::{Resolve, ResolveReply};
 
@@ -27,6 +30,9 @@ impl FromStr for NameAndPort {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.contains('/') {
+            return Err("give the name alone, perhaps with a port: www.example.org:443".to_owned());
+        }
         let (name, port) = match text.split_once(':') {
             Some((name, port)) => (name, Some(port)),
             None => (text, None),
@@ -52,7 +58,7 @@ pub(super) struct NameExplanation {
     domain: Option<String>,
     /// Its addresses there, in the order in which they are to be tried.
     addresses: Vec<String>,
-    /// Why it has none, as sentences.
+    /// Why it has none, or none of a family, as sentences.
     failures: Vec<String>,
     /// A flow to each of the first eight, in the same order; without any, what happens to flows in general.
     explanations: Vec<ExplanationView>,
@@ -85,24 +91,7 @@ fn explain_name(
     };
     let general = call(socket, &general)?.explanation;
     let domain = general.domain.as_ref().map(|domain| domain.name.clone());
-    let found = match &domain {
-        Some(domain) => call(
-            socket,
-            &Resolve {
-                name: target.name.clone(),
-                domain: domain.clone(),
-            },
-        )?,
-        None => ResolveReply {
-            name: target.name.clone(),
-            domain: String::new(),
-            addresses: Vec::new(),
-            failures: vec![
-                "no domain is chosen, so it is not known whose name servers would be asked"
-                    .to_owned(),
-            ],
-        },
-    };
+    let found = look_up(socket, &target.name, domain.as_deref())?;
     let is_wanted = |address: &String| {
         let v6 = address.contains(':');
         match asked.family {
@@ -111,7 +100,15 @@ fn explain_name(
             None => true,
         }
     };
-    let addresses: Vec<String> = found.addresses.into_iter().filter(is_wanted).collect();
+    let mut failures = found.failures;
+    let (addresses, others): (Vec<String>, Vec<String>) =
+        found.addresses.into_iter().partition(is_wanted);
+    if addresses.is_empty() && failures.is_empty() && !others.is_empty() {
+        failures.push(format!(
+            "it has addresses of the other family: {}",
+            others.join(", ")
+        ));
+    }
     let mut explanations = Vec::new();
     for address in addresses.iter().take(MOST) {
         let flow = Explain {
@@ -128,9 +125,34 @@ fn explain_name(
         name: found.name,
         domain,
         addresses,
-        failures: found.failures,
+        failures,
         explanations,
     })
+}
+
+/// What the name servers of a domain say. That they cannot be asked is an answer, too.
+fn look_up(socket: &Path, name: &str, domain: Option<&str>) -> anyhow::Result<ResolveReply> {
+    let nothing = |why: String| ResolveReply {
+        name: name.to_owned(),
+        domain: domain.unwrap_or_default().to_owned(),
+        addresses: Vec::new(),
+        failures: vec![why],
+    };
+    let Some(domain) = domain else {
+        let why = "it is not looked up, since no domain is chosen: what programs find is up to the host's resolver";
+        return Ok(nothing(why.to_owned()));
+    };
+    let asked = Resolve {
+        name: name.to_owned(),
+        domain: domain.to_owned(),
+    };
+    match call(socket, &asked) {
+        Err(client::Error::Api(ApiError::Failed { reason })) => Ok(nothing(reason)),
+        Err(client::Error::Api(ApiError::InvalidArgument { reason, .. })) => {
+            bail!("--name: {reason}")
+        }
+        found => Ok(found?),
+    }
 }
 
 fn write_name(page: &mut Page, explained: &NameExplanation) {

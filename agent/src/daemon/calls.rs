@@ -110,7 +110,7 @@ impl Daemon {
 
     fn show_domain(&self, name: &str) -> Result<Reply, ApiError> {
         let domain = self.find_domain(name)?;
-        Ok(Reply::Domain(Box::new(self.domain_view(domain))))
+        Ok(Reply::Domain(Box::new(self.full_domain_view(domain))))
     }
 
     /// Has a domain checked at once.

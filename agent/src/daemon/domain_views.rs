@@ -85,15 +85,20 @@ impl Daemon {
         page.clone().or_else(asked)
     }
 
+    /// [`Daemon::domain_view`] with what the kernel is to be asked for.
+    pub(super) fn full_domain_view(&self, domain: &Domain) -> DomainView {
+        let mut view = self.domain_view(domain);
+        if let (LinkKind::Wired, Some(name)) = (domain.kind, &domain.ifname) {
+            view.measured.link_rate = sysfs::speed(Path::new(sysfs::INTERFACES), name);
+        }
+        view
+    }
+
     fn measured(&self, domain: &Domain, condition: Option<&Condition>) -> MeasuredView {
         let network = &self.engine.state().network;
         let name = domain.ifname.as_deref().unwrap_or_default();
         let station = network.stations.get(name);
         let modem = network.managed.get(name);
-        let wire = (domain.kind == LinkKind::Wired)
-            .then(|| sysfs::speed(Path::new(sysfs::INTERFACES), name))
-            .flatten();
-        let rate = station.and_then(|station| station.bitrate).or(wire);
         let measured = condition.map(Condition::measured);
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         MeasuredView {
@@ -103,7 +108,7 @@ impl Daemon {
                 .and_then(Measured::loss)
                 .map(|loss| u64::from(loss.0)),
             bandwidth: measured.and_then(Measured::bandwidth).map(|bits| bits.0),
-            link_rate: rate,
+            link_rate: station.and_then(|station| station.bitrate),
             signal_dbm: station.and_then(|station| station.signal).map(i64::from),
             signal_percent: modem.and_then(|modem| modem.signal).map(u64::from),
             losses: condition.map_or(0, |condition| {

@@ -131,7 +131,7 @@ impl FromStr for Code {
 codes! {
     K01 Problem "the kernel is older than Linux 6.1",
         "The agent does not start, or some flows are not steered.",
-        "Steer is made for Linux 6.1 and newer and tested there. Older kernels lack hooks and helpers that its programs use.",
+        "Steer is made for Linux 6.1 and newer. It is tested on 6.12 and 6.18; the 6.1 of Debian 12 does not take its programs yet. Older kernels lack hooks and helpers that its programs use.",
         "Run a kernel of 6.1 or newer.";
     K02 Problem "root may not use bpf",
         "The agent ends at its start with `Operation not permitted`.",
@@ -270,7 +270,7 @@ codes! {
         "Nothing to do as long as `mark-mask` has none of its bits.";
     R15 Note "NetworkManager runs",
         "Addresses and routes come and go as it decides.",
-        "Steer reads what the kernel has, whoever makes it, and does not talk to NetworkManager.",
+        "Steer reads what the kernel has, whoever makes it. Of NetworkManager it reads only which connections are up, for `match.connection`.",
         "Nothing to do.";
     R16 Note "systemd-networkd runs",
         "Addresses and routes come and go as it decides.",

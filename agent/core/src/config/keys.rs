@@ -264,7 +264,7 @@ pub(super) const DOMAIN: Keys = Keys::new(
         key(
             "security",
             SECURITY,
-            "wired and cellular: `\"protected\"`; vpn: `\"encrypted\"`; else `\"open\"`",
+            "wired, cellular, and a WLAN that encrypts: `\"protected\"`; vpn: `\"encrypted\"`; else `\"open\"`",
             "how far what is sent over it is protected",
         ),
         key(

@@ -295,7 +295,12 @@ impl Merged {
                     let help = "name its domains".to_owned();
                     errors.push(place.error(message).label("a group").help(help));
                 } else {
-                    errors.extend(self.check_name(name, place, "[agent]", &mut awaited));
+                    errors.extend(self.check_name(
+                        name,
+                        place,
+                        "`primary` of [agent]",
+                        &mut awaited,
+                    ));
                 }
             }
         }

@@ -74,12 +74,14 @@ impl Reader<'_> {
         for key in table.entries.keys() {
             let name = key.get_ref().as_ref();
             if !known.contains(&name) {
-                let help = elsewhere(name)
-                    .or_else(|| {
-                        let meant = nearest(name, known.iter().copied());
-                        meant.map(|meant| format!("did you mean `{meant}`?"))
-                    })
-                    .or_else(|| (known.len() <= 12).then(|| format!("known are {}", list(&known))));
+                let meant = nearest(name, known.iter().copied());
+                let meant = meant.map(|meant| format!("did you mean `{meant}`?"));
+                let cures = [meant, elsewhere(name)].into_iter().flatten();
+                let cures: Vec<String> = cures.collect();
+                let help = match cures.is_empty() {
+                    true => (known.len() <= 12).then(|| format!("known are {}", list(&known))),
+                    false => Some(cures.join(" or: ")),
+                };
                 let message = format!("unknown key {} in {}", Shown::new(name), table.title);
                 self.labelled(&key.span(), message, "there is no such key", help);
             }
@@ -174,7 +176,9 @@ impl Reader<'_> {
             _ => return self.string(table, key, make),
         };
         let message = format!("`{key}` is a number without a unit");
-        let help = format!("write it with one, in quotes, such as `{key} = \"{number}{unit}\"`");
+        // What is meant by a fraction cannot be guessed: half of it, or half a per cent?
+        let example = if number.contains('.') { "5" } else { number };
+        let help = format!("write it with one, in quotes, such as `{key} = \"{example}{unit}\"`");
         self.labelled(&value.span(), message, "of what?", Some(help));
         None
     }

@@ -84,6 +84,18 @@ impl<'a> Seen<'a> {
         self.network.managed.get(&link.name)?.named()
     }
 
+    /// Whether an interface is connected to a WLAN.
+    pub(super) fn has_wlan(&self, ssid: &Ssid) -> bool {
+        let mut links = self.network.links.values();
+        links.any(|link| self.wlan(link).is_some_and(|wlan| wlan.ssid == *ssid))
+    }
+
+    /// Whether a connection is up on an interface.
+    pub(super) fn has_connection(&self, connection: &Connection) -> bool {
+        let mut links = self.network.links.values();
+        links.any(|link| self.connection(link) == Some(connection))
+    }
+
     /// Whether an interface is a domain of itself.
     pub(super) fn is_domain(&self, link: &Link) -> bool {
         let master_is_bridge = link

@@ -115,11 +115,15 @@ fn a_name_without_an_address_is_told_with_the_reason() -> Result<()> {
 fn a_user_asks_by_its_own_domain_and_by_none_that_it_may_not_use() -> Result<()> {
     let lab = Lab::new()?;
     let (own, other) = (lab.cgroup().child("own")?, lab.cgroup().child("other")?);
+    let mute = lab.cgroup().child("mute")?;
     let policies = format!(
         "{SERVERS}[permit.none]\nusers = [\"nobody\"]\ndomains = [\"wlan0\", \"wwan0\"]\n\
          [policy.own]\nmatch.cgroup = \"{}\"\nuse = [\"wlan0\"]\n\
+         [policy.mute]\nmatch.cgroup = \"{}\"\nuse = [\"wlan0\"]\n\
+         [[policy.mute.rule]]\nprotocol = \"udp\"\nports = 53\notherwise = \"block\"\n\
          [policy.other]\nmatch.cgroup = \"{}\"\nuse = [\"wwan0\"]\n",
         own.name(),
+        mute.name(),
         other.name()
     );
     lab.configure_agent("check = \"none\"\n", &policies)?;
@@ -140,6 +144,21 @@ fn a_user_asks_by_its_own_domain_and_by_none_that_it_may_not_use() -> Result<()>
         refused["error"] == "net.steer.Agent.NotPermitted",
         "{refused}"
     );
+    // What may not ask name servers itself, by its policy's rules or since it has no network, asks none by this.
+    let refused = Caller::start(&lab, &alice, &mute)?.call("Resolve", &asked("wlan0"))?;
+    ensure!(
+        refused["error"] == "net.steer.Agent.NotPermitted",
+        "{refused}"
+    );
+    let steer = lab.steer_command(&alice, &own, &name)?;
+    let mut command = lab.command("unshare", &own)?;
+    command
+        .args(["-r", "-n"])
+        .arg(steer.get_program())
+        .args(steer.get_args());
+    alice.become_by(&mut command);
+    let alone = Output::of(&mut command, &name)?;
+    ensure!(alone.failure(1)?.contains("no [permit.x]"), "{alone:?}");
     ensure!(asked_by(&lab, position)?.is_empty(), "{refused}");
     // What is asked ends with who asked, and the agent goes on.
     lab.serve_dns("wlan0", Dns::Silent)?;

@@ -125,7 +125,8 @@ pub struct CheckDomain {
 pub struct Resolve {
     /// The name of a host.
     pub name: String,
-    /// Name of the domain, or its alias. One that the caller may use, or that its own flows go by.
+    /// Name of the domain, or its alias. One that the caller may use, or by which its own flows to the domain's name
+    /// servers go.
     pub domain: String,
 }
 

@@ -62,6 +62,13 @@ pub fn groups_of_peer(socket: &impl AsFd, gid: u32) -> io::Result<Vec<u32>> {
     }
 }
 
+/// Whether a process is in the network namespace of the calling thread.
+pub fn shares_network(pid: i32) -> bool {
+    let of = |who: &str| fs::read_link(format!("/proc/{who}/ns/net")).ok();
+    let own = of("thread-self");
+    own.is_some() && of(&pid.to_string()) == own
+}
+
 /// Whether the process of a pidfd has ended: then it is readable (pidfd_open(2)).
 pub fn has_ended(process: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];

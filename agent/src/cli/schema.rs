@@ -87,10 +87,9 @@ mod tests {
             .into_iter()
             .filter(|path| takes_json(path))
             .collect();
-        let described: BTreeSet<String> = COMMANDS
-            .iter()
-            .map(|(path, _)| (*path).to_owned())
-            .collect();
+        // With an option it may print something else.
+        let paths = COMMANDS.iter().map(|(path, _)| path.split(" --").next());
+        let described: BTreeSet<String> = paths.flatten().map(str::to_owned).collect();
         assert_eq!(commands, described, "see cli/schema.rs");
     }
 }

@@ -1,10 +1,11 @@
 //! Answers `Resolve`: looks names up over one domain alone, for whoever may use it.
 
 use std::future::{Future, poll_fn};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use steer_core::name::Name;
 use steer_core::probe::host_name;
+use steer_core::rules::Flow;
 use tokio::task::spawn_local;
 
 use super::Daemon;
@@ -13,7 +14,11 @@ use crate::api::answer::Answer;
 use crate::api::error::ApiError;
 use crate::api::methods::{Reply, Resolve, ResolveReply};
 use crate::api::server::Caller;
+use crate::cgroup::process;
 use crate::probe;
+
+/// UDP.
+const UDP: u8 = 17;
 
 impl Daemon {
     /// Begins to look a name up; answers when that is done. It ends with the caller's connection, of which one
@@ -51,10 +56,11 @@ impl Daemon {
         let name = host_name(&asked.name).map_err(invalid)?;
         never_asked(&name).map_or(Ok(()), |why| Err(invalid(format!("`{name}` {why}"))))?;
         let domain = self.find_domain(&asked.domain)?;
-        if !self.is_led_to(caller, &domain.name) {
+        let way = self.engine.lookup(domain);
+        let servers = way.as_ref().map(|way| way.servers.as_slice());
+        if !self.could_ask(caller, &domain.name, servers.unwrap_or_default()) {
             self.permit(authority, std::slice::from_ref(&domain.name), false, None)?;
         }
-        let way = self.engine.lookup(domain);
         let way = way.map_err(|reason| ApiError::Failed { reason })?;
         let domain = domain.name.to_string();
         Ok(async move {
@@ -69,12 +75,23 @@ impl Daemon {
         })
     }
 
-    /// Whether the caller's own flows go by a domain: it asks no more there than it could itself.
-    fn is_led_to(&self, caller: &Caller, domain: &Name) -> bool {
-        let holding = self.holding(caller);
-        let policy = holding.first();
-        let decision = policy.and_then(|policy| self.engine.decision(policy.as_str()));
-        decision.is_some_and(|decision| decision.domain() == Some(domain))
+    /// Whether the caller's own flows to these name servers, of which there is one, go by a domain: it learns no more
+    /// there than it could itself.
+    fn could_ask(&self, caller: &Caller, domain: &Name, servers: &[SocketAddr]) -> bool {
+        let chain = self.holding(caller);
+        let by_domain = |server: &SocketAddr| {
+            let flow = Flow {
+                protocol: UDP,
+                port: server.port(),
+                ..Flow::to(server.ip())
+            };
+            let decided = self.engine.decide_flow(&chain, &flow);
+            decided.decision.domain() == Some(domain)
+        };
+        // It may have no network at all.
+        let same_network =
+            process::shares_network(caller.pid) && !process::has_ended(&caller.pidfd);
+        same_network && !chain.is_empty() && !servers.is_empty() && servers.iter().all(by_domain)
     }
 }
 

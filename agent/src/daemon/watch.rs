@@ -23,7 +23,7 @@ use crate::api::types::ChangeView;
 const MOST_TOLD: usize = 64;
 /// Most rules of a policy whose decisions are told, and policies whose rules are looked at after a change.
 const MOST_RULES: usize = 64;
-const MOST_RULED: usize = 1_024;
+const MOST_RULED: usize = 256;
 
 /// Which decision of a policy: that of its rule with this number, or for what no rule fits.
 type Which = Option<usize>;

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Error;
 use super::bus::{Bell, Bus, Peer, owner_changes};
 use super::told::Heard;
 
-/// What changes together is gathered so long, and a manager that never rests is asked no more often.
-const GATHER: Duration = Duration::from_millis(100);
+/// A change is read at once; a manager that never rests is asked no more often.
+const REST: Duration = Duration::from_millis(100);
 /// Longest that all of a manager may take to be read.
 const READ: Duration = Duration::from_secs(15);
 /// Pause before a manager that did not answer is asked again: at first, and at last.
@@ -49,6 +49,7 @@ pub(super) async fn follow<M: Manager>(
     let mut pause = PAUSES.0;
     let mut held = false;
     loop {
+        let rested = Instant::now() + REST;
         let said = match bus.owner(bell).await {
             Ok(Some(peer)) => {
                 held = false;
@@ -82,7 +83,7 @@ pub(super) async fn follow<M: Manager>(
                 }
             }
         }
-        sleep(GATHER).await;
+        sleep_until(rested).await;
     }
 }
 

@@ -1,8 +1,9 @@
 //! Follows the bus and the managers on it, whichever are there.
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::io::ErrorKind;
-use std::pin::Pin;
+use std::thread;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -22,27 +23,30 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 /// What a manager said holds for so long when it is gone: an upgrade restarts it.
 pub const HOLD: Duration = Duration::from_secs(30);
 
-/// Follows what connection managers say of interfaces.
+/// Follows what connection managers say of interfaces, on a thread of its own: whatever the bus does, nobody else waits
+/// for it.
 pub struct Watcher {
-    /// All that goes on; it goes on while somebody waits.
-    following: Pin<Box<dyn Future<Output = Infallible> + Send>>,
     heard: watch::Receiver<Heard>,
     given: Told,
 }
 
 impl Watcher {
     /// One for the bus at `address` (a D-Bus server address); without one for the system's bus, at
-    /// `$DBUS_SYSTEM_BUS_ADDRESS` or its well-known socket. Nothing is asked before [`Watcher::next`].
+    /// `$DBUS_SYSTEM_BUS_ADDRESS` or its well-known socket.
     ///
     /// It begins with what was `told` before: that holds until a manager says something else, or has not been there
     /// for `hold` ([`HOLD`]).
     pub fn new(address: Option<String>, told: Told, hold: Duration) -> Self {
         let (sender, heard) = watch::channel(Heard::after(&told));
-        Self {
-            following: Box::pin(follow_bus(address, sender, hold)),
-            heard,
-            given: told,
+        let begun = thread::Builder::new()
+            .name("dbus".to_owned())
+            .spawn(move || follow_until_closed(address.as_deref(), &sender, hold));
+        if let Err(error) = begun {
+            tracing::warn!(
+                "begin a thread for the message bus: {error}: what it tells is not known"
+            );
         }
+        Self { heard, given: told }
     }
 
     /// Whoever was told has forgotten an interface, since it is gone or bears another name: what is said of one of this
@@ -56,15 +60,14 @@ impl Watcher {
     /// Waits until what is told is different from what it gave last, at first from nothing, and gives all
     /// of it. A signal that changes by less than five points is no difference.
     ///
-    /// It never ends and never fails: where there is no bus, or neither manager on it, it waits. It must
-    /// be waited for on a tokio runtime, always on the same.
+    /// It never ends and never fails: where there is no bus, or neither manager on it, it waits.
     ///
-    /// Cancel-safe: what went on when it was dropped goes on with the next call.
+    /// Cancel-safe.
     pub async fn next(&mut self) -> Told {
         loop {
-            tokio::select! {
-                never = &mut self.following => match never {},
-                Ok(()) = self.heard.changed() => {}
+            if self.heard.changed().await.is_err() {
+                // There is no thread.
+                pending::<()>().await;
             }
             let told = self.heard.borrow_and_update().told();
             if told.is_news(&self.given) {
@@ -75,19 +78,39 @@ impl Watcher {
     }
 }
 
+/// Follows the bus until nobody waits for what is heard.
+fn follow_until_closed(address: Option<&str>, heard: &watch::Sender<Heard>, hold: Duration) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(async {
+            tokio::select! {
+                never = follow_bus(address, heard, hold) => match never {},
+                () = heard.closed() => {}
+            }
+        }),
+        Err(error) => {
+            tracing::warn!(
+                "make a runtime for the message bus: {error}: what it tells is not known"
+            );
+        }
+    }
+}
+
 /// Finds the bus and follows the managers on it, again and again.
 async fn follow_bus(
-    address: Option<String>,
-    heard: watch::Sender<Heard>,
+    address: Option<&str>,
+    heard: &watch::Sender<Heard>,
     hold: Duration,
 ) -> Infallible {
     let mut pause = PAUSES.0;
     let mut silent = Silent::default();
     loop {
-        let error = match Bus::connect(address.as_deref()).await {
+        let error = match Bus::connect(address).await {
             Ok((bus, messages)) => {
                 let since = Instant::now();
-                let error = follow_managers(&bus, messages, &heard, hold, &mut silent).await;
+                let error = follow_managers(&bus, messages, heard, hold, &mut silent).await;
                 if since.elapsed() > PAUSES.1 {
                     (silent.bus, pause) = (false, PAUSES.0);
                 }

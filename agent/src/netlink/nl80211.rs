@@ -230,7 +230,7 @@ pub(super) struct Associated {
 
 pub(super) fn associated(mut rest: Attributes<'_>) -> Option<Associated> {
     let (_, bss) = rest.find(|(kind, _)| *kind == BSS)?;
-    let (mut is_it, mut private, mut encrypted) = (false, false, true);
+    let (mut is_it, mut private, mut encrypted) = (false, false, None);
     let mut ssid = None;
     for (kind, value) in attributes(bss) {
         match kind {
@@ -238,8 +238,9 @@ pub(super) fn associated(mut rest: Attributes<'_>) -> Option<Associated> {
             CAPABILITY => private = u16_at(value, 0).is_some_and(|bits| bits & PRIVACY != 0),
             kind if ELEMENTS.contains(&kind) => {
                 // Beacons and answers to probes are to agree.
-                encrypted &= elements(value)
+                let says = elements(value)
                     .any(|(id, body)| id == RSN || id == VENDOR && body.starts_with(&WPA));
+                encrypted = Some(says && encrypted.unwrap_or(true));
                 let mut names = elements(value).filter(|(id, _)| *id == NAME);
                 ssid = ssid.or_else(|| Ssid::new(names.next()?.1));
             }
@@ -248,7 +249,7 @@ pub(super) fn associated(mut rest: Attributes<'_>) -> Option<Associated> {
     }
     is_it.then_some(Associated {
         ssid,
-        protected: private && encrypted,
+        protected: private && encrypted.unwrap_or(false),
     })
 }
 
@@ -362,6 +363,13 @@ mod tests {
         };
         let of = |status, elements| with(status, PRIVACY, elements);
         let is = |bytes: &[u8]| body(&first(bytes), FAMILY).and_then(associated);
+        let silent = answer(34, |r| {
+            r.nest(BSS, |r| {
+                r.put(CAPABILITY, &PRIVACY.to_ne_bytes());
+                r.put_u32(STATUS, ASSOCIATED);
+            });
+        });
+        assert_eq!(is(&silent), Some(Associated::default()), "no element");
         let cafe = |protected| {
             let ssid = Ssid::new(b"cafe");
             Some(Associated { ssid, protected })

@@ -223,6 +223,22 @@ impl Follower {
             .collect()
     }
 
+    /// Takes a notification in. What an interface is connected to is not known from the moment on in which it may be
+    /// something else.
+    fn note(&mut self, message: &Message<'_>) {
+        match nl80211::change(message) {
+            Some(Change::Families) => self.family = None,
+            Some(Change::Network(index)) => {
+                let before = self.known.len();
+                self.known.retain(|_, (known, _)| *known != index);
+                self.outdated |= self.known.len() != before;
+            }
+            Some(Change::Interfaces) => {}
+            None => return,
+        }
+        self.stale = true;
+    }
+
     /// What was given may be out of date, all of it.
     fn forget_all(&mut self) {
         self.stale = true;
@@ -248,19 +264,9 @@ impl Follower {
             self.buffer.clear();
             match self.notifications.get_ref().recv(&mut self.buffer, 0) {
                 Ok(_) => {
-                    for message in messages(&self.buffer) {
-                        match nl80211::change(&message) {
-                            Some(Change::Families) => self.family = None,
-                            Some(Change::Network(index)) => {
-                                let before = self.known.len();
-                                self.known.retain(|_, (known, _)| *known != index);
-                                self.outdated |= self.known.len() != before;
-                            }
-                            Some(Change::Interfaces) => {}
-                            None => continue,
-                        }
-                        self.stale = true;
-                    }
+                    let buffer = std::mem::take(&mut self.buffer);
+                    messages(&buffer).for_each(|message| self.note(&message));
+                    self.buffer = buffer;
                 }
                 Err(error) => match (error.kind(), error.raw_os_error()) {
                     (io::ErrorKind::WouldBlock, _) => return Ok(()),
@@ -406,12 +412,40 @@ fn is_gone(refusal: &Refusal) -> bool {
 mod tests {
     use tokio::task::LocalSet;
 
-    use super::{Follower, Stations};
+    use super::*;
 
     #[tokio::test]
     async fn the_kernel_answers_whether_it_has_wlan_or_not() {
         let mut follower = Follower::open().await.expect("generic netlink is there");
         assert!(follower.look().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_an_interface_was_connected_to_is_not_known_before_it_is_read_again() {
+        let mut follower = Follower::open().await.expect("generic netlink is there");
+        let station = |ssid: &str| Station {
+            wlan: Wlan {
+                ssid: ssid.parse().expect("a name"),
+                protected: false,
+            },
+            signal: None,
+            bitrate: None,
+        };
+        for command in [46, 47, 48] {
+            follower.known = [("wlan0", 3, "cafe"), ("wlan1", 4, "office")]
+                .map(|(name, index, ssid)| (name.to_owned(), (index, station(ssid))))
+                .into();
+            let mut told = Request::new(28, 0, &header(command));
+            told.put_u32(nl80211::IFINDEX, 3);
+            let bytes = told.finish(0);
+            messages(&bytes).for_each(|message| follower.note(&message));
+            let given = follower.next().await.expect("what is left");
+            assert!(given.keys().eq(["wlan1"]), "{command}: {given:?}");
+            assert!(
+                follower.stale && follower.looked.is_none(),
+                "nothing was read"
+            );
+        }
     }
 
     #[test]

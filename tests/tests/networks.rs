@@ -295,6 +295,27 @@ fn a_flapping_domain_is_left_alone_until_it_stays() -> Result<()> {
 }
 
 #[test]
+fn a_link_that_flaps_every_second_for_a_minute_changes_a_decision_five_times_at_most() -> Result<()>
+{
+    let lab = Lab::new()?;
+    let (_agent, app) = start(&lab, "")?;
+    lab.wait_state("wlan0", "validated")?;
+    lab.wait_state("wwan0", "validated")?;
+    lab.chooses("app", &app, "wlan0")?;
+    let watch = lab.watch()?;
+    let position = watch.position();
+    lab.flap("wlan0", 60, Duration::from_secs(1))?;
+    lab.chooses("app", &app, "wwan0")?;
+    let decided = watch.since(position, |line| line["policy"] == "app");
+    ensure!(
+        (1..=5).contains(&decided.len()),
+        "{} decisions: {decided:#?}",
+        decided.len()
+    );
+    Ok(())
+}
+
+#[test]
 fn a_login_at_one_network_says_nothing_about_another() -> Result<()> {
     let lab = Lab::new()?;
     let (_agent, app) = start(&lab, "")?;

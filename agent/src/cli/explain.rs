@@ -156,6 +156,12 @@ pub(super) fn write(page: &mut Page, explanation: &ExplanationView) {
     }
 }
 
+/// Whether a rule decides about the flow: what is chosen in general is not for it then.
+fn by_rule(explanation: &ExplanationView) -> bool {
+    let flow = explanation.flow.as_ref();
+    flow.is_some_and(|flow| !flow.decided_by.is_empty())
+}
+
 fn look(explanation: &ExplanationView) -> Look {
     if !explanation.warnings.is_empty() {
         return Look::Warning;
@@ -215,7 +221,11 @@ fn general(page: &mut Page, explanation: &ExplanationView) {
         ("policy", policy.into()),
         ("behind it", behind.into()),
         (
-            "decision",
+            if by_rule(explanation) {
+                "if no rule fits"
+            } else {
+                "decision"
+            },
             explanation
                 .decision
                 .as_ref()
@@ -310,7 +320,12 @@ fn candidates(page: &mut Page, explanation: &ExplanationView) {
         .collect();
     if !rows.is_empty() {
         page.gap();
-        page.table(&["CANDIDATE", "", "REASON"], rows);
+        let title = if by_rule(explanation) {
+            "IF NO RULE FITS"
+        } else {
+            "CANDIDATE"
+        };
+        page.table(&[title, "", "REASON"], rows);
     }
     if let Some(without) = &explanation.without {
         let decision = &without.decision;

@@ -46,8 +46,8 @@ pub struct Managed {
     pub signal: Option<u8>,
 }
 
-/// Name of a connection of a connection manager, or of an operator: 1 to [`Connection::MAX_LEN`] bytes. Shown as an [`Ssid`] is, from
-/// which it may be made.
+/// Name of a connection of a connection manager, or of an operator: 1 to [`Connection::MAX_LEN`] bytes. Shown as an
+/// [`Ssid`] is, from which it may be made.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Connection(String);

@@ -17,7 +17,7 @@ const INTERVALS: [Duration; 2] = [Duration::from_millis(100), Duration::from_sec
 /// Most targets of a kind.
 const MOST_TARGETS: usize = 8;
 
-/// Longest host name (RFC 1035, section 2.3.4), and longest path and query.
+/// Longest path and query.
 const MAX_PATH: usize = 1_024;
 
 /// `check = "none"`, or a table.
